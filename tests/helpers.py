@@ -1,0 +1,97 @@
+"""What tests share: the one tolerance table, tiny models, padded batches and ways to compare."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from cald_speech.families import Family
+
+# Largest difference allowed, as a fraction of the largest expected value.
+TOLERANCE = {
+    "parity": 1e-4,  # two algorithms for one result in float32: naive and chunked, outputs and gradients
+    "rounding": 1e-5,  # the same algorithm with sums in another order: alone and padded, pieces and whole
+    "gradient": 1e-4,  # the same, after a whole model's backward pass
+    "float16": 2e-3,  # float16 against float32
+    "bfloat16": 1e-2,  # bfloat16 against float32, one op
+    "bfloat16 layer": 5e-2,  # the same after a whole mixer or model
+}
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest expected value; NaN where either holds NaN."""
+    assert actual.shape == expected.shape, f"{tuple(actual.shape)} is not {tuple(expected.shape)}"
+    if not expected.numel():
+        return 0.0
+    difference = (actual.double() - expected.double()).abs().max()
+    return (difference / expected.double().abs().max().clamp(min=1e-12)).item()
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """The gradient of each parameter by name; parameters without one are left out."""
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def worst_gradient(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest relative error of any parameter's gradient, and the parameter.
+
+    Some true gradients are zero (a key bias does nothing): below a thousandth of the largest, errors are counted
+    relative to that.
+    """
+    assert actual.keys() == expected.keys()
+    floor = 1e-3 * max(g.abs().max().item() for g in expected.values())
+    errors = {
+        name: ((actual[name] - g).abs().max() / max(g.abs().max().item(), floor)).item() for name, g in expected.items()
+    }
+    assert all(torch.isfinite(g).all() for g in actual.values())
+    return max((error, name) for name, error in errors.items())
+
+
+def tiny_config(family: Family, norm: str = "layer", layers: int = 3, **options) -> PretrainedConfig:
+    """A config of some 40,000 parameters without dropout; ``norm``: ``group`` (base) or ``layer`` (large models)."""
+    dropouts = ("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout")
+    defaults = {
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "conv_dim": (16,) * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 2,
+        "vocab_size": 32,
+        "feat_extract_norm": norm,
+        "do_stable_layer_norm": norm == "layer",
+        "apply_spec_augment": False,
+        "mask_time_prob": 0.0,
+        "layerdrop": 0.0,
+        **dict.fromkeys(dropouts, 0.0),
+    }
+    return family.config_class(**(defaults | options))
+
+
+def tiny_model(family: Family, norm: str = "layer", layers: int = 3, seed: int = 0, **options) -> PreTrainedModel:
+    """A prepared CTC model with random weights, in evaluation mode."""
+    torch.manual_seed(seed)
+    return family.load(tiny_config(family, norm, layers, **options)).eval()
+
+
+def audio_batch(samples: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Noise of so many samples each, padded with zeros: (B, max) audio and its (B, max) attention mask."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.arange(max(samples)) < torch.tensor(samples)[:, None]).long()
+    return torch.randn(mask.shape, generator=generator) * mask, mask
+
+
+def padded_batch(lengths: Sequence[int], width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random (B, max, width) activations, noise at the padding too, and their (B,) lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(len(lengths), max(lengths), width, generator=generator), torch.tensor(lengths)
+
+
+def flip_valid(v: Tensor, lengths: Tensor) -> Tensor:
+    """Each sequence of ``v`` (B, T, ...) reversed within its valid frames; padding becomes zero."""
+    flipped = torch.zeros_like(v)
+    for row, length in enumerate(lengths.tolist()):
+        flipped[row, :length] = v[row, :length].flip(0)
+    return flipped
