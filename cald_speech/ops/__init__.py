@@ -1,0 +1,7 @@
+"""Functions on tensors: the scans and convolutions under every mixer, each beside a naive reference (floor F0)."""
+
+from cald_speech.ops.lengths import check_lengths, mask_padding, valid_frames
+from cald_speech.ops.short_conv import short_conv
+from cald_speech.ops.ssd import ssd
+
+__all__ = ["check_lengths", "mask_padding", "short_conv", "ssd", "valid_frames"]

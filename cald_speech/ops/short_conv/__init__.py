@@ -1,0 +1,80 @@
+"""Causal depthwise convolution with SiLU, the short filter in front of the scans of the Mamba family."""
+
+from torch import Tensor
+
+from cald_speech.ops.backends import choose_backend
+from cald_speech.ops.lengths import check_lengths
+from cald_speech.ops.short_conv.naive import ACTIVATIONS, short_conv_naive
+from cald_speech.ops.short_conv.shifted import short_conv_shifted
+
+BACKENDS = {"naive": short_conv_naive, "torch": short_conv_shifted}
+
+
+def short_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    activation: str = "silu",
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Filter every channel with its own K taps over the present and the K-1 frames before it in the scan.
+
+    Arguments
+    ---------
+    x : (B, T, D) float tensor.
+    weight : (D, K); ``weight[:, -1]`` weighs the present frame.
+    bias : (D,) or None.
+    lengths : (B,) integers in [0, T], valid frames; padded frames count as silence and come out as zeros.
+    reverse : True runs from each sequence's last valid frame to its first: the filter looks ahead in time.
+    initial_state : (B, D, K-1), the K-1 inputs before the scan's first frame, in the order of the scan.
+    return_final_state : True returns the last K-1 inputs of the scan too: the next piece's ``initial_state``.
+    activation : ``silu`` or ``identity``, applied to the sum.
+    backend : ``auto``, ``torch`` or ``naive``.
+
+    Returns
+    -------
+    y (B, T, D) in x's dtype; with ``return_final_state`` also the state (B, D, K-1).
+
+    Raises
+    ------
+    ValueError
+        names the argument that does not fit, what was expected and what came.
+
+    Example
+    -------
+    >>> import torch
+    >>> x = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1)
+    >>> taps = torch.tensor([[10.0, 1.0]])
+    >>> short_conv(x, taps, activation="identity").flatten().tolist()
+    [1.0, 12.0, 23.0]
+    >>> short_conv(x, taps, activation="identity", reverse=True).flatten().tolist()
+    [21.0, 32.0, 3.0]
+    """
+    if x.dim() != 3 or not x.is_floating_point():
+        raise ValueError(f"x: expected a float tensor (B, T, D), got {x.dtype} of shape {tuple(x.shape)}")
+    batch, num_frames, channels = x.shape
+    if weight.dim() != 2 or weight.size(0) != channels or weight.size(1) < 1:
+        raise ValueError(f"weight: expected ({channels}, K) to go with x, got {tuple(weight.shape)}")
+    expected = {"bias": (bias, (channels,)), "initial_state": (initial_state, (batch, channels, weight.size(1) - 1))}
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+    check_lengths(lengths, batch, num_frames)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    run = BACKENDS[choose_backend("short_conv", backend, tuple(BACKENDS))]
+    return run(
+        x,
+        weight,
+        bias,
+        lengths=lengths,
+        reverse=reverse,
+        initial_state=initial_state,
+        return_final_state=return_final_state,
+        activation=activation,
+    )
