@@ -1,0 +1,105 @@
+"""What fills a layer's slot: a mixer maps (B, T, D) to (B, T, D), adds no residual and knows no Hugging Face."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cald_speech.ops import mask_padding
+
+MixerFactory = Callable[[int, int], "Mixer"]
+"""(d_model, num_heads) -> Mixer; in yaml ``!name:cald_speech.mixers.Mamba2`` with any keyword arguments."""
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """The projections of one self-attention, after whatever fusing its architecture does is undone.
+
+    q : (H, d, D) query projection, for each of H heads of size d and model width D; k, v : (G, d, D) with G dividing H
+    (G < H: grouped-query attention); o : (D, H, d) output projection. The biases q_bias (H, d), k_bias, v_bias (G, d)
+    and o_bias (D,) are None where the attention has none.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    q_bias: Tensor | None = None
+    k_bias: Tensor | None = None
+    v_bias: Tensor | None = None
+    o_bias: Tensor | None = None
+
+    def with_output_scaled(self, factor: float) -> "AttentionWeights":
+        """The same attention with its output multiplied by ``factor``: for mixers whose outputs are summed."""
+        return replace(self, o=self.o * factor, o_bias=None if self.o_bias is None else self.o_bias * factor)
+
+    def expanded(self) -> "AttentionWeights":
+        """Keys and values repeated, so that every head has its own."""
+        repeats = self.q.size(0) // self.k.size(0)
+        names = ("k", "v", "k_bias", "v_bias")
+        grown = {name: getattr(self, name) for name in names}
+        grown = {name: None if w is None else w.repeat_interleave(repeats, dim=0) for name, w in grown.items()}
+        return replace(self, **grown)
+
+
+class Mixer(nn.Module):
+    """Base of every token mixer. Subclasses are built as ``Mixer(d_model, num_heads, **options)``."""
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, T, D) and the (B,) numbers of valid frames to (B, T, D); padded frames come out as zeros."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward()")
+
+    @torch.no_grad()
+    def init_from_attention(self, weights: AttentionWeights) -> frozenset[str]:
+        """Copy what can be copied from the attention that stood in the slot; the default keeps the own initialisation.
+
+        Returns the names of this mixer's parameters that now hold attention weights, for the conversion report.
+        Raises ValueError, with the option to change, where the geometry of mixer and attention does not fit.
+        """
+        return frozenset()
+
+
+class Streams(NamedTuple):
+    """What a causal mixer's input projection hands on: ``scanned`` for the scan, ``gate`` for the end."""
+
+    scanned: tuple[Tensor, ...]
+    gate: Tensor | None
+
+
+class CausalMixer(Mixer):
+    """A mixer whose frame t sees frames <= t only (>= t with ``reverse``), in three parts that can be shared.
+
+    ``project`` and ``finish`` work on each frame alone; only ``scan`` looks across time and carries a state. Any
+    chunking of the input, in either direction, gives the same result when the state is handed on.
+    """
+
+    scan: nn.Module
+
+    def project(self, x: Tensor) -> Streams:
+        """(B, T, D) to the streams that the scan and the gate need."""
+        raise NotImplementedError(f"{type(self).__name__} has no project()")
+
+    def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
+        """The scan's output (B, T, ...) and the gate to (B, T, D)."""
+        raise NotImplementedError(f"{type(self).__name__} has no finish()")
+
+    def new_scan(self) -> nn.Module:
+        """Another, freshly initialised scan over the same streams: for the second direction."""
+        raise NotImplementedError(f"{type(self).__name__} has no new_scan()")
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        state: Any = None,
+        return_state: bool = False,
+        reverse: bool = False,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """(B, T, D) to (B, T, D); with ``return_state`` also what the next piece needs as ``state``."""
+        streams = self.project(x)
+        y, state = self.scan(streams.scanned, lengths, state=state, reverse=reverse)
+        out = mask_padding(self.finish(y, streams.gate), lengths)
+        return (out, state) if return_state else out

@@ -1,0 +1,113 @@
+"""A mixer started from attention weights: q to C, k to B, v to x, o to the output projection."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cald_speech.mixers import AttentionWeights, Bidirectional, Mamba2
+from tests.helpers import TOLERANCE, padded_batch, relative_error
+
+WIDTH, HEADS, HEAD_DIM = 32, 4, 8
+
+
+def attention(*, key_heads=HEADS, biases=True) -> AttentionWeights:
+    g = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(*shape, generator=g) / 4  # noqa: E731
+    heads = {"q": HEADS, "k": key_heads, "v": key_heads}
+    weights = {name: draw(count, HEAD_DIM, WIDTH) for name, count in heads.items()} | {"o": draw(WIDTH, HEADS, HEAD_DIM)}
+    if biases:
+        weights |= {f"{name}_bias": draw(count, HEAD_DIM) for name, count in heads.items()} | {"o_bias": draw(WIDTH)}
+    return AttentionWeights(**weights)
+
+
+def rows(mixer: Mamba2) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+    """Weight and bias of the input projection by what they make."""
+    sizes = (WIDTH, WIDTH, WIDTH, WIDTH, HEADS)
+    weights = mixer.in_proj.weight.split(sizes)
+    biases = (None,) * 5 if mixer.in_proj.bias is None else mixer.in_proj.bias.split(sizes)
+    return dict(zip(("gate", "x", "B", "C", "dt"), zip(weights, biases, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("biases", [True, False], ids=["biases", "no biases"])
+@pytest.mark.parametrize("key_heads", [HEADS, 2, 1], ids=["a key per head", "grouped keys", "one key"])
+def test_copied_rows_are_the_attentions(key_heads, biases):
+    weights, mixer = attention(key_heads=key_heads, biases=biases), Mamba2(WIDTH, HEADS)
+    named = mixer.init_from_attention(weights)
+    assert named == {"in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias"}
+    repeats, scale = HEADS // key_heads, HEAD_DIM**-0.5
+    for name, w, bias, factor in (
+        ("C", weights.q, weights.q_bias, scale),
+        ("B", weights.k.repeat_interleave(repeats, 0), weights.k_bias, 1.0),
+        ("x", weights.v.repeat_interleave(repeats, 0), weights.v_bias, 1.0),
+    ):
+        weight, own_bias = rows(mixer)[name]
+        assert torch.equal(weight, w.reshape(WIDTH, WIDTH) * factor), name
+        if bias is None:
+            assert not own_bias.any(), name
+        else:
+            assert torch.equal(own_bias, bias.repeat_interleave(HEADS // len(bias), 0).flatten() * factor), name
+    assert torch.equal(mixer.out_proj.weight, weights.o.reshape(WIDTH, WIDTH))
+    assert torch.equal(mixer.out_proj.bias, weights.o_bias if biases else torch.zeros(WIDTH))
+
+
+def test_projections_without_bias_take_attention_without_bias():
+    weights, mixer = attention(biases=False), Mamba2(WIDTH, HEADS, bias=False)
+    assert mixer.init_from_attention(weights) == {"in_proj.weight", "out_proj.weight"}
+    assert torch.equal(rows(mixer)["B"][0], weights.k.reshape(WIDTH, WIDTH))
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_the_scan_is_decayed_linear_attention(reverse):
+    weights, mixer = attention(), Mamba2(WIDTH, HEADS, activation="identity", A_range=(1.0, 4.0), dt_range=(0.01, 0.5))
+    mixer.init_from_attention(weights)
+    with torch.no_grad():  # the parts that attention does not have
+        rows(mixer)["gate"][0].zero_()
+        rows(mixer)["dt"][0].zero_()
+        mixer.scan.D.zero_()
+        x, _ = padded_batch((20, 20), WIDTH)
+        q, k, v = (
+            torch.einsum("btm,hdm->bhtd", x, getattr(weights, n)) + getattr(weights, f"{n}_bias")[:, None] for n in "qkv"
+        )
+        dt, A = F.softplus(mixer.scan.dt_bias), -mixer.scan.A_log.exp()
+        age = torch.arange(20)[:, None] - torch.arange(20)
+        age = -age if reverse else age
+        decay = ((dt * A)[:, None, None] * age).exp().where(age >= 0, 0.0) * dt[:, None, None]
+        heads = (q @ k.transpose(-1, -2) * HEAD_DIM**-0.5 * decay) @ v
+        normed = F.rms_norm(heads.transpose(1, 2).flatten(-2), (WIDTH,), eps=1e-5)
+        expected = normed @ weights.o.reshape(WIDTH, WIDTH).T + weights.o_bias
+        assert relative_error(mixer(x, reverse=reverse), expected) <= TOLERANCE["parity"]
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+def test_both_directions_start_from_the_attention(shared):
+    weights = attention()
+    mixer = Bidirectional(WIDTH, HEADS, share_projections=shared)
+    named = mixer.init_from_attention(weights)
+    parts = [mixer.forwards] if shared else [mixer.forwards, mixer.backwards]
+    prefixes = ["forwards"] if shared else ["forwards", "backwards"]
+    assert named == {f"{p}.{n}.{kind}" for p in prefixes for n in ("in_proj", "out_proj") for kind in ("weight", "bias")}
+    for part in parts:
+        assert torch.equal(rows(part)["B"][0], weights.k.reshape(WIDTH, WIDTH))
+    summed = sum(part.out_proj.bias for part in parts)
+    assert relative_error(summed, weights.o_bias) <= TOLERANCE["rounding"]
+    for scan in (mixer.forwards.scan, mixer.backward_scan if shared else mixer.backwards.scan):
+        assert torch.equal(scan.conv1d.weight[..., -1], torch.ones_like(scan.conv1d.weight[..., -1]))
+        assert not scan.conv1d.weight[..., :-1].any() and not scan.conv1d.bias.any()
+
+
+@pytest.mark.parametrize("wrap", [Mamba2, partial(Bidirectional, share_projections=True)], ids=["Mamba2", "Bidirectional"])
+@pytest.mark.parametrize(
+    "options",
+    [{"head_dim": 16}, {"d_state": 16}, {"n_groups": 1}, {"expand": 2}],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_geometry_that_does_not_fit_is_named(wrap, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        wrap(WIDTH, HEADS, **options).init_from_attention(attention())
+
+
+def test_a_bias_with_no_place_is_named():
+    with pytest.raises(ValueError, match="bias: True"):
+        Mamba2(WIDTH, HEADS, bias=False).init_from_attention(attention())
