@@ -1,0 +1,122 @@
+"""Converted models as Hugging Face classes and folders.
+
+A converted model has a ``model_type`` and a class of its own, whose ``__init__`` builds the base model and converts it.
+In a folder that said ``wav2vec2``, transformers alone would load random attention and only mention it; with
+``cald_wav2vec2`` it fails loudly, and after ``import cald_speech`` the Auto classes and ``pipeline`` work.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoModelForCTC, PretrainedConfig, PreTrainedModel
+
+from cald_speech.conversion import LayerMap, replace_layers
+from cald_speech.errors import UserError
+from cald_speech.families import Family, families, family_of
+
+AUTO_CLASSES = {"base": AutoModel, "ctc": AutoModelForCTC}
+# Exact names of parameters, as transformers matches them: decay rates and step sizes stay in float32 on loading.
+FLOAT32_PARAMETERS = ("A_log", "dt_bias", "D")
+
+
+class ConvertedConfig:
+    """Mixed into a family's config: ``layer_map`` (as JSON values) says which layer has which mixer."""
+
+    layer_map: dict | None = None
+
+
+@cache
+def config_class(family: Family) -> type[PretrainedConfig]:
+    """The config class of the family's converted models, e.g. CaldWav2Vec2Config."""
+    body = {"model_type": f"cald_{family.model_type}", "__annotations__": {"layer_map": dict | None}, "layer_map": None}
+    return type(f"Cald{family.config_class.__name__}", (family.config_class,), body | {"__module__": __name__})
+
+
+@cache
+def converted_class(family: Family, base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class of ``base`` models that have been converted, e.g. CaldWav2Vec2ForCTC."""
+
+    def __init__(self, config: PretrainedConfig, *args, **kwargs):
+        base.__init__(self, config, *args, **kwargs)
+        if config.layer_map is None:
+            raise UserError(
+                "a converted model's config.json needs a layer_map, and this one has none: expected a folder written "
+                "by cald_speech. Load an unconverted model with its own model_type"
+            )
+        try:
+            layer_map = LayerMap.from_dict(config.layer_map)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"the layer_map in the model's config.json cannot be read: {error}") from error
+        replace_layers(self, family, layer_map.factories(len(family.layers(self))), initialise="random")
+
+    body = {
+        "__init__": __init__,
+        "__doc__": f"A {base.__name__} with linear-time mixers in its layers; built from its config's ``layer_map``.",
+        "__module__": __name__,
+        "config_class": config_class(family),
+        "_keep_in_fp32_modules_strict": {*(base._keep_in_fp32_modules_strict or ()), *FLOAT32_PARAMETERS},
+    }
+    return type(f"Cald{base.__name__}", (base,), body)
+
+
+def adopt(model: PreTrainedModel, family: Family, layer_map: LayerMap) -> None:
+    """Make a model whose layers were just replaced one of the converted class, in place: it saves as what it is."""
+    config = config_class(family)(**{k: v for k, v in model.config.to_dict().items() if k != "model_type"})
+    config._attn_implementation = model.config._attn_implementation
+    config.layer_map = layer_map.to_dict()
+    config.architectures = None
+    cls = converted_class(family, type(model))
+    model.__class__ = cls
+    model._keep_in_fp32_modules_strict = set(cls._keep_in_fp32_modules_strict)
+    plain = model.config
+    for module in model.modules():
+        if getattr(module, "config", None) is plain:
+            module.config = config
+
+
+def register() -> None:
+    """Tell transformers' Auto classes about the converted models of every family."""
+    for family in families().values():
+        config = config_class(family)
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        for head, base in family.classes.items():
+            cls = converted_class(family, base)
+            globals()[cls.__name__] = cls  # so that instances pickle
+            AUTO_CLASSES[head].register(config, cls, exist_ok=True)
+        globals()[config.__name__] = config
+
+
+def from_pretrained(
+    source: str | Path, *, head: str = "ctc", dtype: torch.dtype = torch.float32, **overrides
+) -> PreTrainedModel:
+    """A model, converted or not, in evaluation mode and with padding invisible to it.
+
+    Arguments
+    ---------
+    source : a folder, or a Hugging Face hub id.
+    head : ``ctc`` or ``base``.
+    dtype : of the weights; A_log, dt_bias and D of converted models stay in float32.
+    overrides : values for the config.
+
+    Raises UserError where the model cannot be had, is truncated, or is of an architecture not known here.
+    """
+    source = str(source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load a model from {source!r}: {error} Expected a folder with config.json and model.safetensors, "
+            "or a Hugging Face hub id and a network"
+        ) from error
+    family = family_of(config)
+    base = family.classes[head]
+    model_class = converted_class(family, base) if isinstance(config, config_class(family)) else base
+    try:
+        return family.load(source, model_class=model_class, dtype=dtype, **overrides).eval()
+    except SafetensorError as error:
+        raise UserError(
+            f"the weights in {source!r} cannot be read: {error}. Expected whole safetensors files, these are truncated or "
+            "damaged. Copy the folder again, or take an earlier checkpoint"
+        ) from error

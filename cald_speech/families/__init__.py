@@ -1,0 +1,39 @@
+"""Pretrained architectures, one file each (floor F2). A new file with a ``FAMILY`` in it is found by itself."""
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from cald_speech.errors import UserError
+from cald_speech.families.base import Family, FrontEnd, Opened
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Every family by its Hugging Face ``model_type``.
+
+    Example
+    -------
+    >>> sorted(families())
+    ['hubert', 'wav2vec2', 'wavlm']
+    """
+    modules = [import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__)]
+    found = [vars(module)["FAMILY"] for module in modules if "FAMILY" in vars(module)]
+    return {family.model_type: family for family in found}
+
+
+def family_of(model: PreTrainedModel | PretrainedConfig) -> Family:
+    """The family of a model or config, converted ones included. Raises UserError for an architecture not known here."""
+    config = model.config if isinstance(model, PreTrainedModel) else model
+    for family in families().values():
+        if isinstance(config, family.config_class):
+            return family
+    raise UserError(
+        f"the architecture {config.model_type!r} is not known: expected one of {', '.join(sorted(families()))}. "
+        "CONTRIBUTING.md tells how to add a family"
+    )
+
+
+__all__ = ["Family", "FrontEnd", "Opened", "families", "family_of"]

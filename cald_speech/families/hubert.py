@@ -1,0 +1,20 @@
+"""HuBERT (Hsu et al., arXiv 2106.07447)."""
+
+from typing import ClassVar
+
+from transformers import HubertConfig, HubertForCTC, HubertModel
+from transformers.models.hubert.modeling_hubert import HubertEncoderLayerStableLayerNorm
+
+from cald_speech.families.speech import SpeechFamily
+
+
+class HubertFamily(SpeechFamily):
+    """Base (post-norm, GroupNorm front end) and large (pre-norm, LayerNorm front end), any depth and width."""
+
+    model_type = "hubert"
+    config_class = HubertConfig
+    classes: ClassVar = {"base": HubertModel, "ctc": HubertForCTC}
+    pre_norm_layer = HubertEncoderLayerStableLayerNorm
+
+
+FAMILY = HubertFamily()

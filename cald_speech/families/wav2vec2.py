@@ -1,0 +1,20 @@
+"""wav2vec 2.0 (Baevski et al., arXiv 2006.11477)."""
+
+from typing import ClassVar
+
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2Model
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2EncoderLayerStableLayerNorm
+
+from cald_speech.families.speech import SpeechFamily
+
+
+class Wav2Vec2Family(SpeechFamily):
+    """Base (post-norm, GroupNorm front end) and large-lv60 (pre-norm, LayerNorm front end), any depth and width."""
+
+    model_type = "wav2vec2"
+    config_class = Wav2Vec2Config
+    classes: ClassVar = {"base": Wav2Vec2Model, "ctc": Wav2Vec2ForCTC}
+    pre_norm_layer = Wav2Vec2EncoderLayerStableLayerNorm
+
+
+FAMILY = Wav2Vec2Family()

@@ -1,0 +1,190 @@
+"""Conversion: what is replaced, what is copied, what is left alone, and what the report says about it."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+from cald_speech import LayerMap, convert
+from cald_speech.checkpoints import converted_class
+from cald_speech.errors import UserError
+from cald_speech.families import families
+from cald_speech.mixers import Bidirectional, Mamba2
+from tests.helpers import audio_batch, tiny_model
+
+FAMILIES = families()
+SHARED = partial(Bidirectional, share_projections=True)
+MAPS = {
+    "kept": LayerMap(),
+    "all": LayerMap(Bidirectional),
+    "first": LayerMap(None, {0: SHARED}),
+    "two mixers": LayerMap(SHARED, {0: None, 2: Mamba2}),
+}
+every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+every_map = pytest.mark.parametrize("layer_map", MAPS.values(), ids=MAPS)
+
+
+@pytest.mark.parametrize("initialise", ["attention", "random"])
+@every_map
+@every_family
+def test_report_has_every_parameter_once(family, layer_map, initialise):
+    model = tiny_model(family)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    report = convert(model, family, layer_map, initialise=initialise)
+    after = dict(model.named_parameters())
+    named = [*report.untouched, *report.copied, *report.new]
+    assert len(named) == len(set(named)) and set(named) == after.keys()
+    assert set(report.removed) == before.keys() - after.keys()
+    assert all(torch.equal(after[name], before[name]) for name in report.untouched if name in before)
+    assert report.num_parameters_before == sum(p.numel() for p in before.values())
+    assert report.num_parameters_after == sum(p.numel() for p in after.values())
+    converted = [factory is not None for factory in layer_map.factories(3)]
+    for index, is_converted in enumerate(converted):
+        here = f"{family.model_type}.encoder.layers.{index}.attention."
+        assert any(name.startswith(f"{here}q_proj") for name in report.removed) == is_converted
+        assert any(name.startswith(f"{here}mixer") for name in report.new) == is_converted
+        assert any(name.startswith(here) for name in report.copied) == (is_converted and initialise == "attention")
+
+
+@every_family
+def test_untouched_parameters_are_the_pretrained_models(family):
+    model = tiny_model(family)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    report = convert(model, family, MAPS["two mixers"])
+    # WavLM's position bias belonged to layer 0's attention, which stays.
+    assert set(report.untouched) <= before.keys()
+
+
+def test_wavlms_position_bias_goes_with_the_last_attention():
+    family, name = FAMILIES["wavlm"], "wavlm.encoder.layers.0.attention.rel_attn_embed.weight"
+    for layer_map, stays in ((MAPS["all"], False), (MAPS["first"], True)):
+        model = tiny_model(family)
+        bias = model.get_parameter(name).detach().clone()
+        report = convert(model, family, layer_map)
+        assert (name in report.untouched) == stays and (name in report.removed) == (not stays)
+        if stays:
+            assert torch.equal(model.get_parameter(name), bias)
+
+
+@every_family
+def test_copied_parameters_hold_the_attentions_weights(family):
+    model = tiny_model(family)
+    attention = family.layers(model)[1].attention
+    report = convert(model, family, LayerMap(None, {1: Mamba2}))
+    mixer = family.layers(model)[1].attention.mixer
+    prefix = f"{family.model_type}.encoder.layers.1.attention.mixer."
+    assert set(report.copied) == {f"{prefix}{n}.{kind}" for n in ("in_proj", "out_proj") for kind in ("weight", "bias")}
+    assert torch.equal(mixer.out_proj.weight, attention.out_proj.weight)
+    assert torch.equal(mixer.in_proj.weight[64:96], attention.k_proj.weight)  # after the gate and x
+
+
+@every_family
+def test_random_start_copies_nothing(family):
+    model = tiny_model(family)
+    attention = family.layers(model)[0].attention
+    report = convert(model, family, MAPS["all"], initialise="random")
+    assert report.copied == ()
+    assert not torch.equal(family.layers(model)[0].attention.mixer.forwards.out_proj.weight, attention.out_proj.weight)
+
+
+@every_map
+@every_family
+def test_in_place_and_of_the_converted_class(family, layer_map):
+    model = tiny_model(family)
+    layers, head = family.layers(model), model.lm_head
+    report = convert(model, family, layer_map)
+    assert family.layers(model) is layers and model.lm_head is head
+    base = family.classes["ctc"]
+    if any(layer_map.factories(3)):
+        assert type(model) is converted_class(family, base) and type(model).__name__ == f"Cald{base.__name__}"
+        assert model.config.model_type == f"cald_{family.model_type}"
+        assert LayerMap.from_dict(model.config.layer_map).to_dict() == layer_map.to_dict()
+        assert all(m.config is model.config for m in model.modules() if isinstance(m, type(model.base_model)))
+    else:
+        assert type(model) is base and model.config.model_type == family.model_type
+    assert len(report.layers) == 3
+
+
+def test_layers_of_the_report():
+    family = FAMILIES["wav2vec2"]
+    report = convert(tiny_model(family), family, MAPS["two mixers"])
+    assert report.layers == ("attention", "Bidirectional", "Mamba2")
+    assert "layers: attention, Bidirectional, Mamba2" in str(report)
+    assert f"{report.num_parameters_before:,} before, {report.num_parameters_after:,} after" in str(report)
+    assert MAPS["two mixers"].describe(3) == "2 of 3 layers converted: Bidirectional, Mamba2"
+    assert LayerMap().describe(3) == "0 of 3 layers converted"
+
+
+@every_family
+def test_only_the_converted_layers_change(family):
+    """What comes before the first converted layer is as it was, to the bit."""
+    audio, _ = audio_batch((6000,))
+    states = []
+    for layer_map in (MAPS["kept"], LayerMap(None, {1: SHARED})):
+        model = tiny_model(family)
+        convert(model, family, layer_map)
+        with torch.no_grad():
+            states.append(model(audio, output_hidden_states=True).hidden_states)
+    assert all(torch.equal(a, b) for a, b in zip(states[0][:2], states[1][:2], strict=True))
+    assert not torch.equal(states[0][2], states[1][2])
+
+
+@pytest.mark.parametrize("index", [3, -1, "1"], ids=["past the last", "negative", "text"])
+def test_a_layer_that_does_not_exist(index):
+    family = FAMILIES["wav2vec2"]
+    model = tiny_model(family)
+    expected = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(UserError, match=r"indices from 0 to 2 \(the model has 3 layers\), got \["):
+        convert(model, family, LayerMap(Bidirectional, {index: None}))
+    assert dict(model.named_parameters()).keys() == expected.keys()
+
+
+def test_an_unknown_start():
+    family = FAMILIES["wav2vec2"]
+    with pytest.raises(UserError, match="initialise: expected one of attention, random, got 'magic'"):
+        convert(tiny_model(family), family, LayerMap(Bidirectional), initialise="magic")
+
+
+def test_a_start_that_does_not_fit_names_layer_and_way_out():
+    family = FAMILIES["wav2vec2"]
+    with pytest.raises(UserError, match=r"layer 1: .*n_groups.*initialise: random"):
+        convert(tiny_model(family), family, LayerMap(None, {1: partial(Bidirectional, n_groups=1)}))
+
+
+@every_map
+def test_layer_map_round_trip_through_json(layer_map):
+    data = json.loads(json.dumps(layer_map.to_dict()))
+    again = LayerMap.from_dict(data)
+    assert again.to_dict() == layer_map.to_dict()
+    for ours, theirs in zip(again.factories(3), layer_map.factories(3), strict=True):
+        assert (ours is None) == (theirs is None)
+
+
+PAPER = {"head_dim": 64, "d_state": 128, "n_groups": 1, "bias": False}
+SIZES = {
+    # The paper's BiMamba2 makes Wav2Vec2-large about 20 % larger.
+    "separate, paper": (partial(Bidirectional, **PAPER), 1.18, 1.22),
+    "shared, paper": (partial(Bidirectional, share_projections=True, **PAPER), 0.90, 1.00),
+    "shared, group per head": (SHARED, 1.00, 1.10),
+}
+
+
+@pytest.mark.parametrize(("factory", "smallest", "largest"), SIZES.values(), ids=SIZES)
+def test_size_of_a_converted_wav2vec2_large(factory, smallest, largest):
+    family = FAMILIES["wav2vec2"]
+    config = Wav2Vec2Config(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        conv_bias=True,
+    )
+    with torch.device("meta"):
+        model = Wav2Vec2ForCTC(config)
+    report = convert(model, family, LayerMap(factory), initialise="random")
+    assert report.num_parameters_before == pytest.approx(315.5e6, rel=0.005)
+    assert smallest <= report.num_parameters_after / report.num_parameters_before <= largest
