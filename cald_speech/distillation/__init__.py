@@ -1,0 +1,21 @@
+"""Cross-Architecture Layerwise Distillation: losses on hidden states and logits, and guidance (floor F4).
+
+It sees tensors only; loading a model is never its business.
+"""
+
+from cald_speech.distillation.guidance import Guidance, Hybrid, LossWeights, Target, Unguided
+from cald_speech.distillation.losses import layer_distances, layerwise_loss, logit_loss, reduce_layers
+from cald_speech.distillation.states import captured_states
+
+__all__ = [
+    "Guidance",
+    "Hybrid",
+    "LossWeights",
+    "Target",
+    "Unguided",
+    "captured_states",
+    "layer_distances",
+    "layerwise_loss",
+    "logit_loss",
+    "reduce_layers",
+]
