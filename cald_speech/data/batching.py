@@ -1,0 +1,127 @@
+"""Batches by duration, grouped into optimiser steps, in an order that a resumed run can take up in the middle.
+
+SpeechBrain's DynamicBatchSampler makes the batches. It is told the epoch here, since on one process nobody tells it,
+and every later epoch would come in the same order, a resumed one in another.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.sampler import DynamicBatchSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class StepSampler(Sampler):
+    """Yields one optimiser step at a time: a list of ``accumulation`` batches, each a list of indices.
+
+    Arguments
+    ---------
+    durations_s : duration of each utterance in seconds.
+    max_batch_s : seconds of audio in one batch, padding counted.
+    accumulation : batches in a step, on each rank. The last step of an epoch may have fewer.
+    rank, world_size : every rank gets the same number of batches in each step; of an epoch's last step, up to
+        ``world_size - 1`` batches are left out for that (they come in other epochs).
+    max_batch_utterances : utterances in one batch, at most.
+    num_buckets : utterances of like duration are batched together; more buckets, less padding and less shuffling.
+    seed : with the epoch, it fixes the order.
+
+    ``start`` is how many steps of the epoch to pass over: a resumed run sets it.
+
+    Example
+    -------
+    >>> sampler = StepSampler([1.0, 1.1, 0.9, 1.0], max_batch_s=2.5, accumulation=2)
+    >>> sampler.set_epoch(1)
+    >>> sum(len(batch) for step in sampler for batch in step)
+    4
+    """
+
+    def __init__(
+        self,
+        durations_s: Sequence[float],
+        max_batch_s: float,
+        *,
+        accumulation: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        max_batch_utterances: int | None = None,
+        num_buckets: int = 20,
+        seed: int = 0,
+    ):
+        self.batches = DynamicBatchSampler(
+            durations_s,
+            max_batch_length=max_batch_s,
+            num_buckets=num_buckets,
+            lengths_list=list(durations_s),
+            max_batch_ex=max_batch_utterances,
+            seed=seed,
+        )
+        self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
+        self.start = 0
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Fix the order of epoch ``epoch``; the same seed and epoch always give the same steps."""
+        self.batches.set_epoch(epoch)
+        batches = list(self.batches)
+        batches = batches[: len(batches) // self.world_size * self.world_size]
+        size = self.accumulation * self.world_size
+        whole = [batches[i : i + size] for i in range(0, len(batches), size)]
+        self.steps = [step[self.rank :: self.world_size] for step in whole]
+
+    def __len__(self) -> int:
+        return len(self.steps) - self.start
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        return iter(self.steps[self.start :])
+
+
+class StepDataset(Dataset):
+    """A dataset indexed by what :class:`StepSampler` yields; an item is the list of the step's padded batches."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, step: list[list[int]]) -> list[PaddedBatch]:
+        return [PaddedBatch([self.dataset[i] for i in batch]) for batch in step]
+
+
+def step_loader(dataset: Dataset, sampler: StepSampler, *, num_workers: int = 0) -> DataLoader:
+    """A loader of optimiser steps: lists of batches, padded on the right."""
+    # Its own generator: starting an epoch draws a seed, which must not come out of training's random state.
+    return DataLoader(
+        StepDataset(dataset),
+        batch_size=None,
+        sampler=sampler,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+    )
+
+
+def batches_by_length(durations_s: Sequence[float], max_batch_s: float) -> list[list[int]]:
+    """Indices into ``durations_s``, longest first (memory then runs out at once or never), in batches of at most
+    ``max_batch_s`` seconds, padding counted; a longer utterance is a batch of its own.
+
+    Example
+    -------
+    >>> batches_by_length([1.0, 5.0, 2.0, 2.0], max_batch_s=4.0)
+    [[1], [2, 3], [0]]
+    """
+    result: list[list[int]] = []
+    for index in sorted(range(len(durations_s)), key=lambda i: -durations_s[i]):
+        if result and durations_s[result[-1][0]] * (len(result[-1]) + 1) <= max_batch_s:
+            result[-1].append(index)
+        else:
+            result.append([index])
+    return result
+
+
+def batch_loader(dataset: Dataset, durations_s: Sequence[float], max_batch_s: float) -> DataLoader:
+    """A loader of padded batches for validation, always in the same order."""
+    batches = batches_by_length(durations_s, max_batch_s)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=PaddedBatch, generator=torch.Generator())
+
+
+def _as_it_is(step: list[PaddedBatch]) -> list[PaddedBatch]:
+    return step

@@ -1,0 +1,73 @@
+"""From a manifest to what a batch is made of."""
+
+from pathlib import Path
+
+import torch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+
+from cald_speech.data.audio import SAMPLE_RATE, AudioError, read_audio
+from cald_speech.data.manifests import read_manifest
+from cald_speech.data.text import encode, normalise
+from cald_speech.errors import UserError
+
+OUTPUT_KEYS = ("id", "wav", "labels", "text", "duration_s")
+
+
+def make_dataset(
+    manifest_path: str | Path, processor: Wav2Vec2Processor, *, normaliser: str = "librispeech", unknown: str = "error"
+) -> DynamicItemDataset:
+    """Open a manifest as a SpeechBrain data set, for `PaddedBatch`.
+
+    Each item has "id" (str), "wav" ((N,) float32, 16 kHz, normalised by the processor's feature extractor for this
+    utterance alone, so that padding never changes it), "labels" ((L,) int64, no padding), "text" (str, normalised; what
+    `unknown="drop"` drops from the labels stays here, so that it counts in the WER) and "duration_s" (float).
+
+    Transcripts are all checked here, before training starts; audio is read when an item is asked for.
+
+    Raises: UserError, with the utterance id, for a transcript that the tokenizer cannot write or audio that cannot be
+    read; for a processor whose rate is not 16 kHz; and as `read_manifest`.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> from cald_speech.data.audio import write_audio
+    >>> from cald_speech.data.manifests import write_manifest
+    >>> from cald_speech.data.text import make_processor
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> write_audio(folder / "a.flac", torch.rand(16_000) - 0.5)
+    >>> write_manifest(folder / "a.json", {"a": {"audio": folder / "a.flac", "duration_s": 1.0, "text": "no"}})
+    >>> item = make_dataset(folder / "a.json", make_processor(folder, ["NO"]))[0]
+    >>> item["wav"].shape, item["labels"].tolist(), item["text"]
+    (torch.Size([16000]), [5, 6], 'NO')
+    """
+    extractor = processor.feature_extractor
+    if extractor.sampling_rate != SAMPLE_RATE:
+        raise UserError(f"expected a processor for 16000 Hz, but came one for {extractor.sampling_rate} Hz.")
+    tokenizer = processor.tokenizer
+
+    # The normalised text replaces the manifest's here, because a dynamic item may not have the name of a stored one.
+    entries = read_manifest(manifest_path)
+    for utterance, entry in entries.items():
+        entry["text"] = normalise(entry["text"], normaliser)
+        encode(entry["text"], tokenizer, utterance_id=utterance, unknown=unknown)
+
+    def wav(utterance: str, path: str) -> torch.Tensor:
+        try:
+            return _normalised(read_audio(path), extractor)
+        except AudioError as error:
+            raise UserError(f"utterance {utterance}: {error}") from error
+
+    def labels(utterance: str, text: str) -> torch.Tensor:
+        return torch.tensor(encode(text, tokenizer, utterance_id=utterance, unknown=unknown), dtype=torch.int64)
+
+    dataset = DynamicItemDataset(entries)
+    dataset.add_dynamic_item(wav, takes=("id", "audio"), provides="wav")
+    dataset.add_dynamic_item(labels, takes=("id", "text"), provides="labels")
+    dataset.set_output_keys(OUTPUT_KEYS)
+    return dataset
+
+
+def _normalised(audio: torch.Tensor, extractor: Wav2Vec2FeatureExtractor) -> torch.Tensor:
+    features = extractor(audio.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+    return features.input_values[0].to(torch.float32)

@@ -1,0 +1,116 @@
+"""Text: transcripts made uniform, character vocabularies, and labels for CTC."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+
+from cald_speech.data.audio import SAMPLE_RATE
+from cald_speech.data.files import whole_file
+from cald_speech.errors import UserError
+
+WORD_DELIMITER = "|"
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
+
+
+def _collapse_spaces(text: str) -> str:
+    return " ".join(text.split())
+
+
+# The name travels with every published WER: two WERs compare only if their normalisers are the same.
+NORMALISERS: Mapping[str, Callable[[str], str]] = {
+    "librispeech": lambda text: _collapse_spaces(text.upper()),
+    "lower": lambda text: _collapse_spaces(text.lower()),
+    "none": lambda text: text,
+}
+
+
+def normalise(text: str, name: str) -> str:
+    """Apply the normaliser called `name` (a key of `NORMALISERS`). Raises: UserError, where there is none of that name.
+
+    Example
+    -------
+    >>> normalise("turn  on the light", "librispeech")
+    'TURN ON THE LIGHT'
+    """
+    if name not in NORMALISERS:
+        raise UserError(
+            f"expected a text normaliser ({', '.join(NORMALISERS)}), but came {name!r}. Choose one of these."
+        )
+    return NORMALISERS[name](text)
+
+
+def character_vocabulary(texts: Iterable[str]) -> dict[str, int]:
+    """The vocabulary {token: id} of wav2vec2's CTC heads: <pad> (which is the blank) 0, the other special tokens, the
+    word delimiter, then the characters of `texts`, sorted.
+
+    Example
+    -------
+    >>> list(character_vocabulary(["BAD CAB"]))
+    ['<pad>', '<s>', '</s>', '<unk>', '|', 'A', 'B', 'C', 'D']
+    """
+    characters = set().union(*texts) - {WORD_DELIMITER}
+    tokens = [*SPECIAL_TOKENS, WORD_DELIMITER, *sorted(c for c in characters if not c.isspace())]
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def make_processor(
+    folder: str | Path, texts: Iterable[str], *, do_normalize: bool = True, return_attention_mask: bool = True
+) -> Wav2Vec2Processor:
+    """Make the processor of a new CTC model from its (normalised) training texts, and write its files into `folder`.
+
+    `do_normalize` brings each utterance to mean 0 and variance 1. `return_attention_mask` is True for models whose
+    front end normalises by layer; Hugging Face expects False for those with group norm.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> processor = make_processor(tempfile.mkdtemp(), ["ONE TWO"])
+    >>> processor.tokenizer("TWO").input_ids
+    [8, 9, 7]
+    """
+    vocabulary_file = Path(folder) / "vocab.json"
+    with whole_file(vocabulary_file) as unfinished:
+        unfinished.write_text(json.dumps(character_vocabulary(texts), ensure_ascii=False), encoding="utf-8")
+    tokenizer = Wav2Vec2CTCTokenizer(str(vocabulary_file), word_delimiter_token=WORD_DELIMITER)
+    extractor = Wav2Vec2FeatureExtractor(
+        sampling_rate=SAMPLE_RATE, do_normalize=do_normalize, return_attention_mask=return_attention_mask
+    )
+    processor = Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
+    processor.save_pretrained(folder)
+    return processor
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, utterance_id: str, unknown: str = "error") -> list[int]:
+    """Turn a normalised transcript into CTC labels, one for each character; a space becomes the word delimiter.
+
+    A tokenizer with `do_lower_case` (whose vocabulary is upper case, whatever the name says) gets upper-cased text.
+    `unknown` says what becomes of characters outside the vocabulary: "error" refuses them, "drop" leaves them out.
+    <unk> is never a label: no model can learn to hear it. A literal word delimiter in the text counts as unknown.
+
+    Raises: UserError, naming the utterance, the characters and the way out.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> tokenizer = make_processor(tempfile.mkdtemp(), ["ONE TWO"]).tokenizer
+    >>> encode("TWO ONE!", tokenizer, utterance_id="a", unknown="drop")
+    [8, 9, 7, 4, 7, 6, 5]
+    """
+    if unknown not in ("error", "drop"):
+        raise UserError(f'expected "error" or "drop" for characters outside the vocabulary, but came {unknown!r}.')
+    vocabulary = tokenizer.get_vocab()
+    delimiter = tokenizer.word_delimiter_token
+    cased = text.upper() if tokenizer.do_lower_case else text
+    strange = {c for c in cased if c != " " and (c not in vocabulary or c == delimiter)}
+    if strange and unknown == "error":
+        raise UserError(
+            f"utterance {utterance_id}: the transcript {text!r} has characters outside the tokenizer's vocabulary: "
+            f"{' '.join(map(repr, sorted(strange)))}. Choose a text normaliser that fits the tokenizer "
+            f"({', '.join(NORMALISERS)}), or leave such characters out with unknown=drop."
+        )
+    if strange:
+        # what stood between two spaces leaves one space, not two
+        cased = _collapse_spaces("".join(c for c in cased if c not in strange))
+    return [vocabulary[delimiter if c == " " else c] for c in cased]

@@ -1,0 +1,83 @@
+"""Connected digits, before there is any sound: which clips, in which order, with which pauses.
+
+A string joins 1 to 5 clips of one speaker of the Free Spoken Digit Dataset (FSDD), named {digit}_{speaker}_{index}.
+The data set's own split is by index: 0 to 4 are its test clips. Run this file to write test_strings.json again.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cald_speech.data.files import whole_file
+
+WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
+# The five speakers of the test strings. The public data set has a sixth, lucas, who is free to train on.
+SPEAKERS = ("george", "jackson", "nicolas", "theo", "yweweler")
+TEST_INDICES, TRAIN_INDICES, VALID_INDICES = range(0, 5), range(5, 45), range(45, 50)
+NUM_TEST_STRINGS = 1_000
+TEST_SEED = 20_240
+LONGEST = 5
+GAP_S = (0.05, 0.25)
+
+
+@dataclass(frozen=True)
+class DigitString:
+    """`clips` in order; `gaps_s` are the pauses before, between and after them (one more than clips)."""
+
+    speaker: str
+    clips: tuple[str, ...]
+    gaps_s: tuple[float, ...]
+    noise_seed: int
+
+    @property
+    def text(self) -> str:
+        return " ".join(WORDS[int(clip.split("_")[0])] for clip in self.clips)
+
+
+def draw_strings(
+    name: str, count: int, speakers: Sequence[str], indices: Sequence[int], seed: int
+) -> dict[str, DigitString]:
+    """Draw `count` strings, with ids <name>-00000 and so on; the same arguments always give the same strings.
+
+    Example
+    -------
+    >>> draw_strings("valid", 1, ["theo"], VALID_INDICES, seed=1)["valid-00000"].speaker
+    'theo'
+    """
+    generator = np.random.default_rng([seed, *name.encode()])
+    strings = {}
+    for number in range(count):
+        speaker = speakers[number % len(speakers)]
+        length = generator.integers(1, LONGEST + 1)
+        clips = tuple(f"{generator.integers(10)}_{speaker}_{generator.choice(indices)}" for _ in range(length))
+        gaps_s = tuple(round(float(gap), 3) for gap in generator.uniform(*GAP_S, size=length + 1))
+        strings[f"{name}-{number:05d}"] = DigitString(speaker, clips, gaps_s, int(generator.integers(2**31)))
+    return strings
+
+
+def draw_test_strings() -> dict[str, DigitString]:
+    """The fixed test set, as committed in test_strings.json."""
+    return draw_strings("test", NUM_TEST_STRINGS, SPEAKERS, TEST_INDICES, TEST_SEED)
+
+
+def write_strings(path: Path, strings: dict[str, DigitString]) -> None:
+    """Write strings as JSON, one on each line. Atomic."""
+    lines = (f"{json.dumps(name)}: {json.dumps(asdict(string))}" for name, string in strings.items())
+    with whole_file(path) as unfinished:
+        unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_strings(path: Path) -> dict[str, DigitString]:
+    """Read what `write_strings` wrote."""
+    entries = json.loads(path.read_text())
+    return {
+        name: DigitString(entry["speaker"], tuple(entry["clips"]), tuple(entry["gaps_s"]), entry["noise_seed"])
+        for name, entry in entries.items()
+    }
+
+
+if __name__ == "__main__":
+    write_strings(Path(__file__).with_name("test_strings.json"), draw_test_strings())

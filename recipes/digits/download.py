@@ -1,0 +1,38 @@
+"""Get the Free Spoken Digit Dataset from its public repository; only on request."""
+
+import io
+import logging
+import re
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from cald_speech.data.files import whole_file
+from cald_speech.errors import UserError
+
+REPOSITORY = "https://github.com/Jakobovski/free-spoken-digit-dataset"
+_ARCHIVE = f"{REPOSITORY}/archive/refs/heads/master.zip"
+_CLIP = re.compile(r".*/(recordings/\d_[a-z]+_\d+\.wav)")
+
+logger = logging.getLogger(__name__)
+
+
+def download_recordings(data_folder: Path) -> None:
+    """Fetch the archive (some 20 MB) and unpack its recordings into data_folder/recordings.
+
+    Raises: UserError, where the archive cannot be fetched or is not what it should be.
+    """
+    logger.info("Fetching %s", _ARCHIVE)
+    try:
+        with urllib.request.urlopen(_ARCHIVE, timeout=60) as response:
+            archive = zipfile.ZipFile(io.BytesIO(response.read()))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"expected the Free Spoken Digit Dataset at {_ARCHIVE}, but it could not be fetched ({error}). Check the "
+            f"network, or clone {REPOSITORY} elsewhere and pass its folder as --data_folder."
+        ) from error
+    clips = [(member, match[1]) for member in archive.namelist() if (match := _CLIP.fullmatch(member))]
+    for member, place in clips:
+        with whole_file(data_folder / place) as unfinished:
+            unfinished.write_bytes(archive.read(member))
+    logger.info("Unpacked %d clips into %s", len(clips), data_folder / "recordings")

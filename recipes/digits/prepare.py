@@ -1,0 +1,135 @@
+"""Connected digits from the Free Spoken Digit Dataset: clips joined to strings of 1 to 5 digits, and their manifests.
+
+Train and valid strings are drawn anew from clips 5 to 44 and 45 to 49 of each speaker and digit; the 1,000 test strings
+are fixed in test_strings.json (clips 0 to 4, the data set's own test clips). The transcript is the digit words.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from digit_strings import TEST_INDICES, TRAIN_INDICES, VALID_INDICES, DigitString, draw_strings, read_strings
+from download import REPOSITORY, download_recordings
+
+from cald_speech.data.audio import SAMPLE_RATE, read_audio, write_audio
+from cald_speech.data.files import whole_file
+from cald_speech.data.manifests import manifest_hash, write_manifest
+from cald_speech.errors import UserError
+
+TEST_STRINGS = Path(__file__).with_name("test_strings.json")
+TEST_STRINGS_SHA256 = "315dfc94f2ec3044c03d8cabaf8f3fac9e3ade454372ed2f0cd128842d4a01de"
+NUM_HELD_OUT_STRINGS = 300
+_RECIPE_VERSION = 1  # raise it where the same strings would sound different
+_WAY_OUT = f"Clone {REPOSITORY} and pass its folder as --data_folder, or ask for the download (--download True)."
+
+
+def prepare(
+    data_folder: Path,
+    output_folder: Path,
+    *,
+    num_train: int = 4_000,
+    num_valid: int = 200,
+    held_out_speaker: str | None = None,
+    seed: int = 0,
+    download: bool = False,
+) -> dict[str, Path]:
+    """Join the clips in data_folder/recordings; return {"train", "valid", "test": manifest}, written once.
+
+    With `held_out_speaker`, train and valid do without that speaker, and "test-<speaker>" has 300 strings of all of the
+    speaker's clips; "test" stays the same 1,000 strings of everybody. `seed` draws the train and valid strings.
+
+    Raises: UserError, where the data set or clips of it are missing, the speaker is unknown, or test_strings.json is
+    not the committed one.
+    """
+    data_folder, output_folder = Path(data_folder).absolute(), Path(output_folder)
+    if download and not (data_folder / "recordings").is_dir():
+        download_recordings(data_folder)
+    clips = _find_clips(data_folder)
+    everybody = sorted({name.split("_")[1] for name in clips})
+    if held_out_speaker is not None and held_out_speaker not in everybody:
+        raise UserError(
+            f"expected one of the speakers {', '.join(everybody)} to hold out, but came {held_out_speaker!r}."
+        )
+    speakers = [speaker for speaker in everybody if speaker != held_out_speaker]
+    sets = {
+        "train": draw_strings("train", num_train, speakers, TRAIN_INDICES, seed),
+        "valid": draw_strings("valid", num_valid, speakers, VALID_INDICES, seed),
+        "test": _fixed_test_strings(),
+    }
+    if held_out_speaker is not None:
+        name, indices = f"test-{held_out_speaker}", range(TEST_INDICES[0], VALID_INDICES[-1] + 1)
+        sets[name] = draw_strings(name, NUM_HELD_OUT_STRINGS, [held_out_speaker], indices, seed=0)
+    load = cache(partial(_load_clip, clips, data_folder))
+    return {name: _materialise(name, strings, data_folder, output_folder, load) for name, strings in sets.items()}
+
+
+def join(string: DigitString, load: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """Join the clips of `string` with its pauses: (N,) float32 at 16 kHz, over low noise that never stops.
+
+    The noise, 40 to 55 dB below full scale, covers clips and pauses alike, so that no edge tells where a clip begins.
+    """
+    parts = [torch.zeros(round(string.gaps_s[0] * SAMPLE_RATE))]
+    for clip, gap_s in zip(string.clips, string.gaps_s[1:], strict=True):
+        parts += [load(clip), torch.zeros(round(gap_s * SAMPLE_RATE))]
+    speech = torch.cat(parts)
+    generator = torch.Generator().manual_seed(string.noise_seed)
+    level_db = -40 - 15 * torch.rand((), generator=generator)
+    return speech + 10 ** (level_db / 20) * torch.randn(speech.shape, generator=generator)
+
+
+def _find_clips(data_folder: Path) -> dict[str, Path]:
+    folder = data_folder / "recordings"
+    clips = {path.stem: path for path in sorted(folder.glob("?_*_*.*")) if path.suffix in (".wav", ".flac")}
+    if not clips:
+        raise UserError(
+            f"expected the Free Spoken Digit Dataset as {folder}/<digit>_<speaker>_<index>.wav (or .flac), but there "
+            f"is nothing of the kind. {_WAY_OUT}"
+        )
+    return clips
+
+
+def _fixed_test_strings() -> dict[str, DigitString]:
+    came = hashlib.sha256(TEST_STRINGS.read_bytes()).hexdigest() if TEST_STRINGS.is_file() else "no file"
+    if came != TEST_STRINGS_SHA256:
+        raise UserError(
+            f"expected the fixed test set in {TEST_STRINGS}, with the SHA-256 {TEST_STRINGS_SHA256}, but found {came}. "
+            f"Error rates on other strings do not compare: restore the file with git checkout."
+        )
+    return read_strings(TEST_STRINGS)
+
+
+def _load_clip(clips: Mapping[str, Path], data_folder: Path, name: str) -> torch.Tensor:
+    if name not in clips:
+        raise UserError(f"expected the clip {name} in {data_folder / 'recordings'}, but it is not there. {_WAY_OUT}")
+    return read_audio(clips[name])
+
+
+def _materialise(
+    name: str,
+    strings: Mapping[str, DigitString],
+    data_folder: Path,
+    output_folder: Path,
+    load: Callable[[str], torch.Tensor],
+) -> Path:
+    """Write the audio and the manifest of one set, unless the record in the audio folder says they are there."""
+    folder, manifest = (output_folder / "audio" / name).absolute(), output_folder / "manifests" / f"{name}.json"
+    record = folder / ".done"
+    content = json.dumps([_RECIPE_VERSION, str(data_folder), {key: asdict(string) for key, string in strings.items()}])
+    wanted = hashlib.sha256(content.encode()).hexdigest()
+    if record.is_file() and manifest.is_file() and record.read_text() == wanted + manifest_hash(manifest):
+        return manifest
+    record.unlink(missing_ok=True)
+    entries = {}
+    for key, string in strings.items():
+        samples, path = join(string, load), folder / f"{key}.flac"
+        write_audio(path, samples)
+        duration_s = len(samples) / SAMPLE_RATE
+        entries[key] = {"audio": path, "duration_s": duration_s, "text": string.text, "speaker": string.speaker}
+    write_manifest(manifest, entries)
+    with whole_file(record) as unfinished:
+        unfinished.write_text(wanted + manifest_hash(manifest))
+    return manifest

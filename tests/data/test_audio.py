@@ -1,0 +1,117 @@
+"""Audio in: every kind of file becomes (N,) float32 at 16 kHz, or an error that names it."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from cald_speech.data.audio import SAMPLE_RATE, AudioError, audio_info, read_audio, write_audio
+
+
+def tone(seconds: float, rate: int) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+
+
+def test_written_is_read_back(tmp_path):
+    samples = torch.rand(5_000) - 0.5
+    write_audio(tmp_path / "new" / "a.flac", samples)
+    audio = read_audio(tmp_path / "new" / "a.flac")
+    assert audio.dtype == torch.float32 and audio.shape == (5_000,)
+    torch.testing.assert_close(audio, samples, atol=2**-15, rtol=0)
+    assert audio_info(tmp_path / "new" / "a.flac") == (5_000, SAMPLE_RATE)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.flac"]
+
+
+def test_stereo_is_mixed_down(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.stack([tone(0.1, 16_000), 0 * tone(0.1, 16_000)], axis=1), 16_000)
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), tone(0.1, 16_000) / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100])
+def test_other_rates_are_resampled(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(1.0, rate), rate)
+    audio = read_audio(tmp_path / "a.wav")
+    assert len(audio) == SAMPLE_RATE
+    # the ends feel the edge of the resampling filter
+    np.testing.assert_allclose(audio[200:-200], tone(1.0, SAMPLE_RATE)[200:-200], atol=5e-3)
+
+
+def make_missing(path):
+    pass
+
+
+def make_text(path):
+    path.write_text("not audio at all" * 10)
+
+
+def make_no_bytes(path):
+    path.write_bytes(b"")
+
+
+def make_empty(path):
+    soundfile.write(path, np.zeros(0), 16_000)
+
+
+def make_short(path):
+    soundfile.write(path, np.zeros(399), 16_000)
+
+
+def make_nan(path):
+    soundfile.write(path, np.array([0.0, np.nan] * 4_000), 16_000, subtype="FLOAT")
+
+
+def make_infinite(path):
+    soundfile.write(path, np.array([0.0, np.inf] * 4_000), 16_000, subtype="FLOAT")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def make_cut_off(path):
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), 16_000)
+    cut(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("a.flac", make_missing, "no such audio file"),
+        ("a.flac", make_text, "cannot be read"),
+        ("a.wav", make_no_bytes, "cannot be read"),
+        ("a.wav", make_empty, "is empty"),
+        ("a.flac", make_empty, "is empty|cannot be read"),
+        ("a.flac", make_short, "has 399"),
+        ("a.wav", make_nan, "NaN"),
+        ("a.wav", make_infinite, "infinite"),
+        ("a.wav", make_cut_off, "cut off"),
+        ("a.flac", make_cut_off, "cut off|promises"),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path, name, make, message):
+    make(tmp_path / name)
+    with pytest.raises(AudioError, match=message) as caught:
+        read_audio(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_one_frame_is_enough(tmp_path):
+    write_audio(tmp_path / "a.flac", torch.zeros(400))
+    assert len(read_audio(tmp_path / "a.flac")) == 400
+    with pytest.raises(AudioError, match="at least 401"):
+        read_audio(tmp_path / "a.flac", min_samples=401)
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    write_audio(tmp_path / "a.flac", torch.zeros(500))
+
+    def full_disk(file, *_args, **_kwargs):
+        with open(file, "wb") as half:
+            half.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(soundfile, "write", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_audio(tmp_path / "a.flac", torch.zeros(900))
+    assert len(read_audio(tmp_path / "a.flac")) == 500
+    assert [path.name for path in tmp_path.iterdir()] == ["a.flac"]
