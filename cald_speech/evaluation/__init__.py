@@ -1,0 +1,1 @@
+"""Error rates of a model, with their intervals, and the report that holds every edit."""

@@ -1,0 +1,137 @@
+"""What an evaluation leaves behind: a summary and every utterance's edits, so that each figure can be checked."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cald_speech.data.files import whole_file
+from cald_speech.errors import UserError
+from cald_speech.tasks.wer import EvaluationResult, Score, Utterance
+
+
+def write_report(
+    folder: str | Path,
+    result: EvaluationResult,
+    *,
+    manifest_hash: str,
+    normaliser: str,
+    model: str,
+    decoder: str,
+    split: str,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `<split>.jsonl`, one line for each utterance, then `<split>.json`, the summary, which is also returned.
+
+    Rates and their interval (95 %, bootstrap over utterances) are in percent; `extra` is added to the summary. Each
+    file is whole or absent, and the summary comes last: where it stands, the utterances beside it are those it sums up.
+
+    Raises: UserError, where the folder cannot be written; ValueError, where `split` is not a plain name or `extra` has
+    a key of the summary's own.
+
+    Example:
+        >>> import tempfile
+        >>> from cald_speech.tasks.wer import score
+        >>> result = score({"a": "one two"}, {"a": "one too"}, durations_s={"a": 1.5})
+        >>> about = {"manifest_hash": "0f", "normaliser": "librispeech", "model": "folder", "decoder": "greedy"}
+        >>> summary = write_report(tempfile.mkdtemp(), result, split="test", **about)
+        >>> summary["wer"], summary["words"]["substitutions"], summary["audio_s"]
+        (50.0, 1, 1.5)
+    """
+    if not split or Path(split).name != split:
+        raise ValueError(f"split: expected a plain name such as 'test-clean', got {split!r}")
+    summary = {
+        "split": split,
+        "model": model,
+        "decoder": decoder,
+        "normaliser": normaliser,
+        "manifest_hash": manifest_hash,
+        **_figures(result),
+    }
+    clash = sorted(summary.keys() & (extra or {}).keys())
+    if clash:
+        raise ValueError(f"extra: expected keys that the summary lacks, got {clash}")
+    summary.update(extra or {})
+    lines = "".join(json.dumps(asdict(utterance), ensure_ascii=False) + "\n" for utterance in result.utterances)
+    folder = Path(folder)
+    try:
+        (folder / f"{split}.json").unlink(missing_ok=True)  # it would not sum up the new utterances
+        with whole_file(folder / f"{split}.jsonl") as unfinished:
+            unfinished.write_text(lines, encoding="utf-8")
+        with whole_file(folder / f"{split}.json") as unfinished:
+            unfinished.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the report could not be written ({error.strerror}). Make room or choose another folder, and "
+            f"evaluate again; WER {summary['wer']} %, CER {summary['cer']} %."
+        ) from error
+    return summary
+
+
+def read_result(folder: str | Path, split: str) -> EvaluationResult:
+    """The utterances of a report that `write_report` left, for comparing two models: `compare(read_result(...), ...)`.
+
+    Raises: UserError, where there is no whole report of that split.
+    """
+    folder = Path(folder)
+    if not (folder / f"{split}.json").is_file():
+        raise UserError(f"{folder}: expected a report of {split!r} ({split}.json and {split}.jsonl): evaluate first.")
+    rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+    scores = ("words", "characters")
+    return EvaluationResult([Utterance(**{**row, **{key: Score(**row[key]) for key in scores}}) for row in rows])
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table that also reads well as plain text; the columns are the keys, in the order they first occur.
+
+    Floats get two decimals; None and missing values a dash.
+
+    Example:
+        >>> print(format_table([{"model": "teacher", "WER %": 4.256}, {"model": "student", "WER %": None}]))
+        | model   | WER % |
+        |---------|-------|
+        | teacher |  4.26 |
+        | student |     - |
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[place]) for line in table) for place in range(len(columns))]
+    numeric = [any(isinstance(row.get(column), int | float) for row in rows) for column in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(cells, widths, numeric, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    ruler = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
+    return "\n".join([line(columns), ruler, *(line(cells) for cells in table[1:])])
+
+
+def _figures(result: EvaluationResult) -> dict[str, Any]:
+    durations_s = [utterance.duration_s for utterance in result.utterances if utterance.duration_s is not None]
+    interval = result.interval()
+    return {
+        "wer": result.words.rate,
+        "wer_interval": None if interval is None else list(interval),
+        "cer": result.characters.rate,
+        "words": _counts(result.words),
+        "characters": _counts(result.characters),
+        "num_utterances": len(result.utterances),
+        "num_utterances_with_errors": int((result.word_errors > 0).sum()),
+        "audio_s": round(math.fsum(durations_s), 3) if durations_s else None,
+        "longest_audio_s": max(durations_s, default=None),
+    }
+
+
+def _counts(score: Score) -> dict[str, int]:
+    return {"count": score.count, **asdict(score)}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
