@@ -1,0 +1,247 @@
+"""The one Brain: fine-tunes a teacher, and converts a student under any guidance.
+
+SpeechBrain runs the epochs, the precision, the processes and the checkpoints. One ``batch`` of its loop is one
+optimiser step here, a list of padded batches: so accumulation groups are never cut by a checkpoint, and the units that
+the losses are divided by are known before the first backward pass.
+"""
+
+import logging
+import signal
+from pathlib import Path
+
+import torch
+from speechbrain import Brain, Stage
+from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
+from torch import Tensor, distributed
+
+from cald_speech.errors import UserError
+from cald_speech.training.checkpointing import AtomicCheckpointer, RandomState, is_main
+from cald_speech.training.logs import StepLog
+from cald_speech.training.models import Models
+from cald_speech.training.objective import Counts, Losses, Objective, model_inputs
+from cald_speech.training.optimiser import clip_gradients, parameter_groups
+from cald_speech.training.settings import Settings
+from cald_speech.training.store import ModelStore
+
+logger = logging.getLogger(__name__)
+
+
+@register_checkpoint_hooks
+class Progress:
+    """What a resumed run needs beside weights, optimiser and step: the guidance's state and the best figure so far."""
+
+    def __init__(self, brain: "CaldBrain"):
+        self.brain = brain
+
+    @mark_as_saver
+    def save(self, path: Path) -> None:
+        brain = self.brain
+        state = {"guidance": brain.settings.guidance.state_dict(), "best_metric": brain.best_metric}
+        torch.save(state | {"num_skipped": brain.num_skipped}, path)
+
+    @mark_as_loader
+    def load(self, path: Path, end_of_epoch: bool) -> None:
+        state = torch.load(path)
+        self.brain.settings.guidance.load_state_dict(state["guidance"])
+        self.brain.best_metric, self.brain.num_skipped = state["best_metric"], state["num_skipped"]
+
+
+class CaldBrain(Brain):
+    """Trains ``models.student``; ``store`` writes model folders. Everything else is in ``settings``."""
+
+    def __init__(
+        self, models: Models, settings: Settings, store: ModelStore, checkpointer: AtomicCheckpointer, run_opts: dict
+    ):
+        options = {
+            "precision": settings.precision,
+            "ckpt_interval_minutes": 0 if settings.checkpoint_every_steps else settings.checkpoint_every_minutes,
+            "ckpt_interval_steps": settings.checkpoint_every_steps,
+        }
+        super().__init__({"student": models.student}, None, options, run_opts, checkpointer)
+        self.settings, self.models, self.store = settings, models, store
+        # Not among the modules: those are put into train mode each epoch, and a teacher keeps its dropout off.
+        self.teacher = None if models.teacher is None else models.teacher.to(self.device).eval().requires_grad_(False)
+        self.objective = Objective(settings, models.family, self.teacher)
+        self.plain = models.student
+        self.world_size = distributed.get_world_size() if distributed.is_initialized() else 1
+        self.optimizer_step_limit = settings.num_steps
+        self.stop_signal: int | None = None
+        self.skipped: list[list[str]] = []
+        self.num_skipped = 0
+        self.step_log: StepLog | None = None
+        self.best_metric = float("inf")
+        checkpointer.add_recoverable("progress", Progress(self))
+        checkpointer.add_recoverable("random_state", RandomState())
+
+    # --- set-up -----------------------------------------------------------------------------------------------------
+
+    def init_optimizers(self) -> None:
+        groups = parameter_groups(self.plain, self.settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate)
+        self.optimizers_dict = {"optimizer": self.optimizer}
+        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if is_main():
+            self.step_log = StepLog(self.store.folder, self.optimizer_step)
+        if self.optimizer_step:
+            logger.info("resumed at optimiser step %d of %d", self.optimizer_step, self.settings.num_steps)
+
+    def stop_on_signals(self) -> None:
+        """SIGTERM and Ctrl-C let the running step finish, save and leave; a second Ctrl-C leaves at once."""
+
+        def stop(number, frame):
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    # --- one optimiser step -----------------------------------------------------------------------------------------
+
+    def fit_batch(self, batch: list) -> Tensor:
+        """One optimiser step over the batches of ``batch``."""
+        step, batches = self.optimizer_step, batch
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * self.settings.schedule(step)
+        self.settings.guidance.update(step, self.teacher)
+        weights = self.settings.guidance.weights(step)
+        counts = self._summed_counts(self.objective.count(batches, self.plain))
+        losses = [self._backward(b, weights, counts, last=b is batches[-1]) for b in batches]
+        norm = self._update(batches, losses)
+        self.optimizer_step += 1
+        total = torch.stack([loss.total.detach() for loss in losses]).sum().cpu()
+        if step % self.settings.log_every_steps == 0:
+            self._log_step(step, losses, norm)
+        if self.settings.waypoint_every_steps and self.optimizer_step % self.settings.waypoint_every_steps == 0:
+            self.store.save(f"waypoints/step-{self.optimizer_step:07d}", self.plain)
+        if self._asked_to_stop():
+            self._save_intra_epoch_ckpt()
+            self._stop()
+        return total
+
+    def _summed_counts(self, counts: Counts) -> Counts:
+        if self.world_size == 1:
+            return counts
+        summed = torch.tensor([counts.task, counts.frames], dtype=torch.float64, device=self.device)
+        distributed.all_reduce(summed)
+        return Counts(*summed.tolist())
+
+    def _backward(self, batch, weights, counts: Counts, *, last: bool) -> Losses:
+        with self.no_sync(not last):
+            with self.training_ctx:
+                losses = self.objective(self.modules.student, self.plain, batch, weights, counts)
+            # DistributedDataParallel averages the ranks' gradients, and ours are shares of one sum.
+            self.scaler.scale(losses.total * self.world_size).backward()
+        return losses
+
+    def _update(self, batches: list, losses: list[Losses]) -> float:
+        """Clip and step, or skip the step if anything is not finite; returns the gradient's norm."""
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.optimizer, self.settings.max_grad_norm).item()
+        finite = torch.isfinite(torch.tensor(norm)) and self._all_ranks(
+            all(bool(torch.isfinite(loss.total)) for loss in losses)
+        )
+        if finite:
+            self.scaler.step(self.optimizer)
+            self.skipped.clear()
+        else:
+            self._skip([i for b in batches for i in b.id])
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _all_ranks(self, condition: bool) -> bool:
+        if self.world_size == 1:
+            return condition
+        flag = torch.tensor(float(condition), device=self.device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MIN)
+        return bool(flag)
+
+    def _skip(self, utterances: list[str]) -> None:
+        self.skipped.append(utterances)
+        self.num_skipped += 1
+        logger.warning(
+            "step %d: loss or gradient is not finite, step skipped (%d so far); utterances: %s",
+            self.optimizer_step,
+            self.num_skipped,
+            " ".join(utterances),
+        )
+        if len(self.skipped) >= self.settings.nonfinite_patience:
+            raise UserError(
+                f"{len(self.skipped)} optimiser steps in a row had a loss or gradient that is not finite, the last at "
+                f"step {self.optimizer_step}, with the utterances {' '.join(self.skipped[-1])}. Look at these "
+                "utterances, lower learning_rate, or use --precision=fp32. The last checkpoint is from before"
+            )
+
+    def _log_step(self, step: int, losses: list[Losses], norm: float) -> None:
+        """The step's loss terms over all ranks, the distance of each layer, the learning rate."""
+        layers = torch.stack([loss.layers for loss in losses]).sum(0)
+        scalars = [torch.stack([getattr(loss, name) for loss in losses]).sum() for name in ("task", "logits")]
+        summed = torch.cat([torch.stack(scalars), layers]).double()
+        if self.world_size > 1:
+            distributed.all_reduce(summed)
+        if self.step_log is None:
+            return
+        task, logits, *layers = summed.tolist()
+        values = {"loss/task": task, "loss/layers": sum(layers) / len(layers), "loss/logits": logits}
+        values |= {f"layer_distance/{i:02d}": distance for i, distance in enumerate(layers)}
+        values |= {"gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        self.step_log.write(step, values | {"skipped_steps": self.num_skipped})
+
+    def _asked_to_stop(self) -> bool:
+        return not self._all_ranks(self.stop_signal is None)
+
+    def _stop(self) -> None:
+        logger.warning(
+            "stopped by a signal after optimiser step %d; a checkpoint is saved: the same command goes on from it",
+            self.optimizer_step,
+        )
+        raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
+
+    # --- epochs -----------------------------------------------------------------------------------------------------
+
+    def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
+        if stage == Stage.TRAIN:
+            self.train_sampler.start = self.step
+        else:
+            self.references, self.hypotheses = {}, {}
+
+    def _fit_train(self, train_set, epoch: int, enable: bool) -> None:
+        super()._fit_train(train_set, epoch, enable)
+        self.train_sampler.start = 0
+
+    def _fit_valid(self, valid_set, epoch: int, enable: bool) -> None:
+        # The last epoch is always validated, so that every run ends with a model in its folder.
+        if epoch % self.settings.validate_every_epochs == 0 or self._optimizer_step_limit_exceeded:
+            super()._fit_valid(valid_set, epoch, enable)
+
+    def evaluate_batch(self, batch, stage: Stage) -> Tensor:
+        """Greedy hypotheses of a validation batch; returns the mean loss of a unit."""
+        task = self.settings.task
+        with torch.no_grad(), self.evaluation_ctx:
+            inputs, lengths = model_inputs(batch, self.plain)
+            logits = self.plain(**inputs).logits
+            loss = task.loss(logits, lengths, batch)
+        for utterance, reference, said in zip(
+            batch.id, batch.text, task.hypotheses(logits, lengths, batch, self.models.processor.tokenizer), strict=True
+        ):
+            self.references[utterance], self.hypotheses[utterance] = reference, said
+        return loss.detach().cpu() / max(1, task.count(batch))
+
+    def on_stage_end(self, stage: Stage, stage_loss: float, epoch: int | None = None) -> None:
+        if stage != Stage.VALID:
+            return
+        metric = self.settings.task.score(self.references, self.hypotheses)
+        name = self.settings.task.metric
+        logger.info("epoch %d, step %d: validation %s %.2f %%", epoch, self.optimizer_step, name, metric)
+        if self.step_log is not None:
+            self.step_log.write(self.optimizer_step, {f"valid/{name}": metric, "valid/loss": float(stage_loss)})
+        if metric <= self.best_metric:
+            self.best_metric = metric
+            self.store.save("model", self.plain, valid={name: metric, "step": self.optimizer_step})
+        self.checkpointer.save_and_keep_only(meta={name: metric}, min_keys=[name], verbosity=logging.DEBUG)
+        if self._asked_to_stop():
+            self._stop()

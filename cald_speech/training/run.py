@@ -1,0 +1,152 @@
+"""`train()`, the body of every recipe: settings, data, models, Brain."""
+
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from speechbrain.utils.distributed import ddp_barrier, ddp_init_group
+from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.run_opts import RunOptions
+from torch import distributed
+
+import cald_speech
+from cald_speech.data.batching import StepSampler, batch_loader, step_loader
+from cald_speech.data.dataset import make_dataset
+from cald_speech.data.manifests import manifest_hash, read_manifest
+from cald_speech.data.text import normalise
+from cald_speech.errors import UserError
+from cald_speech.training.brain import CaldBrain
+from cald_speech.training.checkpointing import AtomicCheckpointer, is_main
+from cald_speech.training.models import Models, build_models
+from cald_speech.training.settings import Settings
+from cald_speech.training.store import ModelStore
+
+logger = logging.getLogger(__name__)
+
+Prepare = Callable[..., Mapping[str, Path]]
+"""(data folder, output folder, **corpus settings) -> the manifests of ``train``, ``valid`` and any test sets."""
+
+
+def train(argv: Sequence[str], prepare: Prepare) -> None:
+    """The body of every recipe: ``python recipe/train.py experiment.yaml [--key value ...]``.
+
+    What a user can mend ends in a one-paragraph message and exit status 2, never in a traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("speechbrain").setLevel(logging.WARNING)
+    try:
+        brain = run(argv, prepare)
+        logger.info("trained for %d steps; the best model: %s", brain.optimizer_step, brain.store.folder / "model")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def run(argv: Sequence[str], prepare: Prepare) -> CaldBrain:
+    """What :func:`train` does, with errors raised; returns the Brain after training."""
+    settings, run_opts = parse(argv)
+    if "RANK" in os.environ and not distributed.is_initialized():
+        ddp_init_group(run_opts)
+    data = prepare_data(settings, prepare)
+    seed_everything(settings.seed)
+    texts = [normalise(entry["text"], settings.normaliser) for entry in read_manifest(data["train"]).values()]
+    models = build_models(settings, texts)
+    if settings.freeze_front_end:
+        models.student.freeze_feature_encoder()
+    logger.info("%s", models.conversion)
+    brain = make_brain(settings, data, models, run_opts)
+    # Ranks draw different dropout and SpecAugment masks.
+    seed_everything(settings.seed + int(os.environ.get("RANK", 0)))
+    fit(brain, data)
+    return brain
+
+
+def parse(argv: Sequence[str]) -> tuple[Settings, RunOptions]:
+    """The experiment with the command line's keys on top, and SpeechBrain's run options (``--device``, ...)."""
+    if not argv or argv[0].startswith("--"):
+        raise UserError("expected an experiment file first, such as: train.py hparams/mamba.yaml --data_folder DIR")
+    path, run_opts, overrides = RunOptions.from_command_line_args(list(argv))
+    if not torch.cuda.is_available():
+        # The default, nccl, needs a GPU.
+        run_opts = replace(
+            run_opts, distributed_backend="gloo", overridden_args=run_opts.overridden_args | {"distributed_backend"}
+        )
+    return Settings.load(path, overrides), run_opts
+
+
+def prepare_data(settings: Settings, prepare: Prepare) -> Mapping[str, Path]:
+    """The recipe's manifests; the main process makes them, the others find them made."""
+    folders = Path(settings.data_folder), Path(settings.prepare_folder or settings.output_folder)
+    if is_main():
+        prepare(*folders, **settings.corpus)
+    ddp_barrier()
+    return prepare(*folders, **settings.corpus)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that initialisation, dropout and SpecAugment draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def make_brain(settings: Settings, data: Mapping[str, Path], models: Models, run_opts: RunOptions) -> CaldBrain:
+    """The Brain with its checkpoints and model folders under ``output_folder``."""
+    folder = Path(settings.output_folder)
+    conversion = models.conversion
+    facts = {
+        "model": type(models.student).__name__,
+        "version": cald_speech.__version__,
+        "teacher": str(settings.teacher) if models.teacher is not None else "none",
+        "layers": settings.layer_map.describe(len(conversion.layers)),
+        "guidance": type(settings.guidance).__name__.lower(),
+        "steps": settings.num_steps,
+        "data": f"{data['train'].stem}, manifest {manifest_hash(data['train'])[:12]}",
+        "parameters": f"{conversion.num_parameters_after:,} ({conversion.num_parameters_before:,} before)",
+        "licence": settings.licence,
+    }
+    store = ModelStore(folder, models.processor, facts)
+    try:
+        return CaldBrain(models, settings, store, AtomicCheckpointer(folder / "checkpoints"), run_opts)
+    except ValueError as error:
+        raise UserError(f"precision: {error}") from error
+
+
+def fit(brain: CaldBrain, data: Mapping[str, Path]) -> None:
+    """Train until ``num_steps``, resuming from the newest checkpoint if there is one."""
+    settings, processor = brain.settings, brain.models.processor
+    options = {"normaliser": settings.normaliser, "unknown": settings.unknown_characters}
+    train_set, valid_set = (make_dataset(data[name], processor, **options) for name in ("train", "valid"))
+    sampler = StepSampler(
+        durations(data["train"]),
+        settings.max_batch_s,
+        accumulation=settings.accumulation,
+        rank=int(os.environ.get("RANK", 0)),
+        world_size=brain.world_size,
+        max_batch_utterances=settings.max_batch_utterances,
+        seed=settings.seed,
+    )
+    # The Brain calls its set_epoch() before each epoch.
+    brain.train_sampler = sampler
+    epochs = EpochCounter(limit=sys.maxsize)  # num_steps ends the run
+    brain.checkpointer.add_recoverable("epochs", epochs)
+    brain.stop_on_signals()
+    brain.fit(
+        epochs,
+        step_loader(train_set, sampler, num_workers=settings.num_workers),
+        batch_loader(valid_set, durations(data["valid"]), settings.max_batch_s),
+    )
+
+
+def durations(manifest: Path) -> list[float]:
+    """Seconds of audio of each utterance, in the order of the data set."""
+    return [entry["duration_s"] for entry in read_manifest(manifest).values()]

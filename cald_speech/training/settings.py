@@ -1,0 +1,147 @@
+"""The settings of an experiment: every key a yaml may have, its default, and what it means, in one place."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from hyperpyyaml import load_hyperpyyaml
+from hyperpyyaml.core import recursive_update
+from ruamel.yaml import YAML, YAMLError
+from transformers import PretrainedConfig
+
+from cald_speech.conversion import LayerMap
+from cald_speech.distillation import Guidance, Unguided
+from cald_speech.errors import UserError
+from cald_speech.tasks.base import Task
+from cald_speech.tasks.ctc import CTC
+from cald_speech.training.schedules import WarmupSchedule
+
+
+@dataclass
+class Settings:
+    """One experiment. Hub ids and folders are strings; durations are in seconds, counts in optimiser steps."""
+
+    output_folder: str
+    data_folder: str = "data"
+    seed: int = 0
+    prepare_folder: str | None = None  # where prepare() writes; default: output_folder
+    corpus: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the recipe's prepare()
+    normaliser: str = "librispeech"
+    unknown_characters: str = "error"  # or "drop"
+    # models: the fine-tuned teacher, and the pretrained weights an unguided student starts from (default: the teacher)
+    teacher: str | None = None
+    source: str | PretrainedConfig | None = None
+    processor: str | None = None  # default: the teacher's, the source's, or a new one from the training transcripts
+    model_overrides: Mapping[str, Any] = field(default_factory=dict)  # dropout and SpecAugment of the student
+    freeze_front_end: bool = True
+    licence: str = "that of the teacher's weights"
+    # conversion
+    layer_map: LayerMap = field(default_factory=LayerMap)
+    initialise: str = "attention"
+    # objective
+    task: Task = field(default_factory=CTC)
+    guidance: str | Guidance = field(default_factory=Unguided)  # a name in hparams/guidance/
+    alpha_layer: float | None = None
+    alpha_logits: float | None = None
+    switch_step: int | None = None
+    layer_normalise: str = "layer_norm"
+    layer_weights: Sequence[float] | None = None
+    layer_reduce: str = "mean"
+    final_norm_on_last: bool = True  # the last layer's states are compared after the model's final norm
+    temperature: float = 2.0
+    scale_by_t2: bool = False
+    blank_weight: float = 1.0
+    # optimisation
+    num_steps: int = 1000
+    learning_rate: float = 3e-4
+    weight_decay: float = 5e-3
+    schedule: WarmupSchedule = field(default_factory=WarmupSchedule)
+    max_grad_norm: float = 1.0
+    max_batch_s: float = 60.0
+    max_batch_utterances: int | None = None
+    accumulation: int = 1
+    num_workers: int = 0
+    precision: str = "fp32"
+    nonfinite_patience: int = 10
+    # validation, checkpoints, logs
+    validate_every_epochs: int = 1
+    checkpoint_every_minutes: float = 15.0
+    checkpoint_every_steps: int = 0
+    waypoint_every_steps: int = 0  # 0: keep none
+    log_every_steps: int = 10
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | str = "") -> "Settings":
+        """Read an experiment's yaml, with values from the command line (yaml text, or a mapping) on top.
+
+        ``base: other.yaml`` takes over another experiment beside it; the file then holds what differs.
+
+        Raises UserError for a file that cannot be read, an unknown key (with the nearest known one), and a guidance
+        mode that has no file or does not fit the number of steps.
+        """
+        path = Path(path)
+        values, referenced = _load_yaml(path, overrides)
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known and key not in referenced:
+                nearest = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"the known keys: {', '.join(sorted(known))}."
+                raise UserError(f"{path}: unknown key {key!r}; {hint}")
+        if "output_folder" not in values:
+            raise UserError(f"{path}: expected an output_folder, where the run keeps its files; give --output_folder")
+        settings = cls(**{key: value for key, value in values.items() if key in known})
+        if isinstance(settings.guidance, str):
+            settings.guidance = _load_guidance(path.parent, settings.guidance, settings)
+        try:
+            settings.guidance.check(settings.num_steps)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
+        return settings
+
+
+def _load_yaml(path: Path, overrides: Mapping[str, Any] | str) -> tuple[dict[str, Any], set[str]]:
+    """The values of an experiment, and the keys that other keys refer to."""
+    try:
+        text = _with_base(path, overrides)
+        return load_hyperpyyaml(text), set(re.findall(r"<(\w+)", text))
+    except (YAMLError, ValueError, TypeError, ImportError, AttributeError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _with_base(path: Path, overrides: Mapping[str, Any] | str) -> str:
+    """The text of an experiment laid over the experiment it names as its ``base``, with ``overrides`` on top."""
+    if not path.is_file():
+        raise UserError(f"no experiment file {path}: expected a yaml, such as hparams/mamba.yaml")
+    yaml = YAML()
+    tree = yaml.load(path.read_text())
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected keys and values, got {type(tree).__name__}")
+    recursive_update(tree, (yaml.load(overrides) or {}) if isinstance(overrides, str) else overrides)
+    base = tree.pop("base", None)
+    if base is not None:
+        below = yaml.load(_with_base(path.parent / base, ""))
+        recursive_update(below, tree)
+        tree = below
+    text = StringIO()
+    yaml.dump(tree, text)
+    return text.getvalue()
+
+
+def _load_guidance(folder: Path, name: str, settings: Settings) -> Guidance:
+    path = folder / "guidance" / f"{name}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise UserError(f"guidance: expected one of {names} (the files in {path.parent}), got {name!r}")
+    given = {"alpha_layer": settings.alpha_layer, "alpha_logits": settings.alpha_logits}
+    given["switch_step"] = settings.switch_step
+    text = path.read_text()
+    # A mode takes from the experiment what it knows: `unguided` has no weights, only `hybrid` has a switch.
+    used = {key: value for key, value in given.items() if value is not None and f"\n{key}:" in f"\n{text}"}
+    try:
+        return load_hyperpyyaml(text, used)["guidance"]
+    except ValueError as error:
+        raise UserError(f"{path}: {error}. Set the missing key in the experiment's yaml") from error

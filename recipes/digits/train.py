@@ -1,0 +1,16 @@
+"""Connected digits on real speech: train a teacher, then convert and distil it.
+
+    python recipes/digits/train.py hparams/digits_teacher.yaml --data_folder ../shared/data/fsdd
+    python recipes/digits/train.py hparams/digits.yaml --data_folder ../shared/data/fsdd
+
+See docs/results.md for what came out.
+"""
+
+import sys
+
+from prepare import prepare
+
+from cald_speech.training.run import train
+
+if __name__ == "__main__":
+    train(sys.argv[1:], prepare)
