@@ -83,7 +83,7 @@ def register() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         for head, base in family.classes.items():
             cls = converted_class(family, base)
-            globals()[cls.__name__] = cls  # so that instances pickle
+            globals()[cls.__name__] = cls  # so that the classes pickle
             AUTO_CLASSES[head].register(config, cls, exist_ok=True)
         globals()[config.__name__] = config
 
@@ -117,6 +117,6 @@ def from_pretrained(
         return family.load(source, model_class=model_class, dtype=dtype, **overrides).eval()
     except SafetensorError as error:
         raise UserError(
-            f"the weights in {source!r} cannot be read: {error}. Expected whole safetensors files, these are truncated or "
-            "damaged. Copy the folder again, or take an earlier checkpoint"
+            f"the weights in {source!r} cannot be read: {error}. Expected whole safetensors files, these are truncated "
+            "or damaged. Copy the folder again, or take an earlier checkpoint"
         ) from error

@@ -152,8 +152,11 @@ def replace_layers(
         layer = family.layers(model)[index]
         weights = family.attention_weights(layer)
         heads, _, d_model = weights.q.shape
-        with torch.device(weights.q.device):
-            mixer = factory(d_model, heads)
+        try:
+            with torch.device(weights.q.device):
+                mixer = factory(d_model, heads)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"layer_map: cannot build the mixer of layer {index}: {error}") from error
         mixer.to(weights.q.dtype)
         if initialise == "attention":
             try:

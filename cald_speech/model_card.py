@@ -1,12 +1,14 @@
 """The model card of a converted model, written from facts that are kept beside it in ``cald.json``."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cald_speech.files import whole_file
+
 FACTS = "cald.json"
+RESULT_KEYS = ("wer", "wer_interval", "longest_audio_s", "manifest_hash", "decoder")
 CARD = """---
 library_name: transformers
 pipeline_tag: automatic-speech-recognition
@@ -45,13 +47,22 @@ transcribe = pipeline("automatic-speech-recognition", model="{name}")
 def update_facts(folder: Path, **facts: Any) -> None:
     """Add facts to a model folder's ``cald.json`` and write its README.md anew; each file whole or not at all."""
     known = read_facts(folder) | facts
-    _write(folder / FACTS, json.dumps(known, indent=1, sort_keys=True) + "\n")
-    _write(folder / "README.md", render(folder.name, known))
+    texts = {FACTS: json.dumps(known, indent=1, sort_keys=True) + "\n", "README.md": render(folder.name, known)}
+    for name, text in texts.items():
+        with whole_file(folder / name) as unfinished:
+            unfinished.write_text(text)
 
 
 def add_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
-    """Add (or replace) an evaluation by its name: ``wer``, ``interval``, ``manifest_hash``, ``longest_s``, ..."""
-    update_facts(folder, results=read_facts(folder).get("results", {}) | {name: dict(result)})
+    """Add (or replace) an evaluation by its name; ``result`` is the summary that an evaluation writes.
+
+    A folder that was not written by cald_speech (a plain teacher's) is left alone.
+    """
+    facts = read_facts(folder)
+    if facts:
+        kept = {key: result[key] for key in RESULT_KEYS}
+        kept["words"] = result["words"]["count"]
+        update_facts(folder, results=facts.get("results", {}) | {name: kept})
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -74,15 +85,11 @@ def _results(results: Mapping[str, Mapping[str, Any]]) -> str:
         return "Not evaluated yet."
     rows = ["| set | WER % | 95 % interval | words | longest audio s | manifest | decoder |", "|---" * 7 + "|"]
     for name, r in sorted(results.items()):
-        low, high = r["interval"]
+        # A set of one utterance, or without a word, has no interval or no rate.
+        wer = "none" if r["wer"] is None else f"{r['wer']:.2f}"
+        interval = "none" if r["wer_interval"] is None else "{:.2f} to {:.2f}".format(*r["wer_interval"])
         rows.append(
-            f"| {name} | {r['wer']:.2f} | {low:.2f} to {high:.2f} | {r['words']:,} | {r['longest_s']:.1f} | "
+            f"| {name} | {wer} | {interval} | {r['words']:,} | {r['longest_audio_s']:.1f} | "
             f"`{r['manifest_hash'][:12]}` | {r['decoder']} |"
         )
     return "\n".join(rows)
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)

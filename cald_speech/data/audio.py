@@ -7,8 +7,8 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from cald_speech.data.files import whole_file
 from cald_speech.errors import UserError
+from cald_speech.files import whole_file
 
 SAMPLE_RATE = 16_000
 # The receptive field of one frame of the wav2vec2 front end, 25 ms: shorter audio gives no frame at all.

@@ -20,7 +20,7 @@ class Split:
     first_speaker: int
     num_speakers: int
     num_utterances: int
-    snr_db: tuple[float, float] = (5.0, 30.0)
+    snr_db: tuple[float, float] = (10.0, 30.0)
 
 
 # Each split avoids the word sequences of those before it, so the test set does not depend on how large train is.

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cald_speech.data.files import whole_file
 from cald_speech.errors import UserError
+from cald_speech.files import whole_file
 
 Entry = Mapping[str, Any]
 

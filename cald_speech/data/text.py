@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from cald_speech.data.audio import SAMPLE_RATE
-from cald_speech.data.files import whole_file
 from cald_speech.errors import UserError
+from cald_speech.files import whole_file
 
 WORD_DELIMITER = "|"
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cald_speech.data.files import whole_file
 from cald_speech.errors import UserError
+from cald_speech.files import whole_file
 from cald_speech.tasks.wer import EvaluationResult, Score, Utterance
 
 

@@ -21,6 +21,7 @@ from cald_speech.data.manifests import manifest_hash
 from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import write_report
+from cald_speech.model_card import add_result
 from cald_speech.ops.lengths import valid_frames
 from cald_speech.tasks.decoding import BeamSearch, Decoder, greedy
 from cald_speech.tasks.wer import EvaluationResult, score
@@ -40,10 +41,10 @@ def evaluate_folder(
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Evaluate a model folder (or hub id) on a manifest and write the report; returns its summary.
+    """Evaluate a model folder (or hub id) on a manifest, write the report and update the model's card.
 
-    Decoding is greedy unless `beam_size` or `kenlm_path` is given (a beam of 100 where only the latter is). Other
-    arguments as in `evaluate`; the files as in `write_report`.
+    Returns the report's summary. Decoding is greedy unless `beam_size` or `kenlm_path` is given (a beam of 100 where
+    only the latter is). Other arguments as in `evaluate`; the files as in `write_report`.
 
     Raises: UserError, for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
     """
@@ -61,7 +62,7 @@ def evaluate_folder(
     options = {"normaliser": normaliser, "max_batch_s": max_batch_s, "device": device, "progress": progress}
     start = perf_counter()
     result = evaluate(model, processor, dataset, decoder=decoder, **options)
-    return write_report(
+    summary = write_report(
         output_folder,
         result,
         manifest_hash=manifest_hash(manifest),
@@ -76,6 +77,8 @@ def evaluate_folder(
             "seconds": round(perf_counter() - start, 2),
         },
     )
+    add_result(Path(source), split, summary)
+    return summary
 
 
 def evaluate(

@@ -1,12 +1,14 @@
 """What wav2vec2, HuBERT and WavLM have in common: the front end, both layer layouts, and the slot's place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils import logging
 
 from cald_speech.errors import UserError
 from cald_speech.families.base import Family, FrontEnd, Opened
@@ -58,10 +60,11 @@ class SpeechFamily(Family):
             config = type(source).from_dict({**source.to_dict(), **overrides})
             return self.prepare(cls(config).to(dtype))
         try:
-            # Other sizes are not ignored: _check_loaded names them.
-            model, info = cls.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **overrides
-            )
+            # Other sizes are not ignored: _check_loaded names them, and all else that does not fit.
+            with _quiet():
+                model, info = cls.from_pretrained(
+                    source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **overrides
+                )
         except OSError as error:
             raise UserError(
                 f"cannot load the model {source!r}: {error}. Expected a folder with config.json and model.safetensors, "
@@ -146,10 +149,22 @@ class SpeechFamily(Family):
         norms = (none, norm) if base.config.do_stable_layer_norm else (norm, none)
 
         def projection(x: Tensor) -> Tensor:
-            projected = base.feature_projection(x)  # HuBERT's gives the projection alone, the others the normed input too
+            # HuBERT's gives the projection alone, the others' the normed input too.
+            projected = base.feature_projection(x)
             return projected[0] if isinstance(projected, tuple) else projected
 
         return FrontEnd(base.feature_extractor, projection, base.encoder.pos_conv_embed, *norms)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No report of transformers' own on what did not fit: its result is read and judged here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _check_loaded(source: str, prefix: str, info: dict) -> None:

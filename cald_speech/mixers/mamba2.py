@@ -194,24 +194,23 @@ class Mamba2(CausalMixer):
                 f"{attention_heads} heads of size {attention_dim}: got {heads} heads of {head_dim}, d_state {d_state}, "
                 f"n_groups {groups}. Leave head_dim, d_state, n_groups and expand at their defaults, or start at random"
             )
-        if weights.q_bias is not None and self.in_proj.bias is None:
-            raise ValueError("the attention has biases and the mixer has none: set bias: True, or start at random")
+        if self.in_proj.bias is None:
+            raise ValueError(
+                "a start from attention weights needs bias: True, for the attention's biases and a gate that starts open. "
+                "Set it, or start at random"
+            )
         gate, x, B, C, dt = self.in_proj.weight.split((self.sizes[0], *self.scan.sizes, heads))
         for rows, source in ((x, weights.v), (B, weights.k), (C, weights.q * attention_dim**-0.5)):
             rows.copy_(source.reshape(-1, d_model))
         self.out_proj.weight.copy_(weights.o.reshape(d_model, -1))
-        named = {"in_proj.weight", "out_proj.weight"}
-        if self.in_proj.bias is not None:
-            # An open gate: a random one would turn the sign of half of the copied values.
-            gate.mul_(0.1)
-            gate, x, B, C, dt = self.in_proj.bias.split((self.sizes[0], *self.scan.sizes, heads))
-            gate.fill_(GATE_OPEN)
-            dt.zero_()
-            scale = attention_dim**-0.5
-            pairs = ((x, weights.v_bias, 1.0), (B, weights.k_bias, 1.0), (C, weights.q_bias, scale))
-            for rows, source, factor in pairs:
-                rows.zero_() if source is None else rows.copy_(source.reshape(-1) * factor)
-            self.out_proj.bias.zero_() if weights.o_bias is None else self.out_proj.bias.copy_(weights.o_bias)
-            named |= {"in_proj.bias", "out_proj.bias"}
+        # An open gate: a random one would turn the sign of half of the copied values.
+        gate.mul_(0.1)
+        gate, x, B, C, dt = self.in_proj.bias.split((self.sizes[0], *self.scan.sizes, heads))
+        gate.fill_(GATE_OPEN)
+        dt.zero_()
+        scale = attention_dim**-0.5
+        for rows, source, factor in ((x, weights.v_bias, 1.0), (B, weights.k_bias, 1.0), (C, weights.q_bias, scale)):
+            rows.zero_() if source is None else rows.copy_(source.reshape(-1) * factor)
+        self.out_proj.bias.zero_() if weights.o_bias is None else self.out_proj.bias.copy_(weights.o_bias)
         self.scan.pass_through()
-        return frozenset(named)
+        return frozenset({"in_proj.weight", "out_proj.weight", "in_proj.bias", "out_proj.bias"})

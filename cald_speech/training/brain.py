@@ -7,6 +7,8 @@ the losses are divided by are known before the first backward pass.
 
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -70,6 +72,7 @@ class CaldBrain(Brain):
         self.num_skipped = 0
         self.step_log: StepLog | None = None
         self.best_metric = float("inf")
+        checkpointer.add_recoverable("student", models.student)
         checkpointer.add_recoverable("progress", Progress(self))
         checkpointer.add_recoverable("random_state", RandomState())
 
@@ -88,16 +91,21 @@ class CaldBrain(Brain):
         if self.optimizer_step:
             logger.info("resumed at optimiser step %d of %d", self.optimizer_step, self.settings.num_steps)
 
-    def stop_on_signals(self) -> None:
-        """SIGTERM and Ctrl-C let the running step finish, save and leave; a second Ctrl-C leaves at once."""
+    @contextmanager
+    def stopping_on_signals(self) -> Iterator[None]:
+        """Inside, SIGTERM and Ctrl-C let the running step finish, save and leave; a second Ctrl-C leaves at once."""
 
         def stop(number, frame):
             if self.stop_signal is not None:
                 raise KeyboardInterrupt
             self.stop_signal = number
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     # --- one optimiser step -----------------------------------------------------------------------------------------
 
@@ -210,11 +218,15 @@ class CaldBrain(Brain):
             self.references, self.hypotheses = {}, {}
 
     def _fit_train(self, train_set, epoch: int, enable: bool) -> None:
+        # A run that had ended before: its checkpoint is from after its last validation.
+        self.has_ended = self.step == 0 and self._optimizer_step_limit_exceeded
         super()._fit_train(train_set, epoch, enable)
         self.train_sampler.start = 0
 
     def _fit_valid(self, valid_set, epoch: int, enable: bool) -> None:
         # The last epoch is always validated, so that every run ends with a model in its folder.
+        if self.has_ended:
+            return
         if epoch % self.settings.validate_every_epochs == 0 or self._optimizer_step_limit_exceeded:
             super()._fit_valid(valid_set, epoch, enable)
 
@@ -237,11 +249,12 @@ class CaldBrain(Brain):
         metric = self.settings.task.score(self.references, self.hypotheses)
         name = self.settings.task.metric
         logger.info("epoch %d, step %d: validation %s %.2f %%", epoch, self.optimizer_step, name, metric)
-        if self.step_log is not None:
-            self.step_log.write(self.optimizer_step, {f"valid/{name}": metric, "valid/loss": float(stage_loss)})
         if metric <= self.best_metric:
             self.best_metric = metric
             self.store.save("model", self.plain, valid={name: metric, "step": self.optimizer_step})
         self.checkpointer.save_and_keep_only(meta={name: metric}, min_keys=[name], verbosity=logging.DEBUG)
+        if self.step_log is not None:
+            # With the last step before it, since a resumed run keeps the log of the steps before its first.
+            self.step_log.write(self.optimizer_step - 1, {f"valid/{name}": metric, "valid/loss": float(stage_loss)})
         if self._asked_to_stop():
             self._stop()

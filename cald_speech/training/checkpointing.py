@@ -58,6 +58,10 @@ class AtomicCheckpointer(Checkpointer):
         os.replace(saved.path, final)
         return Checkpoint(final, saved.meta, {key: final / path.name for key, path in saved.paramfiles.items()})
 
+    def save_and_keep_only(self, *args, importance_keys=(), **kwargs) -> None:
+        # SpeechBrain appends to its default list of keys, one more with each checkpoint, and then sorts by all of them.
+        super().save_and_keep_only(*args, importance_keys=[*importance_keys], **kwargs)
+
     def recover_if_possible(self, *args, **kwargs) -> Checkpoint | None:
         """As SpeechBrain's; raises UserError for a checkpoint that is truncated or of another model."""
         try:

@@ -139,12 +139,12 @@ def fit(brain: CaldBrain, data: Mapping[str, Path]) -> None:
     brain.train_sampler = sampler
     epochs = EpochCounter(limit=sys.maxsize)  # num_steps ends the run
     brain.checkpointer.add_recoverable("epochs", epochs)
-    brain.stop_on_signals()
-    brain.fit(
-        epochs,
-        step_loader(train_set, sampler, num_workers=settings.num_workers),
-        batch_loader(valid_set, durations(data["valid"]), settings.max_batch_s),
-    )
+    with brain.stopping_on_signals():
+        brain.fit(
+            epochs,
+            step_loader(train_set, sampler, num_workers=settings.num_workers),
+            batch_loader(valid_set, durations(data["valid"]), settings.max_batch_s),
+        )
 
 
 def durations(manifest: Path) -> list[float]:

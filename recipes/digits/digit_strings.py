@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cald_speech.data.files import whole_file
+from cald_speech.files import whole_file
 
 WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 # The five speakers of the test strings. The public data set has a sixth, lucas, who is free to train on.

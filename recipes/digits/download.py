@@ -7,8 +7,8 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-from cald_speech.data.files import whole_file
 from cald_speech.errors import UserError
+from cald_speech.files import whole_file
 
 REPOSITORY = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 _ARCHIVE = f"{REPOSITORY}/archive/refs/heads/master.zip"

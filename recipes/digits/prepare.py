@@ -16,9 +16,9 @@ from digit_strings import TEST_INDICES, TRAIN_INDICES, VALID_INDICES, DigitStrin
 from download import REPOSITORY, download_recordings
 
 from cald_speech.data.audio import SAMPLE_RATE, read_audio, write_audio
-from cald_speech.data.files import whole_file
 from cald_speech.data.manifests import manifest_hash, write_manifest
 from cald_speech.errors import UserError
+from cald_speech.files import whole_file
 
 TEST_STRINGS = Path(__file__).with_name("test_strings.json")
 TEST_STRINGS_SHA256 = "315dfc94f2ec3044c03d8cabaf8f3fac9e3ade454372ed2f0cd128842d4a01de"

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cald_speech.data.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, audio_info
-from cald_speech.data.files import whole_file
 from cald_speech.data.manifests import manifest_hash, write_manifest
 from cald_speech.errors import UserError
+from cald_speech.files import whole_file
 
 logger = logging.getLogger(__name__)
 

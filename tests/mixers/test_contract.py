@@ -220,7 +220,10 @@ def test_pieces_equal_the_whole(factory, reverse, sizes):
     x, lengths = padded_batch((23, 13, 0, 1), WIDTH)
     expected = mixer(x, lengths, reverse=reverse)
     starts = torch.tensor((0, *sizes)).cumsum(0)
-    pieces = [(piece, (lengths - start).clamp(0, size)) for piece, start, size in zip(x.split(sizes, 1), starts, sizes, strict=False)]
+    pieces = [
+        (piece, (lengths - start).clamp(0, size))
+        for piece, start, size in zip(x.split(sizes, 1), starts, sizes, strict=False)
+    ]
     outputs, state = [], None
     for piece, valid in reversed(pieces) if reverse else pieces:
         y, state = mixer(piece, valid, state=state, return_state=True, reverse=reverse)
@@ -247,7 +250,9 @@ class TestBidirectional:
 
     def test_swapped_directions_on_flipped_input(self, factory):
         mixer = build(factory)
-        parts = (mixer.forwards.scan, mixer.backward_scan) if mixer.share_projections else (mixer.forwards, mixer.backwards)
+        parts = (
+            (mixer.forwards.scan, mixer.backward_scan) if mixer.share_projections else (mixer.forwards, mixer.backwards)
+        )
         x, lengths = padded_batch(LENGTHS, WIDTH)
         expected = flip_valid(mixer(x, lengths), lengths)
         assert relative_error(mixer(flip_valid(x, lengths), lengths), expected) > 0.01  # the directions differ
@@ -265,7 +270,12 @@ def test_sizes_that_do_not_divide_are_named(options):
 
 @pytest.mark.parametrize(
     "factory",
-    [lambda width, heads: Mamba2(width, heads), torch.nn.Linear, partial(Mamba2, 32), partial(torch.nn.Linear, bias=True)],
+    [
+        lambda width, heads: Mamba2(width, heads),
+        torch.nn.Linear,
+        partial(Mamba2, 32),
+        partial(torch.nn.Linear, bias=True),
+    ],
     ids=["function", "another module", "positional arguments", "partial of another module"],
 )
 def test_what_is_no_factory_is_refused(factory):

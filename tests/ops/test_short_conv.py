@@ -134,7 +134,9 @@ def test_pieces_equal_the_whole(cut, backend, reverse):
     pieces = [(slice(0, cut), lengths.clamp(max=cut)), (slice(cut, 20), (lengths - cut).clamp(min=0))]
     outputs, state = [], inputs["initial_state"]
     for frames, valid in reversed(pieces) if reverse else pieces:
-        y, state = short_conv(**inputs | {"x": inputs["x"][:, frames], "initial_state": state}, lengths=valid, **options)
+        y, state = short_conv(
+            **inputs | {"x": inputs["x"][:, frames], "initial_state": state}, lengths=valid, **options
+        )
         outputs.append(y)
     assert relative_error(torch.cat(outputs[::-1] if reverse else outputs, dim=1), expected) <= TOLERANCE["rounding"]
     assert torch.equal(state, expected_state)

@@ -84,7 +84,9 @@ def test_half_precision_inputs(dtype, float32_dt, backend):
     if float32_dt:
         halves["dt"] = halves["dt"].float()
     y, state = ssd(**halves, return_final_state=True, backend=backend)
-    expected, expected_state = ssd(**{k: v.float() for k, v in halves.items()}, return_final_state=True, backend="naive")
+    expected, expected_state = ssd(
+        **{k: v.float() for k, v in halves.items()}, return_final_state=True, backend="naive"
+    )
     assert y.dtype == dtype and state.dtype == torch.float32
     assert relative_error(y, expected) <= TOLERANCE[str(dtype).removeprefix("torch.")]
     assert relative_error(state, expected_state) <= TOLERANCE["parity"]
@@ -102,7 +104,7 @@ def test_autocast_changes_nothing(backend):
 @DIRECTIONS
 @pytest.mark.parametrize("strength", [1e-6, 1.0, 50.0])
 def test_decays_from_none_to_total(strength, reverse):
-    """dt |A| up to 50 a frame: sums of log decays reach 3,200 in a chunk, whose exp underflows and must not overflow."""
+    """dt |A| up to 50 a frame: log decays sum to 3,200 in a chunk, whose exp underflows and must not overflow."""
     inputs = make_inputs(200)
     inputs["dt"] = torch.rand(inputs["dt"].shape)
     inputs["A"] = torch.full((HEADS,), -strength)

@@ -1,0 +1,67 @@
+"""``cald-speech``: what needs no recipe (floor F7)."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from cald_speech.errors import UserError
+
+
+class FriendlyGroup(click.Group):
+    """Prints what a user can mend as one paragraph, without a traceback, and exits with status 2."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=FriendlyGroup)
+@click.version_option(package_name="cald-speech")
+def main() -> None:
+    """Convert pretrained speech encoders to linear-time models."""
+
+
+@main.command()
+@click.argument("model")
+@click.argument("folder", type=Path)
+@click.option("--initialise", type=click.Choice(["attention", "random"]), default="attention", show_default=True)
+@click.option("--keep", type=int, multiple=True, help="A layer (from 0) that keeps its attention; may be repeated.")
+@click.option("--share/--separate", default=True, show_default=True, help="One projection for both directions, or two.")
+def convert(model: str, folder: Path, initialise: str, keep: tuple[int, ...], share: bool) -> None:
+    """Convert MODEL (a folder or hub id with a CTC head) to bidirectional Mamba-2, untrained, into FOLDER."""
+    from functools import partial
+
+    from transformers import AutoProcessor
+
+    import cald_speech
+    from cald_speech.families import family_of
+    from cald_speech.mixers import Bidirectional
+    from cald_speech.model_card import update_facts
+
+    student = cald_speech.from_pretrained(model)
+    layer_map = cald_speech.LayerMap(partial(Bidirectional, share_projections=share), dict.fromkeys(keep))
+    report = cald_speech.convert(student, family_of(student), layer_map, initialise=initialise)
+    student.save_pretrained(folder)
+    AutoProcessor.from_pretrained(model).save_pretrained(folder)
+    layers = layer_map.describe(len(report.layers))
+    update_facts(folder, model=type(student).__name__, teacher=model, layers=layers, guidance="none: not trained yet")
+    click.echo(report)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("manifest", type=Path)
+@click.option("--output_folder", type=Path, default="results/evaluation", show_default=True)
+def evaluate(model: str, manifest: Path, output_folder: Path) -> None:
+    """WER and CER of MODEL (a folder or hub id) on the utterances of MANIFEST, a recipe's JSON file."""
+    from cald_speech.evaluation.report import format_table
+    from cald_speech.evaluation.run import evaluate_folder
+
+    summary = evaluate_folder(model, manifest, output_folder, split=manifest.stem)
+    click.echo(
+        format_table([{key: summary[key] for key in ("split", "wer", "cer", "num_utterances", "manifest_hash")}])
+    )

@@ -1,0 +1,50 @@
+"""WER of models on the 1,000 fixed digit strings (or a held-out speaker's 300), side by side.
+
+    python recipes/digits/evaluate.py results/digits/teacher/model results/digits/target-seed0/model \\
+        --data_folder ../shared/data/fsdd
+
+Each model is compared with the first by a paired bootstrap over the strings. The last line is one JSON list.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from prepare import prepare
+
+from cald_speech.errors import UserError
+from cald_speech.evaluation.report import format_table, read_result
+from cald_speech.evaluation.run import evaluate_folder
+from cald_speech.tasks.wer import compare
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True)
+@click.option("--data_folder", type=Path, default="data/fsdd", show_default=True)
+@click.option("--prepare_folder", type=Path, default="results/digits/data", show_default=True)
+@click.option("--held_out_speaker", help="Evaluate on this speaker's strings instead of the fixed 1,000.")
+def main(folders: tuple[str, ...], data_folder: Path, prepare_folder: Path, held_out_speaker: str | None) -> None:
+    """Evaluate FOLDERS, model folders."""
+    split = "test" if held_out_speaker is None else f"test-{held_out_speaker}"
+    rows = []
+    try:
+        manifest = prepare(data_folder, prepare_folder, held_out_speaker=held_out_speaker)[split]
+        reports = [Path("results/evaluation") / folder.strip("/.").replace("/", "--") for folder in folders]
+        for folder, report in zip(folders, reports, strict=True):
+            summary = evaluate_folder(folder, manifest, report, split=split)
+            difference, *interval = compare(read_result(report, split), read_result(reports[0], split))
+            rows.append({"model": folder, "WER %": summary["wer"]})
+            rows[-1] |= dict(zip(("low", "high"), summary["wer_interval"] or (None, None), strict=True))
+            rows[-1] |= {"words": summary["words"]["count"], "minus first": difference}
+            rows[-1] |= dict(zip(("diff low", "diff high"), interval, strict=True))
+            rows[-1] |= {"manifest": summary["manifest_hash"][:12]}
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    click.echo(format_table(rows))
+    click.echo(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""What every family promises, on tiny random models and both front-end norms. A new family is found here by itself."""
+
+from functools import partial
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from cald_speech import LayerMap, convert
+from cald_speech.families import families, family_of
+from cald_speech.mixers import Bidirectional
+from tests.helpers import TOLERANCE, audio_batch, gradients, relative_error, tiny_config, tiny_model, worst_gradient
+
+FAMILIES = families()
+NORMS = ("group", "layer")
+LAYERS = 3
+SHARED = partial(Bidirectional, share_projections=True)
+MAPS = {
+    "kept": LayerMap(),
+    "all converted": LayerMap(SHARED),
+    "first converted": LayerMap(None, {0: Bidirectional}),
+    "first kept": LayerMap(SHARED, {0: None}),
+    "middle kept": LayerMap(SHARED, {1: None}),
+}
+SAMPLES = (8000, 5000, 400, 3333)
+
+every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+both_norms = pytest.mark.parametrize("norm", NORMS)
+every_map = pytest.mark.parametrize("layer_map", MAPS.values(), ids=MAPS)
+every_attention = pytest.mark.parametrize(
+    ("family", "attention"),
+    [(f, a) for f in FAMILIES.values() for a in (("eager",) if f.model_type == "wavlm" else ("eager", "sdpa"))],
+    ids=lambda v: v if isinstance(v, str) else v.model_type,
+)
+
+
+def converted(family, norm, layer_map, **options) -> PreTrainedModel:
+    model = tiny_model(family, norm, LAYERS, **options)
+    convert(model, family, layer_map)
+    return model.eval()
+
+
+def plain(model: PreTrainedModel, family) -> PreTrainedModel:
+    """Hugging Face's own model with the same weights, which never met this package's code."""
+    twin = family.classes["ctc"](model.config)
+    twin.load_state_dict(model.state_dict())
+    twin.set_attn_implementation(model.config._attn_implementation)
+    return twin.eval()
+
+
+def valid_logits(model, samples=SAMPLES, seed=0) -> list[torch.Tensor]:
+    """The logits of each utterance of one padded batch, without the padding."""
+    audio, mask = audio_batch(samples, seed)
+    logits = model(audio, attention_mask=mask).logits
+    frames = model._get_feat_extract_output_lengths(torch.tensor(samples)).tolist()
+    return [row[:length] for row, length in zip(logits, frames, strict=True)]
+
+
+def logits_alone(model, samples=SAMPLES, seed=0) -> list[torch.Tensor]:
+    audio, _ = audio_batch(samples, seed)
+    return [model(audio[row : row + 1, :length]).logits[0] for row, length in enumerate(samples)]
+
+
+def captured_layers(model, family, audio, mask):
+    """Input and output of every layer in one forward pass, and the pass's lengths."""
+    states = []
+
+    def hook(layer, args, kwargs, output):
+        states.append((args[0], output[0] if isinstance(output, tuple) else output))
+
+    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in family.layers(model)]
+    model(audio, attention_mask=mask)
+    for handle in handles:
+        handle.remove()
+    return states, family.context(model).frames
+
+
+@every_family
+def test_is_found_by_its_configs(family):
+    assert family_of(family.config_class()) is family
+    model = converted(family, "layer", MAPS["all converted"])
+    assert family_of(model) is family and family_of(model.config) is family
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["single", "padded"])
+@every_map
+@both_norms
+@every_attention
+@torch.no_grad()
+def test_open_rebuilds_every_layer_to_the_bit(family, attention, norm, layer_map, padded):
+    model = converted(family, norm, layer_map)
+    model.set_attn_implementation(attention)
+    audio, mask = audio_batch(SAMPLES if padded else SAMPLES[:1])
+    states, lengths = captured_layers(model, family, audio, mask if padded else None)
+    assert (lengths is not None) == padded
+    kept = [factory is None for factory in layer_map.factories(LAYERS)]
+    for layer, is_kept, (x, expected) in zip(family.layers(model), kept, states, strict=True):
+        before, slot, after = family.open(layer)
+        arguments = family.layer_arguments(model, x, lengths) if is_kept else {"lengths": lengths}
+        assert torch.equal(after(x, slot(before(x), **arguments)), expected)
+
+
+@both_norms
+@every_attention
+@torch.no_grad()
+def test_without_mixers_it_is_hugging_faces_model_on_single_utterances(family, attention, norm):
+    model = converted(family, norm, MAPS["kept"])
+    model.set_attn_implementation(attention)
+    twin = plain(model, family)
+    for ours, theirs in zip(logits_alone(model), logits_alone(twin), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@every_attention
+@torch.no_grad()
+def test_without_mixers_it_is_hugging_faces_layer_norm_model_on_padded_batches(family, attention):
+    model = converted(family, "layer", MAPS["kept"])
+    model.set_attn_implementation(attention)
+    for ours, theirs in zip(valid_logits(model), valid_logits(plain(model, family)), strict=True):
+        assert relative_error(ours, theirs) <= TOLERANCE["rounding"]
+
+
+@every_attention
+@torch.no_grad()
+def test_padded_batches_of_a_group_norm_model_are_hugging_faces_one_by_one(family, attention):
+    model = converted(family, "group", MAPS["kept"])
+    model.set_attn_implementation(attention)
+    twin = plain(model, family)
+    for ours, theirs in zip(valid_logits(model), logits_alone(twin), strict=True):
+        assert relative_error(ours, theirs) <= TOLERANCE["rounding"]
+    # Hugging Face's own batches count the padding in, which is why the norm is replaced.
+    assert relative_error(valid_logits(twin)[1], logits_alone(twin)[1]) > 0.01
+
+
+@every_map
+@both_norms
+@every_family
+def test_alone_equals_padded_in_outputs_and_gradients(family, norm, layer_map):
+    model = converted(family, norm, layer_map)
+    batched = valid_logits(model)
+    sum(logits.log_softmax(-1).square().sum() for logits in batched).backward()
+    batched_gradients = gradients(model)
+    assert batched_gradients.keys() == dict(model.named_parameters()).keys()
+    model.zero_grad()
+    for single, row in zip(logits_alone(model), batched, strict=True):
+        assert relative_error(single, row) <= TOLERANCE["rounding"]
+        single.log_softmax(-1).square().sum().backward()
+    error, name = worst_gradient(gradients(model), batched_gradients)
+    assert error <= TOLERANCE["gradient"], name
+
+
+@every_map
+@both_norms
+@every_family
+@torch.no_grad()
+def test_batch_order_does_not_matter(family, norm, layer_map):
+    model = converted(family, norm, layer_map)
+    audio, mask = audio_batch(SAMPLES)
+    order = torch.tensor([2, 0, 3, 1])
+    frames = model._get_feat_extract_output_lengths(mask.sum(-1))
+    expected = model(audio, attention_mask=mask).logits
+    shuffled = model(audio[order], attention_mask=mask[order]).logits[order.argsort()]
+    for row, length in enumerate(frames.tolist()):
+        assert relative_error(shuffled[row, :length], expected[row, :length]) <= TOLERANCE["rounding"]
+
+
+# Not WavLM with reentrant checkpoints: its layers share the position bias, through which Hugging Face's own model of
+# two layers runs backward again and again (transformers 5.23).
+@pytest.mark.parametrize(
+    ("family", "use_reentrant"),
+    [(f, r) for f in FAMILIES.values() for r in (False, True) if not (r and f.model_type == "wavlm")],
+    ids=lambda v: ("reentrant" if v else "not reentrant") if isinstance(v, bool) else v.model_type,
+)
+@pytest.mark.parametrize(
+    "layer_map", [MAPS["all converted"], MAPS["middle kept"]], ids=["all converted", "middle kept"]
+)
+@both_norms
+def test_gradient_checkpointing_gives_the_same_gradients(family, norm, layer_map, use_reentrant):
+    """The slots run again during backward, when the forward pass is over: the lengths must still be there."""
+    model = converted(family, norm, layer_map).train()
+    sum(logits.square().sum() for logits in valid_logits(model)).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    calls = []
+    family.layers(model)[0].attention.register_forward_hook(lambda *_: calls.append(1))
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    sum(logits.square().sum() for logits in valid_logits(model)).backward()
+    assert len(calls) == 2  # it did run again
+    error, name = worst_gradient(gradients(model), expected)
+    assert error <= TOLERANCE["rounding"], name
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [[0, 0, 1, 1], [1, 0, 1, 1]],
+    ids=["left padding", "a hole"],
+)
+@both_norms
+@every_family
+def test_left_padding_is_refused(family, norm, pattern):
+    model = tiny_model(family, norm)
+    audio, _ = audio_batch((2000, 2000))
+    mask = torch.ones(2, 2000, dtype=torch.long)
+    mask[1] = torch.tensor(pattern).repeat_interleave(500)
+    with pytest.raises(ValueError, match=r"attention_mask: .*right padding.*padding_side = 'right'"):
+        model(audio, attention_mask=mask)
+
+
+@pytest.mark.parametrize("kind", ["int64", "bool", "float32"])
+@every_family
+@torch.no_grad()
+def test_masks_of_any_dtype_and_by_position(family, kind):
+    model = converted(family, "group", MAPS["all converted"])
+    audio, mask = audio_batch(SAMPLES)
+    expected = model(audio, attention_mask=mask).logits
+    assert torch.equal(model(audio, attention_mask=mask.to(getattr(torch, kind))).logits, expected)
+    assert torch.equal(model(audio, mask).logits, expected)
+
+
+@every_family
+@torch.no_grad()
+def test_lengths_of_one_batch_do_not_stay_for_the_next(family):
+    model = converted(family, "group", MAPS["all converted"])
+    audio, mask = audio_batch(SAMPLES)
+    expected = model(audio).logits
+    model(audio, attention_mask=mask)
+    assert torch.equal(model(audio).logits, expected)
+    assert torch.equal(model(audio, attention_mask=torch.ones_like(mask)).logits, expected)
+
+
+@both_norms
+@every_family
+def test_attention_weights_are_the_layers_own(family, norm):
+    model = tiny_model(family, norm)
+    layer = family.layers(model)[1]
+    weights = family.attention_weights(layer)
+    assert weights.q.shape == weights.k.shape == weights.v.shape == (2, 16, 32) and weights.o.shape == (32, 2, 16)
+    assert torch.equal(weights.k.reshape(32, 32), layer.attention.k_proj.weight)
+    assert torch.equal(weights.v_bias.flatten(), layer.attention.v_proj.bias)
+    assert torch.equal(weights.o.reshape(32, 32), layer.attention.out_proj.weight)
+    assert torch.equal(weights.o_bias, layer.attention.out_proj.bias)
+    # An attention that sees one frame puts out v through o, whatever q and k are.
+    x = torch.randn(1, 1, 32)
+    v = torch.einsum("btd,hkd->bthk", x, weights.v) + weights.v_bias
+    by_hand = torch.einsum("bthk,dhk->btd", v, weights.o) + weights.o_bias
+    slot = family.open(layer).slot
+    assert relative_error(slot(x, **family.layer_arguments(model, x, None)), by_hand) <= TOLERANCE["rounding"]
+
+
+@every_family
+def test_attention_weights_of_a_converted_layer_are_refused(family):
+    model = converted(family, "layer", MAPS["first converted"])
+    with pytest.raises(ValueError, match="expected a layer with attention, got one with Bidirectional"):
+        family.attention_weights(family.layers(model)[0])
+
+
+@both_norms
+@every_family
+@torch.no_grad()
+def test_front_end_and_layers_make_the_model(family, norm):
+    """What runs in chunks later: convolutions, projection, positions, norms and opened layers are all there is."""
+    model = converted(family, norm, MAPS["all converted"])
+    audio, _ = audio_batch((6000,))
+    front = family.front_end(model)
+    x = front.convolutions(audio).transpose(1, 2)
+    x = front.projection(x)
+    x = front.input_norm(x + front.positions(x))
+    for layer in family.layers(model):
+        before, slot, after = family.open(layer)
+        x = after(x, slot(before(x)))
+    assert torch.equal(model.lm_head(front.output_norm(x)), model(audio).logits)
+    assert torch.equal(family.final_norm(model)(x), front.output_norm(x))
+
+
+@pytest.mark.parametrize("layer_map", [LayerMap(SHARED, {2: None}), LayerMap(None, {0: SHARED})], ids=["0 and 1", "0"])
+@both_norms
+@torch.no_grad()
+def test_wavlms_position_bias_outlives_its_first_attention(norm, layer_map):
+    """Layer 0 computes the bias that every later attention reads; converting it must not change what they get."""
+    family, biases = FAMILIES["wavlm"], []
+    for chosen in (MAPS["kept"], layer_map):
+        model = converted(family, norm, chosen)
+        last = family.layers(model)[2].attention
+        last.register_forward_pre_hook(lambda _, args, kwargs: biases.append(kwargs["position_bias"]), with_kwargs=True)
+        audio, mask = audio_batch(SAMPLES)
+        model(audio, attention_mask=mask)
+    assert biases[0].any() and torch.equal(biases[0], biases[1])
+
+
+@every_family
+def test_config_gives_a_model_without_layerdrop(family):
+    config = tiny_config(family, layerdrop=0.3)
+    assert family.load(config).config.layerdrop == 0.0
+    assert config.layerdrop == 0.3
+    assert family.load(config, layerdrop=0.2).config.layerdrop == 0.2

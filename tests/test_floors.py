@@ -1,0 +1,139 @@
+"""The floors of the house: a file imports only from lower floors or its own folder, and third party by its floor.
+
+Imports inside functions count as well. What a floor may use, the floors above may use.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cald_speech
+
+ROOT = Path(cald_speech.__file__).parent
+FLOORS = {
+    "ops": 0,
+    "errors": 0,
+    "files": 0,
+    "mixers": 1,
+    "families": 2,
+    "conversion": 3,
+    "checkpoints": 3,
+    "model_card": 3,
+    "distillation": 4,
+    "longform": 4,
+    "data": 4,
+    "tasks": 5,
+    "training": 6,
+    "evaluation": 6,
+    "benchmarks": 6,
+    "cli": 7,
+}
+# Two files of one place: checkpoints builds its classes by converting, and converting makes a model one of them.
+SIBLINGS = {"conversion", "checkpoints"}
+ANYWHERE = {"numpy", "torch"}
+THIRD_PARTY = {
+    "families": {"transformers"},
+    "checkpoints": {"safetensors", "huggingface_hub"},
+    "longform": {"soundfile"},
+    "data": {"speechbrain", "soundfile", "torchaudio", "scipy", "tqdm", "espeakng_loader"},
+    "tasks": {"jiwer"},
+    "training": {"hyperpyyaml", "ruamel", "tensorboard"},
+    "evaluation": {"matplotlib"},
+    "benchmarks": {"matplotlib"},
+    "cli": {"click"},
+}
+BACKEND_FILES = {"triton", "mamba_ssm"}  # only in the file of ops/ that is named after them
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module named by an import statement, wherever it stands; relative ones count as of the package."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = {f"cald_speech.{alias.name}" for alias in node.names}
+            modules |= names if node.module == "cald_speech" else {node.module}
+    return modules
+
+
+def place_of(file: str) -> str:
+    return file.split("/")[0].removesuffix(".py")
+
+
+def allowed_third_party(file: str) -> set[str]:
+    place = place_of(file)
+    below = {p for p in THIRD_PARTY if FLOORS[p] < FLOORS[place] or {p, place} <= SIBLINGS} | {place}
+    backend = {name for name in BACKEND_FILES if place == "ops" and Path(file).stem.startswith(name)}
+    return ANYWHERE | backend | set().union(*(THIRD_PARTY.get(p, set()) for p in below))
+
+
+def faults_of(file: str) -> list[str]:
+    place, faults = place_of(file), []
+    for module in imported_modules(ROOT / file):
+        top, _, rest = module.partition(".")
+        other = rest.split(".")[0]
+        if top != "cald_speech":
+            if top not in sys.stdlib_module_names | allowed_third_party(file):
+                faults.append(f"{module} is not for floor F{FLOORS[place]} ({place})")
+        elif other not in FLOORS:
+            # The names that the package itself exports belong to F3.
+            if FLOORS[place] <= 3 or (rest and other not in (*cald_speech.__all__, "__version__")):
+                faults.append(f"{module} is on no floor")
+        elif not (FLOORS[other] < FLOORS[place] or other == place or {other, place} <= SIBLINGS):
+            faults.append(f"{module} is on floor F{FLOORS[other]}, not below F{FLOORS[place]} ({place})")
+    return sorted(faults)
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f != "__init__.py"])
+def test_imports_come_from_below(file):
+    assert place_of(file) in FLOORS, f"{file} stands on no floor"
+    assert faults_of(file) == []
+
+
+def test_the_package_itself_stays_light():
+    assert imported_modules(ROOT / "__init__.py") == {"cald_speech.checkpoints", "cald_speech.conversion"}
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "fault"),
+    [
+        ("ops/x.py", "from cald_speech.mixers import Mamba2", "cald_speech.mixers is on floor F1"),
+        ("ops/x.py", "def f():\n    import triton", "triton is not for floor F0"),
+        ("mixers/x.py", "from transformers import AutoModel", "transformers is not for floor F1"),
+        ("mixers/x.py", "import cald_speech", "cald_speech is on no floor"),
+        ("distillation/x.py", "import cald_speech.data.audio", "cald_speech.data.audio is on floor F4"),
+        ("distillation/x.py", "import speechbrain", "speechbrain is not for floor F4"),
+        ("tasks/x.py", "from cald_speech import training", "cald_speech.training is on floor F6"),
+    ],
+)
+def test_a_wrong_import_is_found(file, line, fault, tmp_path, monkeypatch):
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text(line)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert [found[: len(fault)] for found in faults_of(file)] == [fault]
+
+
+@pytest.mark.parametrize("file", ["ops/ssd/triton_ssd.py", "ops/ssd/mamba_ssm.py"])
+def test_kernels_are_allowed_in_their_backend_file(file):
+    assert allowed_third_party(file) > ANYWHERE
+
+
+def test_the_lower_floors_need_no_optional_package():
+    """F0 to F3 and distillation import with only torch, transformers and safetensors."""
+    places = [place for place, floor in FLOORS.items() if floor <= 3] + ["distillation"]
+    files = [file for file in FILES if place_of(file) in places]
+    modules = [f.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for f in files]
+    blocked = ("speechbrain", "torchaudio", "triton", "mamba_ssm", "jiwer", "hyperpyyaml", "matplotlib", "click")
+    code = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        f"[importlib.import_module('cald_speech.' + name) for name in {modules!r}]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stderr
