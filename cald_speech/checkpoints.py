@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCTC, PretrainedConfi
 from cald_speech.conversion import LayerMap, replace_layers
 from cald_speech.errors import UserError
 from cald_speech.families import Family, families, family_of
+from cald_speech.hub import check_source
 
 AUTO_CLASSES = {"base": AutoModel, "ctc": AutoModelForCTC}
 # Exact names of parameters, as transformers matches them: decay rates and step sizes stay in float32 on loading.
@@ -103,13 +104,7 @@ def from_pretrained(
     Raises UserError where the model cannot be had, is truncated, or is of an architecture not known here.
     """
     source = str(source)
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load a model from {source!r}: {error} Expected a folder with config.json and model.safetensors, "
-            "or a Hugging Face hub id and a network"
-        ) from error
+    config = load_config(source)
     family = family_of(config)
     base = family.classes[head]
     model_class = converted_class(family, base) if isinstance(config, config_class(family)) else base
@@ -119,4 +114,15 @@ def from_pretrained(
         raise UserError(
             f"the weights in {source!r} cannot be read: {error}. Expected whole safetensors files, these are truncated "
             "or damaged. Copy the folder again, or take an earlier checkpoint"
+        ) from error
+
+
+def load_config(source: str) -> PretrainedConfig:
+    """The config of a folder or hub id. Raises UserError where there is none to be had."""
+    check_source(source)
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load a model from {source!r}: {error} Expected a folder with config.json and model.safetensors"
         ) from error

@@ -19,6 +19,7 @@ FLOORS = {
     "files": 0,
     "mixers": 1,
     "families": 2,
+    "hub": 2,
     "conversion": 3,
     "checkpoints": 3,
     "model_card": 3,
@@ -36,7 +37,8 @@ SIBLINGS = {"conversion", "checkpoints"}
 ANYWHERE = {"numpy", "torch"}
 THIRD_PARTY = {
     "families": {"transformers"},
-    "checkpoints": {"safetensors", "huggingface_hub"},
+    "hub": {"huggingface_hub"},
+    "checkpoints": {"safetensors"},
     "longform": {"soundfile"},
     "data": {"speechbrain", "soundfile", "torchaudio", "scipy", "tqdm", "espeakng_loader"},
     "tasks": {"jiwer"},

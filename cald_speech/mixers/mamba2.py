@@ -196,8 +196,8 @@ class Mamba2(CausalMixer):
             )
         if self.in_proj.bias is None:
             raise ValueError(
-                "a start from attention weights needs bias: True, for the attention's biases and a gate that starts open. "
-                "Set it, or start at random"
+                "a start from attention weights needs bias: True, for the attention's biases and an open gate. Set it, "
+                "or start at random"
             )
         gate, x, B, C, dt = self.in_proj.weight.split((self.sizes[0], *self.scan.sizes, heads))
         for rows, source in ((x, weights.v), (B, weights.k), (C, weights.q * attention_dim**-0.5)):

@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, Wav2Vec2Processor
+from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2Processor
 
-from cald_speech.checkpoints import from_pretrained
+from cald_speech.checkpoints import from_pretrained, load_config
 from cald_speech.conversion import ConversionReport, convert
 from cald_speech.data.text import make_processor
 from cald_speech.errors import UserError
 from cald_speech.families import Family, family_of
+from cald_speech.hub import check_source
 from cald_speech.training.settings import Settings
 
 
@@ -55,6 +56,7 @@ def load_processor(settings: Settings, train_texts: Iterable[str]) -> Wav2Vec2Pr
     for place in (settings.processor, settings.teacher, settings.source):
         if not isinstance(place, str):
             continue
+        check_source(place)
         try:
             return Wav2Vec2Processor.from_pretrained(place)
         except (OSError, ValueError, TypeError) as error:
@@ -70,13 +72,7 @@ def _load_student(start: str | PretrainedConfig, settings: Settings, vocab_size:
         family = family_of(start)
         overrides["vocab_size"] = vocab_size
         return family.load(start, model_class=family.classes[settings.task.head], **overrides)
-    try:
-        config = AutoConfig.from_pretrained(start)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the model {start!r}: {error} Expected a folder, or a Hugging Face hub id and a network. "
-            "Without one, download it elsewhere (`hf download`) and give the folder; `make demo` needs neither"
-        ) from error
+    config = load_config(start)
     # A checkpoint without a head gets one of the tokenizer's size; one with a head must fit it.
     has_head = any("ForCTC" in name for name in config.architectures or ())
     if has_head and config.vocab_size != vocab_size:

@@ -7,7 +7,15 @@ from speechbrain.dataio.batch import PaddedBatch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cald_speech.distillation import LossWeights, captured_states, layer_distances, logit_loss, reduce_layers
+from cald_speech.distillation import (
+    LossWeights,
+    captured_states,
+    layer_distances,
+    layerwise_loss,
+    logit_loss,
+    reduce_layers,
+)
+from cald_speech.errors import UserError
 from cald_speech.families import Family
 from cald_speech.families.lengths import frame_lengths
 from cald_speech.training.settings import Settings
@@ -36,6 +44,8 @@ class Objective:
 
     def __init__(self, settings: Settings, family: Family, teacher: PreTrainedModel | None):
         self.settings, self.family, self.teacher = settings, family, teacher
+        if teacher is not None:
+            _check_layer_settings(settings, len(family.layers(teacher)))
 
     def count(self, batches: list[PaddedBatch], model: PreTrainedModel) -> Counts:
         """The units of these batches, known before any forward pass."""
@@ -88,6 +98,16 @@ class Objective:
             blank=None if settings.blank_weight == 1.0 else settings.task.blank,
             blank_weight=settings.blank_weight,
         )[0]
+
+
+def _check_layer_settings(settings: Settings, num_layers: int) -> None:
+    """Raise UserError, before any step, for what the layer loss would refuse in one."""
+    states = [torch.zeros(1, 1, 1)] * num_layers
+    options = {"normalise": settings.layer_normalise, "reduce": settings.layer_reduce}
+    try:
+        layerwise_loss(states, states, layers=settings.layer_weights, **options)
+    except ValueError as error:
+        raise UserError(f"layer_normalise, layer_weights, layer_reduce: {error}") from error
 
 
 def sample_lengths(batch: PaddedBatch) -> Tensor:

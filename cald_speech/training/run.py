@@ -1,5 +1,6 @@
 """`train()`, the body of every recipe: settings, data, models, Brain."""
 
+import inspect
 import logging
 import os
 import random
@@ -38,8 +39,7 @@ def train(argv: Sequence[str], prepare: Prepare) -> None:
 
     What a user can mend ends in a one-paragraph message and exit status 2, never in a traceback.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("speechbrain").setLevel(logging.WARNING)
+    _set_up_logging()
     try:
         brain = run(argv, prepare)
         logger.info("trained for %d steps; the best model: %s", brain.optimizer_step, brain.store.folder / "model")
@@ -49,6 +49,13 @@ def train(argv: Sequence[str], prepare: Prepare) -> None:
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _set_up_logging() -> None:
+    """Our own progress, and of SpeechBrain's (each of whose loggers sets its own level) what is a warning or worse."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for handler in logging.root.handlers:
+        handler.addFilter(lambda record: record.levelno >= logging.WARNING or "speechbrain" not in record.name)
 
 
 def run(argv: Sequence[str], prepare: Prepare) -> CaldBrain:
@@ -86,10 +93,17 @@ def parse(argv: Sequence[str]) -> tuple[Settings, RunOptions]:
 def prepare_data(settings: Settings, prepare: Prepare) -> Mapping[str, Path]:
     """The recipe's manifests; the main process makes them, the others find them made."""
     folders = Path(settings.data_folder), Path(settings.prepare_folder or settings.output_folder)
+    try:
+        inspect.signature(prepare).bind(*folders, **settings.corpus)
+    except TypeError as error:
+        raise UserError(f"corpus: {error}; its keys are the arguments of the recipe's prepare()") from error
     if is_main():
         prepare(*folders, **settings.corpus)
     ddp_barrier()
-    return prepare(*folders, **settings.corpus)
+    data = prepare(*folders, **settings.corpus)
+    if not {"train", "valid"} <= data.keys():
+        raise UserError(f"corpus: expected sets called train and valid, got {', '.join(data) or 'none'}")
+    return data
 
 
 def seed_everything(seed: int) -> None:

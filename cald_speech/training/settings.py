@@ -20,6 +20,8 @@ from cald_speech.tasks.base import Task
 from cald_speech.tasks.ctc import CTC
 from cald_speech.training.schedules import WarmupSchedule
 
+AT_LEAST_ONE = ("num_steps", "accumulation", "validate_every_epochs", "log_every_steps", "nonfinite_patience")
+
 
 @dataclass
 class Settings:
@@ -94,6 +96,7 @@ class Settings:
         if "output_folder" not in values:
             raise UserError(f"{path}: expected an output_folder, where the run keeps its files; give --output_folder")
         settings = cls(**{key: value for key, value in values.items() if key in known})
+        _check_numbers(path, settings)
         if isinstance(settings.guidance, str):
             settings.guidance = _load_guidance(path.parent, settings.guidance, settings)
         try:
@@ -101,6 +104,19 @@ class Settings:
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
         return settings
+
+
+def _check_numbers(path: Path, settings: Settings) -> None:
+    """Raise UserError for words where numbers are expected, and for counts that no run can have."""
+    kinds = {int: (int, "an integer"), float: ((int, float), "a number"), bool: (bool, "True or False")}
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if f.type in kinds:
+            kind, words = kinds[f.type]
+            if not isinstance(value, kind) or (isinstance(value, bool) and f.type is not bool):
+                raise UserError(f"{path}: {f.name}: expected {words}, got {value!r}")
+        if f.name in AT_LEAST_ONE and value < 1:
+            raise UserError(f"{path}: {f.name}: expected at least 1, got {value}")
 
 
 def _load_yaml(path: Path, overrides: Mapping[str, Any] | str) -> tuple[dict[str, Any], set[str]]:
