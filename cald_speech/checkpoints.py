@@ -16,21 +16,17 @@ from cald_speech.conversion import LayerMap, replace_layers
 from cald_speech.errors import UserError
 from cald_speech.families import Family, families, family_of
 from cald_speech.hub import check_source
+from cald_speech.mixers import SCAN_PARAMETERS
 
 AUTO_CLASSES = {"base": AutoModel, "ctc": AutoModelForCTC}
-# Exact names of parameters, as transformers matches them: decay rates and step sizes stay in float32 on loading.
-FLOAT32_PARAMETERS = ("A_log", "dt_bias", "D")
-
-
-class ConvertedConfig:
-    """Mixed into a family's config: ``layer_map`` (as JSON values) says which layer has which mixer."""
-
-    layer_map: dict | None = None
 
 
 @cache
 def config_class(family: Family) -> type[PretrainedConfig]:
-    """The config class of the family's converted models, e.g. CaldWav2Vec2Config."""
+    """The config class of the family's converted models, e.g. CaldWav2Vec2Config.
+
+    Its ``layer_map`` (as JSON values) says which layer has which mixer.
+    """
     body = {"model_type": f"cald_{family.model_type}", "__annotations__": {"layer_map": dict | None}, "layer_map": None}
     return type(f"Cald{family.config_class.__name__}", (family.config_class,), body | {"__module__": __name__})
 
@@ -57,7 +53,7 @@ def converted_class(family: Family, base: type[PreTrainedModel]) -> type[PreTrai
         "__doc__": f"A {base.__name__} with linear-time mixers in its layers; built from its config's ``layer_map``.",
         "__module__": __name__,
         "config_class": config_class(family),
-        "_keep_in_fp32_modules_strict": {*(base._keep_in_fp32_modules_strict or ()), *FLOAT32_PARAMETERS},
+        "_keep_in_fp32_modules_strict": {*(base._keep_in_fp32_modules_strict or ()), *SCAN_PARAMETERS},
     }
     return type(f"Cald{base.__name__}", (base,), body)
 

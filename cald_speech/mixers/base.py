@@ -12,6 +12,10 @@ from cald_speech.ops import mask_padding
 MixerFactory = Callable[[int, int], "Mixer"]
 """(d_model, num_heads) -> Mixer; in yaml ``!name:cald_speech.mixers.Mamba2`` with any keyword arguments."""
 
+# The scans' decay rates, step sizes and skip weights, by name. They stay in float32 whatever the model's dtype (decays
+# and steps are exponentiated: rounding changes how far a layer remembers) and have no weight decay (which would too).
+SCAN_PARAMETERS = ("A_log", "dt_bias", "D")
+
 
 @dataclass(frozen=True)
 class AttentionWeights:

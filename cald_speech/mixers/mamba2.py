@@ -28,9 +28,6 @@ class Mamba2State(NamedTuple):
 class Mamba2Scan(nn.Module):
     """Everything of Mamba-2 that looks across time: the short convolution over x, B, C, and the SSD scan."""
 
-    # Decay rates and step sizes are exponentiated: rounding them to bfloat16 changes how far the layer remembers.
-    FLOAT32 = ("A_log", "dt_bias", "D")
-
     def __init__(
         self,
         num_heads: int,
@@ -57,7 +54,7 @@ class Mamba2Scan(nn.Module):
         self.D = nn.Parameter(torch.ones(num_heads))
 
     def _apply(self, fn, recurse=True):
-        # .to(bfloat16) and .half() reach every parameter through here, and its gradient with it; these stay in
+        # .to(bfloat16) and .half() reach every parameter through here, and its gradient with it; SCAN_PARAMETERS stay in
         # float32 and only change device.
         def in_float32(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

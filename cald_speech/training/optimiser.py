@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-# Decay rates, step sizes and skip weights of the scans: pulling them to zero changes how far a layer remembers.
-NO_DECAY = ("A_log", "dt_bias", "D")
+from cald_speech.mixers import SCAN_PARAMETERS
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -21,7 +20,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            keep = parameter.dim() < 2 or name.rsplit(".", 1)[-1] in NO_DECAY
+            keep = parameter.dim() < 2 or name.rsplit(".", 1)[-1] in SCAN_PARAMETERS
             (plain if keep else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
