@@ -85,11 +85,12 @@ def _results(results: Mapping[str, Mapping[str, Any]]) -> str:
         return "Not evaluated yet."
     rows = ["| set | WER % | 95 % interval | words | longest audio s | manifest | decoder |", "|---" * 7 + "|"]
     for name, r in sorted(results.items()):
-        # A set of one utterance, or without a word, has no interval or no rate.
+        # A set of one utterance, or without a word or durations, has no interval, no rate or no longest.
         wer = "none" if r["wer"] is None else f"{r['wer']:.2f}"
         interval = "none" if r["wer_interval"] is None else "{:.2f} to {:.2f}".format(*r["wer_interval"])
+        longest = "none" if r["longest_audio_s"] is None else f"{r['longest_audio_s']:.1f}"
         rows.append(
-            f"| {name} | {wer} | {interval} | {r['words']:,} | {r['longest_audio_s']:.1f} | "
+            f"| {name} | {wer} | {interval} | {r['words']:,} | {longest} | "
             f"`{r['manifest_hash'][:12]}` | {r['decoder']} |"
         )
     return "\n".join(rows)

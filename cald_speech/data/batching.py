@@ -11,6 +11,8 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cald_speech.errors import UserError
+
 
 class StepSampler(Sampler):
     """Yields one optimiser step at a time: a list of ``accumulation`` batches, each a list of indices.
@@ -27,6 +29,8 @@ class StepSampler(Sampler):
     seed : with the epoch, it fixes the order.
 
     ``start`` is how many steps of the epoch to pass over: a resumed run sets it.
+
+    Raises UserError where an epoch has fewer batches than there are ranks.
 
     Example
     -------
@@ -64,6 +68,11 @@ class StepSampler(Sampler):
         """Fix the order of epoch ``epoch``; the same seed and epoch always give the same steps."""
         self.batches.set_epoch(epoch)
         batches = list(self.batches)
+        if len(batches) < self.world_size:
+            raise UserError(
+                f"the training set makes {len(batches)} batch(es), and {self.world_size} processes need one each: give "
+                "more data, a smaller max_batch_s, or start fewer processes"
+            )
         batches = batches[: len(batches) // self.world_size * self.world_size]
         size = self.accumulation * self.world_size
         whole = [batches[i : i + size] for i in range(0, len(batches), size)]

@@ -54,8 +54,8 @@ class Mamba2Scan(nn.Module):
         self.D = nn.Parameter(torch.ones(num_heads))
 
     def _apply(self, fn, recurse=True):
-        # .to(bfloat16) and .half() reach every parameter through here, and its gradient with it; SCAN_PARAMETERS stay in
-        # float32 and only change device.
+        # .to(bfloat16) and .half() reach every parameter through here, and its gradient with it. The scan's own
+        # (SCAN_PARAMETERS) stay in float32 and only change device.
         def in_float32(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == torch.float32 else tensor.to(moved.device, torch.float32)

@@ -72,6 +72,7 @@ class CaldBrain(Brain):
         self.num_skipped = 0
         self.step_log: StepLog | None = None
         self.best_metric = float("inf")
+        self.has_ended = False
         checkpointer.add_recoverable("student", models.student)
         checkpointer.add_recoverable("progress", Progress(self))
         checkpointer.add_recoverable("random_state", RandomState())
@@ -224,9 +225,9 @@ class CaldBrain(Brain):
         self.train_sampler.start = 0
 
     def _fit_valid(self, valid_set, epoch: int, enable: bool) -> None:
-        # The last epoch is always validated, so that every run ends with a model in its folder.
         if self.has_ended:
             return
+        # The last epoch is always validated, so that every run ends with a model in its folder.
         if epoch % self.settings.validate_every_epochs == 0 or self._optimizer_step_limit_exceeded:
             super()._fit_valid(valid_set, epoch, enable)
 

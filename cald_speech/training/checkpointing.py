@@ -6,6 +6,7 @@ import random
 import shutil
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -15,12 +16,16 @@ from speechbrain.utils.checkpoints import (
     mark_as_loader,
     mark_as_saver,
     register_checkpoint_hooks,
+    yaml,
 )
+from speechbrain.utils.distributed import ddp_barrier
 from torch import distributed
 
 from cald_speech.errors import UserError
 
 UNFINISHED = "unfinished+"
+# What reading a truncated or foreign file raises, in torch, pickle and yaml.
+DAMAGES = (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError, UnpicklingError, yaml.YAMLError)
 
 
 class AtomicCheckpointer(Checkpointer):
@@ -52,11 +57,13 @@ class AtomicCheckpointer(Checkpointer):
                 f"cannot save a checkpoint in {self.checkpoints_dir}: {error}. The disk has {free:,.0f} MiB free. The "
                 "last good checkpoint is still there: make room and start the same command again to go on from it"
             ) from error
-        if saved is None:
-            return None
-        final = saved.path.with_name(saved.path.name.removeprefix(UNFINISHED))
-        os.replace(saved.path, final)
-        return Checkpoint(final, saved.meta, {key: final / path.name for key, path in saved.paramfiles.items()})
+        if saved is not None:
+            final = saved.path.with_name(saved.path.name.removeprefix(UNFINISHED))
+            os.replace(saved.path, final)
+            saved = Checkpoint(final, saved.meta, {key: final / path.name for key, path in saved.paramfiles.items()})
+        # Every rank lists the folder next, to decide what to delete: a rank that saw another list would wait for ever.
+        ddp_barrier()
+        return saved
 
     def save_and_keep_only(self, *args, importance_keys=(), **kwargs) -> None:
         # SpeechBrain appends to its default list of keys, one more with each checkpoint, and then sorts by all of them.
@@ -66,12 +73,12 @@ class AtomicCheckpointer(Checkpointer):
         """As SpeechBrain's; raises UserError for a checkpoint that is truncated or of another model."""
         try:
             return super().recover_if_possible(*args, **kwargs)
-        except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        except DAMAGES as error:
+            what = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"cannot resume from the newest checkpoint in {self.checkpoints_dir}: "
-                f"{str(error).strip().splitlines()[0]} Expected one that this experiment wrote with the same model, "
-                "layer map and number of processes. Delete its folder to resume from the one before, or choose another "
-                "--output_folder to start anew"
+                f"cannot resume from the newest checkpoint in {self.checkpoints_dir}: {what} Expected one that this "
+                "experiment wrote with the same model, layer map and number of processes. Delete its folder to resume "
+                "from the one before, or choose another --output_folder to start anew"
             ) from error
 
 

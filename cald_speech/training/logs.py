@@ -43,10 +43,10 @@ class StepLog:
         try:
             with open(self.path, "a") as stream:
                 stream.write(json.dumps({"step": step, **rounded}) + "\n")
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
         except OSError as error:
             raise UserError(
                 f"cannot write {self.path}: {error}. The last good checkpoint is still there: make room and start the "
                 "same command again to go on from it"
             ) from error
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)

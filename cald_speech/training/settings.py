@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_origin
 
 from hyperpyyaml import load_hyperpyyaml
-from hyperpyyaml.core import recursive_update
 from ruamel.yaml import YAML, YAMLError
 from transformers import PretrainedConfig
 
@@ -96,7 +96,7 @@ class Settings:
         if "output_folder" not in values:
             raise UserError(f"{path}: expected an output_folder, where the run keeps its files; give --output_folder")
         settings = cls(**{key: value for key, value in values.items() if key in known})
-        _check_numbers(path, settings)
+        _check_types(path, settings)
         if isinstance(settings.guidance, str):
             settings.guidance = _load_guidance(path.parent, settings.guidance, settings)
         try:
@@ -106,24 +106,25 @@ class Settings:
         return settings
 
 
-def _check_numbers(path: Path, settings: Settings) -> None:
-    """Raise UserError for words where numbers are expected, and for counts that no run can have."""
-    kinds = {int: (int, "an integer"), float: ((int, float), "a number"), bool: (bool, "True or False")}
+def _check_types(path: Path, settings: Settings) -> None:
+    """Raise UserError for a value of another kind than the setting's, and for counts that no run can have."""
+    words = {int: "an integer", float: "a number", bool: "True or False", str: "text", Mapping: "keys and values"}
     for f in fields(settings):
-        value = getattr(settings, f.name)
-        if f.type in kinds:
-            kind, words = kinds[f.type]
-            if not isinstance(value, kind) or (isinstance(value, bool) and f.type is not bool):
-                raise UserError(f"{path}: {f.name}: expected {words}, got {value!r}")
+        value, kind = getattr(settings, f.name), get_origin(f.type) or f.type
+        if kind is UnionType:  # optional, or of two kinds: judged where it is used
+            continue
+        fits = isinstance(value, int | float if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind in (int, float)):
+            raise UserError(f"{path}: {f.name}: expected {words.get(kind, f'a {kind.__name__}')}, got {value!r}")
         if f.name in AT_LEAST_ONE and value < 1:
             raise UserError(f"{path}: {f.name}: expected at least 1, got {value}")
 
 
 def _load_yaml(path: Path, overrides: Mapping[str, Any] | str) -> tuple[dict[str, Any], set[str]]:
-    """The values of an experiment, and the keys that other keys refer to."""
+    """The values of an experiment, and the keys that other keys refer to, even if an override took their place."""
     try:
         text = _with_base(path, overrides)
-        return load_hyperpyyaml(text), set(re.findall(r"<(\w+)", text))
+        return load_hyperpyyaml(text), set(re.findall(r"<(\w+)", text + _with_base(path, "")))
     except (YAMLError, ValueError, TypeError, ImportError, AttributeError) as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -136,15 +137,29 @@ def _with_base(path: Path, overrides: Mapping[str, Any] | str) -> str:
     tree = yaml.load(path.read_text())
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected keys and values, got {type(tree).__name__}")
-    recursive_update(tree, (yaml.load(overrides) or {}) if isinstance(overrides, str) else overrides)
+    _lay_over(tree, (yaml.load(overrides) or {}) if isinstance(overrides, str) else overrides)
     base = tree.pop("base", None)
     if base is not None:
         below = yaml.load(_with_base(path.parent / base, ""))
-        recursive_update(below, tree)
+        _lay_over(below, tree)
         tree = below
     text = StringIO()
     yaml.dump(tree, text)
     return text.getvalue()
+
+
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Put the values of ``above`` over those of ``below``, in place, key by key.
+
+    A mapping with a tag of its own (``!new:``) is another object, and takes the place of what was there.
+    """
+    for key, value in above.items():
+        tag = getattr(value, "tag", None)
+        is_new = tag is not None and tag.value is not None
+        if isinstance(value, Mapping) and isinstance(below.get(key), Mapping) and not is_new:
+            _lay_over(below[key], value)
+        else:
+            below[key] = value
 
 
 def _load_guidance(folder: Path, name: str, settings: Settings) -> Guidance:

@@ -30,17 +30,18 @@ class ModelStore:
         if not is_main():
             return
         final = self.folder / name
-        unfinished, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("unfinished", "old"))
-        for left_over in (unfinished, old):
+        place, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("unfinished", "old"))
+        for left_over in (place, old):
             shutil.rmtree(left_over, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        unfinished = place / final.name  # the card reads the folder's name
         try:
+            unfinished.mkdir(parents=True)
             model.save_pretrained(unfinished)
             self.processor.save_pretrained(unfinished)
             update_facts(unfinished, **self.facts, **facts)
         # safetensors reports a full disk with an error of its own, which is not an OSError.
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
             raise UserError(
                 f"cannot save the model in {final}: {error}. What was there before is untouched: make room and start "
                 "the same command again"
@@ -48,4 +49,5 @@ class ModelStore:
         if final.exists():
             final.rename(old)
         unfinished.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        for left_over in (place, old):
+            shutil.rmtree(left_over, ignore_errors=True)

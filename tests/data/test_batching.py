@@ -1,0 +1,111 @@
+"""Steps of batches: every utterance once an epoch, another order each epoch, the same one when it is resumed."""
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from cald_speech.data.batching import StepSampler, batches_by_length, step_loader
+from cald_speech.errors import UserError
+
+GENERATOR = torch.Generator().manual_seed(0)
+DURATIONS_S = (0.4 + 14 * torch.rand(101, generator=GENERATOR)).tolist()
+DURATIONS_S[17] = 60.0  # longer than a whole batch may be
+MAX_BATCH_S = 40.0
+
+
+def sampler(**options) -> StepSampler:
+    return StepSampler(DURATIONS_S, MAX_BATCH_S, **options)
+
+
+def epoch(sampler: StepSampler, number: int) -> list[list[list[int]]]:
+    sampler.set_epoch(number)
+    return list(sampler)
+
+
+def flat(steps) -> list[int]:
+    return [index for step in steps for batch in step for index in batch]
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("number", [1, 2, 7])
+def test_every_utterance_once_an_epoch(accumulation, number):
+    steps = epoch(sampler(accumulation=accumulation), number)
+    assert sorted(flat(steps)) == list(range(101))
+    assert {len(step) for step in steps[:-1]} == {accumulation} and 1 <= len(steps[-1]) <= accumulation
+
+
+def test_orders_differ_between_epochs_and_seeds_and_come_again():
+    one = sampler(accumulation=2)
+    epochs = [epoch(one, number) for number in range(1, 5)]
+    assert all(epochs[i] != epochs[j] for i in range(4) for j in range(i))
+    assert [epoch(sampler(accumulation=2), number) for number in (3, 2)] == [epochs[2], epochs[1]]
+    assert epoch(sampler(accumulation=2, seed=100), 1) != epochs[0]
+
+
+@pytest.mark.parametrize("start", [0, 1, 5])
+def test_start_passes_over_steps(start):
+    whole = epoch(sampler(accumulation=2), 3)
+    resumed = sampler(accumulation=2)
+    resumed.start = start
+    assert epoch(resumed, 3) == whole[start:]
+    assert len(resumed) == len(whole) - start
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_ranks_are_disjoint_and_equal_in_number(world_size, accumulation):
+    options = {"accumulation": accumulation, "world_size": world_size}
+    ranks = [epoch(sampler(rank=rank, **options), 2) for rank in range(world_size)]
+    shapes = [[len(step) for step in steps] for steps in ranks]
+    assert all(shape == shapes[0] for shape in shapes)
+    together = [index for steps in ranks for index in flat(steps)]
+    assert len(together) == len(set(together))
+    alone = epoch(sampler(), 2)
+    assert sum(map(sum, shapes)) == len(alone) // world_size * world_size
+    # A step of all ranks holds the batches that one process would have put into it.
+    joined = [[batch for steps in ranks for batch in steps[i]] for i in range(len(ranks[0]))]
+    single = epoch(sampler(accumulation=accumulation * world_size), 2)
+    assert all(sorted(mine) == sorted(theirs) for mine, theirs in zip(joined[:-1], single, strict=False))
+
+
+@pytest.mark.parametrize("most", [None, 4])
+def test_padding_counts_against_the_limit(most):
+    for step in epoch(sampler(max_batch_utterances=most), 1):
+        for batch in step:
+            padded = len(batch) * max(DURATIONS_S[index] for index in batch)
+            assert padded <= MAX_BATCH_S or len(batch) == 1
+            assert most is None or len(batch) <= most
+
+
+def test_too_few_batches_for_the_ranks():
+    with pytest.raises(UserError, match=r"1 batch.* 2 processes"):
+        StepSampler([1.0, 1.0], 40.0, world_size=2)
+
+
+class Numbers(Dataset):
+    """An item for each index, as the collation of SpeechBrain wants it."""
+
+    def __getitem__(self, index: int) -> dict:
+        return {"id": str(index), "wav": torch.full((index + 1,), float(index))}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loader_yields_padded_batches_and_draws_nothing(num_workers):
+    steps = StepSampler([1.0, 2.0, 3.0, 4.0], 8.0, accumulation=2)
+    before = torch.get_rng_state()
+    loaded = list(step_loader(Numbers(), steps, num_workers=num_workers))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [[b.id for b in step] for step in loaded] == [[[str(i) for i in batch] for batch in step] for step in steps]
+    for step in loaded:
+        for batch in step:
+            longest = max(int(name) for name in batch.id) + 1
+            assert batch.wav.data.shape == (len(batch.id), longest)
+
+
+@pytest.mark.parametrize("max_batch_s", [0.0, 20.0, 1000.0])
+def test_batches_by_length(max_batch_s):
+    batches = batches_by_length(DURATIONS_S, max_batch_s)
+    assert sorted(index for batch in batches for index in batch) == list(range(101))
+    longest_first = [DURATIONS_S[index] for batch in batches for index in batch]
+    assert longest_first == sorted(DURATIONS_S, reverse=True)
+    assert all(len(batch) == 1 or len(batch) * DURATIONS_S[batch[0]] <= max_batch_s for batch in batches)

@@ -1,0 +1,63 @@
+"""The modes as tables: step -> weights, whether a teacher is needed, which weights the student starts from."""
+
+import pytest
+
+from cald_speech.distillation import Guidance, Hybrid, LossWeights, Target, Unguided
+from cald_speech.training.settings import Settings
+from tests.training.miniature import ROOT
+
+TASK, GUIDED = LossWeights(1.0, 0.0, 0.0), LossWeights(1.0, 15.0, 0.5)
+UNLABELLED = LossWeights(0.0, 15.0, 1.0)
+# mode, weights of steps 0 to 4, needs a teacher, starts from
+MODES = {
+    "unguided": (Unguided(), [TASK] * 5, False, "source"),
+    "target": (Target(15.0, 0.5), [GUIDED] * 5, True, "teacher"),
+    "target without labels": (Target(15.0, 1.0, task=0.0), [UNLABELLED] * 5, True, "teacher"),
+    "hybrid": (Hybrid(3, 15.0, 0.5), [GUIDED, GUIDED, GUIDED, TASK, TASK], True, "teacher"),
+}
+FILES = sorted((ROOT / "hparams" / "guidance").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("mode, weights, needs_teacher, starts_from", MODES.values(), ids=MODES)
+def test_table(mode, weights, needs_teacher, starts_from):
+    assert [mode.weights(step) for step in range(5)] == weights
+    assert [mode.weights(step).needs_teacher for step in range(5)] == [w.layer > 0 for w in weights]
+    assert (mode.needs_teacher, mode.starts_from) == (needs_teacher, starts_from)
+    assert not mode.trains_teacher and not any(mode.update(step, None) for step in range(5))
+    mode.check(5)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_every_file_is_its_mode(path, tmp_path):
+    (tmp_path / "guidance").symlink_to(path.parent)
+    (tmp_path / "a.yaml").write_text(
+        f"output_folder: x\nguidance: {path.stem}\nnum_steps: 5\nalpha_layer: 15.0\nalpha_logits: 0.5\nswitch_step: 3\n"
+    )
+    mode, weights, *_ = MODES[path.stem]
+    loaded = Settings.load(tmp_path / "a.yaml").guidance
+    assert type(loaded) is type(mode) and [loaded.weights(step) for step in range(5)] == weights
+    assert all(len(line) <= 120 for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("switch_step", [-1, 0, 5, 6])
+def test_hybrid_needs_both_phases(switch_step):
+    with pytest.raises(ValueError, match="switch_step: expected between 1 and 4"):
+        Hybrid(switch_step).check(5)
+
+
+@pytest.mark.parametrize("layer", [0, 15])
+@pytest.mark.parametrize("logits", [0, 1])
+def test_needs_teacher(layer, logits):
+    assert LossWeights(1, layer, logits).needs_teacher is bool(layer or logits)
+
+
+@pytest.mark.parametrize("mode", [entry[0] for entry in MODES.values()], ids=MODES)
+def test_state_survives_a_resume(mode):
+    before = [mode.weights(step) for step in range(5)]
+    mode.load_state_dict(mode.state_dict())
+    assert [mode.weights(step) for step in range(5)] == before
+
+
+def test_a_mode_says_what_it_lacks():
+    with pytest.raises(NotImplementedError, match="Guidance has no weights"):
+        Guidance().weights(0)

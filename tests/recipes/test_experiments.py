@@ -1,0 +1,163 @@
+"""Every experiment runs: built, stepped, saved, loaded, evaluated; and a converted model can learn."""
+
+import json
+import subprocess
+import sys
+from string import ascii_lowercase, ascii_uppercase
+
+import pytest
+import soundfile
+import torch
+
+import cald_speech
+from cald_speech.data.manifests import read_manifest
+from cald_speech.evaluation.run import evaluate_folder
+from cald_speech.model_card import read_facts
+from cald_speech.training.run import run
+from tests.training.miniature import ROOT, SPLITS, load_module, prepare, write_corpus, write_experiment, write_model
+
+EXPERIMENTS = sorted((ROOT / "hparams").glob("*.yaml"))
+FAMILIES = {"hubert": {"family": "hubert"}, "wavlm": {"family": "wavlm", "letters": ascii_lowercase}}
+DEPTHS = {"hybrid_layers": {"layers": 24}}
+# On top of every experiment; what is not named here runs as it stands.
+SMALL = {"num_steps": 2, "max_batch_s": 5, "num_workers": 0, "precision": "fp32", "log_every_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("LibriSpeech"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """All the clips of one speaker of the digits, 60 ms of a tone each, the digit being its pitch."""
+    folder = tmp_path_factory.mktemp("fsdd")
+    (folder / "recordings").mkdir()
+    for digit in range(10):
+        tone = 0.3 * torch.sin(torch.arange(480) * (digit + 1) * 0.05)
+        for index in range(50):
+            soundfile.write(folder / "recordings" / f"{digit}_theo_{index}.wav", tone.numpy(), 8_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The digits' prepare(), with a test set of the one speaker in the place of the committed one."""
+    names = [path.stem for path in (ROOT / "recipes" / "digits").glob("*.py")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "recipes" / "digits"))
+        for name in names:
+            patch.delitem(sys.modules, name, raising=False)
+        module = load_module(ROOT / "recipes" / "digits" / "prepare.py")
+        strings = module.draw_strings("test", 4, ["theo"], module.TEST_INDICES, 0)
+        patch.setattr(module, "_fixed_test_strings", lambda: strings)
+        yield module.prepare
+        for name in names:
+            patch.delitem(sys.modules, name, raising=False)
+
+
+def models_for(path, folder) -> dict[str, str]:
+    """Tiny models in the places of those that the experiment names; a new model's config stays as it is."""
+    options = {"letters": ascii_uppercase} | FAMILIES.get(path.stem, {}) | DEPTHS.get(path.stem, {})
+    text = path.read_text()
+    if "!new:transformers" in text:
+        return {}
+    if "\nsource:" in text:
+        return {"source": str(write_model(folder / "source", head="base", **options))}
+    return {"teacher": str(write_model(folder / "teacher", **options))}
+
+
+CASES = [(path, {}) for path in EXPERIMENTS]
+CASES += [(ROOT / "hparams" / "mamba.yaml", {"guidance": "unguided"})]
+CASES += [(ROOT / "hparams" / "digits.yaml", {"guidance": "hybrid", "switch_step": 1})]
+
+
+@pytest.mark.parametrize("path, keys", CASES, ids=[" ".join([p.stem, *map(str, k.values())]) for p, k in CASES])
+def test_experiment(path, keys, corpus, clips, digits, tmp_path):
+    is_digits = path.stem.startswith("digits")
+    own = {"num_train": 8, "num_valid": 3} if is_digits else {"splits": SPLITS}
+    overrides = SMALL | keys | models_for(path, tmp_path) | {"corpus": own}
+    overrides["data_folder"] = str(clips if is_digits else corpus)
+    overrides |= {"output_folder": str(tmp_path / "run"), "prepare_folder": str(tmp_path / "data")}
+    argv = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
+    brain = run([str(path), *argv, "--noprogressbar"], digits if is_digits else prepare)
+    assert brain.optimizer_step == 2 and brain.num_skipped == 0
+    model = cald_speech.from_pretrained(tmp_path / "run" / "model")
+    assert all(torch.equal(value, brain.plain.state_dict()[name]) for name, value in model.state_dict().items())
+    kept = sum(layer == "attention" for layer in brain.models.conversion.layers)
+    expected = {"hybrid_layers": 4, "teacher": 2, "demo_teacher": 4, "digits_teacher": 4}
+    assert kept == expected.get(path.stem, 0)
+    manifest = tmp_path / "data" / "manifests" / "valid.json"
+    options = {"split": "valid", "normaliser": brain.settings.normaliser, "progress": False}
+    summary = evaluate_folder(tmp_path / "run" / "model", manifest, tmp_path / "report", **options)
+    assert summary["num_utterances"] == len(read_manifest(manifest)) and summary["wer"] > 0
+    assert read_facts(tmp_path / "run" / "model")["results"]["valid"]["wer"] == summary["wer"]
+
+
+def test_every_experiment_says_how_it_is_run():
+    assert len(EXPERIMENTS) >= 9
+    for path in EXPERIMENTS:
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("# ") and len(lines) < 120, path
+        assert any(f"hparams/{path.name}" in line or "rebuild_teacher" in line for line in lines[:3]), path
+
+
+def test_evaluate_recipe(corpus, tmp_path):
+    folder = write_model(tmp_path / "teacher")
+    command = [sys.executable, "recipes/librispeech/evaluate.py", str(folder), "--data_folder", str(corpus)]
+    command += ["--output_folder", str(tmp_path / "report")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["split"] == "test-clean" and summary["num_utterances"] == 4 and "| test-clean" in done.stdout
+    assert len((tmp_path / "report" / "test-clean.jsonl").read_text().splitlines()) == 4
+
+
+SMALL_CONFIG = """
+source: !new:transformers.Wav2Vec2Config
+    hidden_size: 64
+    num_hidden_layers: 2
+    num_attention_heads: 4
+    intermediate_size: 128
+    # 640 samples a frame: 25 frames for the 15 characters of a second
+    conv_dim: [32, 48, 64]
+    conv_kernel: [16, 16, 10]
+    conv_stride: [8, 8, 10]
+    num_conv_pos_embeddings: 16
+    num_conv_pos_embedding_groups: 4
+    feat_extract_norm: layer
+    do_stable_layer_norm: True
+    conv_bias: True
+    mask_time_prob: 0.0
+    hidden_dropout: 0.0
+    activation_dropout: 0.0
+    attention_dropout: 0.0
+    feat_proj_dropout: 0.0
+    final_dropout: 0.0
+schedule: !new:cald_speech.training.schedules.WarmupSchedule
+    warmup_steps: 20
+    decay_steps: 280
+    shape: cosine
+    floor: 0.05
+"""
+
+
+def test_a_converted_model_learns_four_utterances_by_heart(shared_data, tmp_path):
+    path = write_experiment(
+        tmp_path / "overfit.yaml",
+        output_folder=str(tmp_path / "run"),
+        data_folder=str(shared_data / "librispeech"),
+        corpus={"splits": {"train": ["test-clean"], "valid": ["test-clean"]}},
+        guidance="unguided",
+        initialise="random",
+        freeze_front_end=False,
+        weight_decay=0.0,
+        learning_rate=0.005,
+        num_steps=300,
+        max_batch_s=60,
+        validate_every_epochs=1000,
+    )
+    path.write_text(path.read_text() + SMALL_CONFIG)
+    brain = run([str(path), "--noprogressbar"], prepare)
+    assert len(brain.references) == 4
+    assert brain.hypotheses == brain.references and brain.best_metric == 0

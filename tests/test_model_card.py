@@ -1,0 +1,109 @@
+"""The card and cald.json: what is known is there, what was not measured is called so."""
+
+import json
+import re
+
+import pytest
+
+from cald_speech.model_card import add_result, read_facts, render, update_facts
+from tests.training.conftest import corpus, experiment, signal_handlers, start, teachers  # noqa: F401
+
+FACTS = {
+    "model": "CaldWav2Vec2ForCTC",
+    "version": "0.1.0",
+    "teacher": "somebody/teacher",
+    "layers": "2 of 2 layers converted: Bidirectional",
+    "guidance": "target",
+    "steps": 7,
+    "data": "train, manifest 0123456789ab",
+    "parameters": "10 (9 before)",
+    "licence": "apache-2.0",
+}
+RESULT = {
+    "wer": 12.345,
+    "wer_interval": [10.0, 14.5],
+    "longest_audio_s": 35.2,
+    "manifest_hash": "f" * 64,
+    "decoder": "greedy",
+    "words": {"count": 2345, "substitutions": 1},
+    "cer": 3.0,
+}
+
+
+def card(folder) -> str:
+    return (folder / "README.md").read_text()
+
+
+def rows(folder) -> list[str]:
+    return [line for line in card(folder).splitlines() if line.startswith("| ")]
+
+
+def test_every_fact_is_on_the_card(tmp_path):
+    update_facts(tmp_path / "m", **FACTS)
+    assert read_facts(tmp_path / "m") == FACTS
+    assert all(str(value) in card(tmp_path / "m") for value in FACTS.values())
+    assert "Not evaluated yet." in card(tmp_path / "m") and "# m\n" in card(tmp_path / "m")
+
+
+def test_facts_are_added_to_those_that_are_known(tmp_path):
+    update_facts(tmp_path, **FACTS)
+    update_facts(tmp_path, steps=9, extra="kept")
+    assert read_facts(tmp_path) == FACTS | {"steps": 9, "extra": "kept"}
+    assert "| optimiser steps | 9 |" in rows(tmp_path)
+
+
+@pytest.mark.parametrize("missing", FACTS)
+def test_what_was_not_recorded_is_called_so(missing):
+    text = render("m", {key: value for key, value in FACTS.items() if key != missing})
+    assert text.count("not recorded") == 1
+
+
+def test_results_stand_in_a_table_by_name(tmp_path):
+    update_facts(tmp_path, **FACTS)
+    add_result(tmp_path, "test-other", RESULT)
+    add_result(tmp_path, "test-clean", RESULT | {"wer": 5.0})
+    add_result(tmp_path, "test-clean", RESULT | {"wer": 4.0})
+    *_, clean, other = rows(tmp_path)
+    assert clean.startswith("| test-clean | 4.00 | 10.00 to 14.50 | 2,345 | 35.2 | `ffffffffffff` | greedy |")
+    assert other.startswith("| test-other | 12.35 |") or other.startswith("| test-other | 12.34 |")
+    assert "Not evaluated" not in card(tmp_path)
+    assert json.loads((tmp_path / "cald.json").read_text())["results"]["test-clean"]["words"] == 2345
+
+
+def test_a_rate_that_does_not_exist_is_not_a_number(tmp_path):
+    update_facts(tmp_path, **FACTS)
+    add_result(tmp_path, "one", RESULT | {"wer": None, "wer_interval": None})
+    assert rows(tmp_path)[-1].startswith("| one | none | none |")
+
+
+def test_audio_without_a_duration_has_no_longest(tmp_path):
+    update_facts(tmp_path, **FACTS)
+    add_result(tmp_path, "one", RESULT | {"longest_audio_s": None})
+    assert "| 2,345 | none |" in rows(tmp_path)[-1]
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
+    add_result(tmp_path, "test-clean", RESULT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trained_models_card(experiment, start):  # noqa: F811
+    brain = start(experiment(licence="mit"))
+    folder = brain.store.folder / "model"
+    facts, text = read_facts(folder), card(folder)
+    assert facts["model"] == "CaldWav2Vec2ForCTC" and facts["guidance"] == "target" and facts["licence"] == "mit"
+    assert facts["layers"] == "2 of 2 layers converted: Bidirectional"
+    assert facts["steps"] == 4 and facts["valid"]["step"] == 4 and facts["valid"]["WER"] == brain.best_metric
+    count = sum(p.numel() for p in brain.plain.parameters())
+    assert facts["parameters"].startswith(f"{count:,} (") and re.search(r"manifest [0-9a-f]{12}", facts["data"])
+    assert "# model\n" in text and 'model="model")' in text and "not recorded" not in text
+
+
+def test_an_unguided_model_names_no_teacher(experiment, start):  # noqa: F811
+    facts = read_facts(start(experiment(guidance="unguided")).store.folder / "model")
+    assert (facts["teacher"], facts["guidance"]) == ("none", "unguided")
+
+
+def test_a_fine_tuned_teacher_is_not_converted(experiment, start):  # noqa: F811
+    brain = start(experiment(convert=False, guidance="unguided"))
+    assert read_facts(brain.store.folder / "model")["layers"] == "0 of 2 layers converted"

@@ -1,0 +1,66 @@
+"""What the tests of training share: the miniature corpus, its teacher, and experiments on them."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cald_speech.training.brain import CaldBrain
+from cald_speech.training.run import run
+from tests.training.miniature import SPLITS, prepare, write_corpus, write_experiment, write_model
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("LibriSpeech"))
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory) -> dict[str, Path]:
+    """A teacher folder for each norm of the front end."""
+    folder = tmp_path_factory.mktemp("teachers")
+    return {norm: write_model(folder / norm, norm=norm) for norm in ("layer", "group")}
+
+
+@pytest.fixture
+def experiment(corpus, teachers, tmp_path) -> Callable[..., Path]:
+    """Write an experiment's yaml: target guided on the miniature corpus, with the given keys on top."""
+
+    def write(name: str = "experiment", *, convert: bool = True, **keys) -> Path:
+        defaults = {
+            "output_folder": str(tmp_path / "run"),
+            "data_folder": str(corpus),
+            "prepare_folder": str(tmp_path / "data"),
+            "corpus": {"splits": SPLITS},
+            "teacher": str(teachers["layer"]),
+            "guidance": "target",
+            "alpha_logits": 1.0,
+            "num_steps": 4,
+            "max_batch_s": 4.0,
+            "learning_rate": 1e-3,
+            "log_every_steps": 1,
+        }
+        return write_experiment(tmp_path / "hparams" / f"{name}.yaml", convert=convert, **(defaults | keys))
+
+    return write
+
+
+@pytest.fixture
+def start(tmp_path) -> Callable[..., CaldBrain]:
+    """Run an experiment into a folder of its own, in this process; command-line words may follow."""
+
+    def call(path: Path, folder: str = "run", *argv: str) -> CaldBrain:
+        words = [str(path), "--output_folder", str(tmp_path / folder), "--noprogressbar", *argv]
+        return run(words, prepare)
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """A test that is stopped in the middle of training leaves no handler behind."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -1,0 +1,78 @@
+"""The gradient of one optimiser step, in one process or, run by torchrun, in several."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.distributed import ddp_init_group
+from torch import Tensor, distributed
+
+from cald_speech.data.dataset import make_dataset
+from cald_speech.training.brain import CaldBrain
+from cald_speech.training.models import build_models
+from cald_speech.training.run import make_brain, parse, prepare_data, run, seed_everything
+from tests.helpers import gradients
+from tests.training.miniature import prepare
+
+# Utterances of one step, of unequal lengths and numbers: on each of two ranks, and in each of two batches.
+RANKS = [[[0, 11, 3], [7]], [[15], [1, 9]]]
+IN_BATCHES = [batch for rank in RANKS for batch in rank]
+JOINED = [[index for batch in IN_BATCHES for index in batch]]
+
+
+def build(argv: list[str]) -> tuple[CaldBrain, DynamicItemDataset]:
+    """A Brain before its first step, everything that draws at random being seeded, and its training set."""
+    settings, run_opts = parse(argv)
+    if "RANK" in os.environ and not distributed.is_initialized():
+        ddp_init_group(run_opts)
+    data = prepare_data(settings, prepare)
+    seed_everything(settings.seed)
+    models = build_models(settings, [])
+    if settings.freeze_front_end:
+        models.student.freeze_feature_encoder()
+    brain = make_brain(settings, data, models, run_opts)
+    brain.on_fit_start()
+    brain.modules.train()
+    return brain, make_dataset(data["train"], models.processor)
+
+
+def padded(dataset: DynamicItemDataset, batches: list[list[int]]) -> list[PaddedBatch]:
+    return [PaddedBatch([dataset[index] for index in batch]) for batch in batches]
+
+
+def step_gradients(brain: CaldBrain, batches: list[PaddedBatch]) -> dict[str, Tensor]:
+    """The gradients before clipping of the next step, which is not taken."""
+    recorded: dict[str, Tensor] = {}
+
+    def record(batches: list, losses: list) -> float:
+        recorded.update(gradients(brain.plain))
+        brain.zero_grad(set_to_none=True)
+        return 0.0
+
+    brain._update = record
+    brain.fit_batch(batches)
+    return recorded
+
+
+def main(path: str, out: str) -> None:
+    """On each rank: train, resume, then the gradient of a step over the batches of both ranks."""
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    folder = str(Path(out) / "run")
+    for num_steps in ("2", "3"):
+        words = ["--output_folder", folder, "--checkpoint_every_steps", "1", "--num_steps", num_steps]
+        brain = run([path, *words, "--noprogressbar"], prepare)
+    weights = [None, None]
+    distributed.all_gather_object(weights, brain.plain.state_dict())
+    brain, dataset = build([path, "--output_folder", str(Path(out) / "gradients")])
+    found = step_gradients(brain, padded(dataset, RANKS[rank]))
+    if rank == 0:
+        torch.save({"gradients": found, "weights": weights, "steps": brain.world_size}, Path(out) / "found.pt")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

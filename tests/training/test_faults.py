@@ -1,0 +1,361 @@
+"""What goes wrong in training ends in a paragraph that helps, with nothing lost."""
+
+import errno
+import json
+import resource
+import shutil
+from contextlib import contextmanager
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import cald_speech
+from cald_speech.distillation import Target
+from cald_speech.errors import UserError
+from cald_speech.training import models as building
+from cald_speech.training.brain import CaldBrain
+from cald_speech.training.checkpointing import UNFINISHED
+from cald_speech.training.run import train
+from cald_speech.training.settings import Settings
+from tests.training.miniature import prepare, write_model
+from tests.training.test_resume import assert_same_run, train_steps
+
+# --- a loss or a gradient that is not finite --------------------------------------------------------------------------
+
+
+def spoil_loss(brain: CaldBrain) -> torch.utils.hooks.RemovableHandle:
+    return brain.plain.lm_head.register_forward_hook(lambda module, args, logits: logits * float("nan"))
+
+
+def spoil_gradient(brain: CaldBrain) -> torch.utils.hooks.RemovableHandle:
+    return brain.plain.lm_head.weight.register_hook(lambda gradient: gradient / 0)
+
+
+@pytest.fixture(params=[spoil_loss, spoil_gradient], ids=["loss", "gradient"])
+def spoilt(request, monkeypatch):
+    """Spoil chosen steps, and keep the weights before each step."""
+    fit_batch, weights = CaldBrain.fit_batch, []
+
+    def choose(*steps: int) -> list[dict]:
+        def fit(brain, batch):
+            weights.append({name: value.clone() for name, value in brain.plain.state_dict().items()})
+            handle = request.param(brain) if brain.optimizer_step in steps else None
+            try:
+                return fit_batch(brain, batch)
+            finally:
+                if handle is not None:
+                    handle.remove()
+
+        monkeypatch.setattr(CaldBrain, "fit_batch", fit)
+        return weights
+
+    return choose
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_spoilt_step_is_skipped(experiment, start, spoilt, caplog):
+    weights = spoilt(2, 4)
+    brain = start(experiment(num_steps=6, nonfinite_patience=2))
+    changed = [not same(*pair) for pair in zip(weights, [*weights[1:], brain.plain.state_dict()], strict=True)]
+    assert changed == [True, True, False, True, False, True]
+    assert brain.num_skipped == 2 and "step 2: loss or gradient is not finite" in caplog.text
+    lines = [json.loads(line) for line in (brain.store.folder / "train_log.jsonl").read_text().splitlines()]
+    assert [line["skipped_steps"] for line in lines if "loss/task" in line] == [0, 0, 1, 1, 2, 2]
+    assert all(value.isfinite().all() for value in brain.plain.state_dict().values())
+
+
+def test_too_many_in_a_row_stop_the_run(experiment, start, spoilt):
+    weights = spoilt(1, 2, 3)
+    with pytest.raises(UserError, match=r"3 optimiser steps in a row .* step 3, .* 1-7-00\d\d") as stop:
+        start(experiment(num_steps=6, nonfinite_patience=3))
+    assert len(weights) == 4 and same(weights[1], weights[3])
+    assert "learning_rate" in str(stop.value)
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_file_grows_past(num_bytes: int):
+    """The operating system refuses to write, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def torch_save_fails():
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        yield
+
+
+def from_step(monkeypatch, step: int, trouble) -> None:
+    """Trouble from that optimiser step to the end of the run."""
+    fit_batch = CaldBrain.fit_batch
+
+    def troubled(brain, batch):
+        if brain.optimizer_step == step:
+            brain.trouble = trouble()
+            brain.trouble.__enter__()
+        return fit_batch(brain, batch)
+
+    fit = CaldBrain.fit
+
+    def relieved(brain, *args, **kwargs):
+        try:
+            return fit(brain, *args, **kwargs)
+        finally:
+            brain.trouble.__exit__(None, None, None)
+
+    monkeypatch.setattr(CaldBrain, "fit_batch", troubled)
+    monkeypatch.setattr(CaldBrain, "fit", relieved)
+
+
+@pytest.mark.parametrize(
+    "trouble", [torch_save_fails, lambda: no_file_grows_past(60_000)], ids=["torch.save", "operating system"]
+)
+def test_full_disk_at_a_checkpoint(experiment, start, monkeypatch, trouble):
+    path = experiment(checkpoint_every_steps=2, num_steps=5)
+    expected = start(path, "whole")
+    with monkeypatch.context() as patch:
+        from_step(patch, 3, trouble)
+        with pytest.raises(UserError, match=r"cannot save a checkpoint .* MiB free\. The last good checkpoint"):
+            start(path, "full")
+    checkpoints = expected.store.folder.with_name("full") / "checkpoints"
+    assert [p.name.split("+")[0] for p in checkpoints.iterdir()] == ["CKPT"]
+    assert_same_run(start(path, "full"), expected)
+
+
+@contextmanager
+def save_pretrained_fails():
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", full)
+        yield
+
+
+@pytest.mark.parametrize(
+    "trouble", [save_pretrained_fails, lambda: no_file_grows_past(60_000)], ids=["save_pretrained", "operating system"]
+)
+def test_full_disk_at_a_model(experiment, start, trouble):
+    brain = start(experiment())
+    folder = brain.store.folder / "model"
+    weights = (folder / "model.safetensors").read_bytes()
+    with trouble(), pytest.raises(UserError, match=r"cannot save the model in .*run/model.* untouched"):
+        brain.store.save("model", brain.plain)
+    assert not [path for path in brain.store.folder.iterdir() if path.name.startswith(".")]
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert cald_speech.from_pretrained(folder).config.layer_map is not None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
+def test_full_disk_at_the_log(experiment, start, monkeypatch):
+    from_step(monkeypatch, 2, lambda: no_file_grows_past(1_000))
+    with pytest.raises(UserError, match=r"cannot write .*train_log\.jsonl"):
+        start(experiment())
+
+
+# --- what a killed run leaves -----------------------------------------------------------------------------------------
+
+
+def test_leftovers_are_cleaned(experiment, start):
+    path = experiment()
+    folder = start(path).store.folder
+    weights = (folder / "model" / "model.safetensors").read_bytes()
+    unfinished = folder / "checkpoints" / f"{UNFINISHED}CKPT+2026"
+    unfinished.mkdir()
+    (unfinished / "student.ckpt").write_bytes(b"half")
+    # Killed between the two renames that replace a model folder.
+    shutil.copytree(folder / "model", folder / ".model.unfinished")
+    (folder / "model").rename(folder / ".model.old")
+    brain = start(path)
+    assert brain.optimizer_step == 4 and not unfinished.exists()
+    assert (folder / "model" / "model.safetensors").read_bytes() == weights
+    brain.store.save("model", brain.plain)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_half_a_line_in_the_log(experiment, start):
+    path = experiment(checkpoint_every_steps=2)
+    folder = start(path, "run", "--num_steps", "2").store.folder
+    with open(folder / "train_log.jsonl", "a") as stream:
+        stream.write('{"step": 2, "loss/ta')
+    start(path)
+    assert train_steps(folder) == [0, 1, 2, 3]
+
+
+FILES = ("student", "optimizer", "brain", "progress", "random_state", "epochs", "CKPT")
+DAMAGED = [(name, damage) for name in FILES for damage in ("empty", "half", "rubbish", "missing")]
+DAMAGED.remove(("CKPT", "missing"))  # not a checkpoint any more
+DAMAGED.remove(("epochs", "half"))  # it holds one digit
+
+
+@pytest.mark.parametrize("name, damage", DAMAGED)
+def test_damaged_checkpoint(experiment, start, name, damage):
+    path = experiment(num_steps=1)
+    folder = start(path).store.folder
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    file = checkpoint / (f"{name}.yaml" if name == "CKPT" else f"{name}.ckpt")
+    if damage == "missing":
+        file.unlink()
+    else:
+        whole = file.read_bytes()
+        file.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "rubbish": b"\x80\x02: ["}[damage])
+    with pytest.raises(UserError, match=r"cannot resume .*checkpoints.*Delete its folder"):
+        start(path, "run", "--num_steps", "2")
+
+
+def test_checkpoint_of_another_model(experiment, start, tmp_path):
+    start(experiment(num_steps=1))
+    wide = write_model(tmp_path / "wide", hidden_size=48)
+    with pytest.raises(UserError, match=r"cannot resume .* the same model, layer map and number of processes"):
+        start(experiment(num_steps=2, teacher=str(wide)))
+
+
+def test_checkpoint_of_another_layer_map(experiment, start):
+    start(experiment(num_steps=1))
+    with pytest.raises(UserError, match="cannot resume"):
+        start(experiment(num_steps=2), "run", "--layer_map={overrides: {0: null}}")
+
+
+# --- models that do not fit each other --------------------------------------------------------------------------------
+
+
+class FromSource(Target):
+    """A mode whose student does not start from the teacher it follows."""
+
+    starts_from = "source"
+
+
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        ("family", {"family": "hubert"}),
+        ("width", {"hidden_size": 48}),
+        ("layers", {"layers": 3}),
+        ("frame rate", {"conv_stride": (8, 8, 4)}),
+    ],
+    ids=["family", "width", "layers", "frame rate"],
+)
+def test_teacher_that_does_not_match(teachers, tmp_path, what, options):
+    source = str(write_model(tmp_path / "source", **options))
+    settings = Settings(str(tmp_path), teacher=str(teachers["layer"]), source=source, guidance=FromSource())
+    with pytest.raises(UserError, match=f"do not match in their {what}: expected the same"):
+        building.build_models(settings, [])
+
+
+# --- experiments that cannot run: one paragraph on stderr, status 2 ---------------------------------------------------
+
+BROKEN = {
+    "no teacher": ({"teacher": None}, r"guidance target follows a teacher, and none is set: give --teacher"),
+    "no model at all": ({"teacher": None, "guidance": "unguided"}, "no model to start from: give --source"),
+    "no such teacher": ({"teacher": "nobody/nothing"}, r"'nobody/nothing'.*network"),
+    "no such processor": ({"processor": "nobody/nothing"}, "'nobody/nothing'"),
+    "unknown key": ({"num_step": 3}, "unknown key 'num_step'; did you mean 'num_steps'"),
+    "unknown key, nothing near": ({"zzz": 3}, "unknown key 'zzz'; the known keys: accumulation"),
+    "unknown guidance": ({"guidance": "trajectoire"}, "expected one of hybrid, target, unguided .*'trajectoire'"),
+    "switch past the end": ({"guidance": "hybrid", "switch_step": 4}, "switch_step: expected between 1 and 3"),
+    "no switch": ({"guidance": "hybrid"}, "switch_step.*Set the missing key"),
+    "unknown start": ({"initialise": "magic"}, "initialise: expected one of attention, random, got 'magic'"),
+    "layer weights": ({"layer_weights": [1.0, 2.0, 3.0]}, "layer_weights, .*: expected 2 weights.*got 3"),
+    "layer normalisation": ({"layer_normalise": "batch"}, "layer_normalise, .*: expected one of none, layer_norm"),
+    "layer reduction": ({"layer_reduce": "max"}, "layer_reduce: .*expected mean or sum, got 'max'"),
+    "fp16 on a CPU": ({"precision": "fp16"}, "precision: .*fp16.*bf16"),
+    "unknown precision": ({"precision": "fp8"}, "precision: .*fp8"),
+    "word for a number": ({"num_steps": "many"}, "num_steps: expected an integer.*'many'"),
+    "fraction for a count": ({"accumulation": 1.5}, "accumulation: expected an integer.*1.5"),
+    "no steps": ({"num_steps": 0}, "num_steps: expected at least 1, got 0"),
+    "no accumulation": ({"accumulation": 0}, "accumulation: expected at least 1, got 0"),
+    "no data": ({"data_folder": "nowhere"}, "no such folder.*make demo"),
+    "no such split": ({"corpus": {"splits": {"train": ["x"], "valid": ["y"]}}}, "expected the split x"),
+    "unknown corpus key": ({"corpus": {"split": {}}}, "corpus: .*'?splits?'?"),
+    "no training set": ({"corpus": {"splits": {"valid": ["dev-clean"]}}}, "corpus: .*train"),
+    "unknown normaliser": ({"normaliser": "upside-down"}, "'upside-down'"),
+    "outside the vocabulary": ({"normaliser": "lower"}, r"utterance 1-7-\d+: .*outside the tokenizer's vocabulary"),
+    "no base": ({"base": "nothing.yaml"}, "no experiment file .*nothing.yaml"),
+}
+
+
+def message(capsys, *argv: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        train([*argv, "--noprogressbar"] if argv else [], prepare)
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors and errors.count("error: ") >= 1
+    text = errors[errors.index("error: ") :].strip()
+    assert "\n\n" not in text
+    return text.replace("\n", " ")
+
+
+@pytest.mark.parametrize("keys, expected", BROKEN.values(), ids=BROKEN)
+def test_broken_experiment(experiment, capsys, keys, expected):
+    path = experiment(**keys)
+    assert_matches(expected, message(capsys, str(path)))
+
+
+TEXTS = {
+    "not yaml": ("output_folder: [", "experiment.yaml: "),
+    "empty": ("", "expected keys and values"),
+    "no output folder": ("seed: 0", "expected an output_folder.*--output_folder"),
+    "unknown class": ("output_folder: x\nlayer_map: !new:cald_speech.conversion.LayerCake", "LayerCake"),
+    "unknown argument": ("output_folder: x\nlayer_map: !new:cald_speech.LayerMap {layers: 3}", "layers"),
+    "schedule": (
+        "output_folder: x\nschedule: !new:cald_speech.training.schedules.WarmupSchedule {shape: zigzag}",
+        "schedule.shape: expected one of constant.*'zigzag'",
+    ),
+}
+
+
+@pytest.mark.parametrize("text, expected", TEXTS.values(), ids=TEXTS)
+def test_broken_yaml(tmp_path, capsys, text, expected):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text)
+    assert_matches(expected, message(capsys, str(path)))
+
+
+LINES = {
+    "nothing": ([], "expected an experiment file first"),
+    "no file": (["nowhere.yaml"], "no experiment file nowhere.yaml"),
+    "keys first": (["--seed", "1"], "expected an experiment file first"),
+}
+
+
+@pytest.mark.parametrize("argv, expected", LINES.values(), ids=LINES)
+def test_broken_command_line(capsys, argv, expected):
+    assert_matches(expected, message(capsys, *argv))
+
+
+def test_layer_that_does_not_exist(experiment, capsys):
+    text = message(capsys, str(experiment()), "--layer_map={overrides: {7: null}}")
+    assert_matches(r"layer_map.overrides: expected layer indices from 0 to 1 .*got \[7\]", text)
+
+
+def test_damaged_teacher(experiment, teachers, tmp_path, capsys):
+    folder = shutil.copytree(teachers["layer"], tmp_path / "teacher")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert_matches("truncated or damaged", message(capsys, str(experiment(teacher=str(folder)))))
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(experiment, monkeypatch):
+    monkeypatch.setattr(CaldBrain, "fit_batch", lambda brain, batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train([str(experiment()), "--noprogressbar"], prepare)
+
+
+def assert_matches(expected: str, text: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        raise UserError(text)

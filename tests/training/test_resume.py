@@ -1,0 +1,194 @@
+"""A run that was stopped anywhere and started again ends with the bits of one that never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cald_speech.training.brain import CaldBrain
+from tests.training.miniature import ROOT
+
+# Everything that could differ: dropout, SpecAugment, batches of changing size, accumulation.
+RESTLESS = {
+    "model_overrides": {"hidden_dropout": 0.1, "mask_time_prob": 0.2, "mask_time_length": 2},
+    "accumulation": 2,
+    "checkpoint_every_steps": 2,
+}
+
+
+class Killed(Exception):
+    """Stands for a power cut."""
+
+
+def at_step(brain: CaldBrain, step: int) -> None:
+    if brain.optimizer_step == step:
+        raise Killed
+
+
+def kill_after_step(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Off an accumulation boundary: none of the next step is done."""
+    fit_batch = CaldBrain.fit_batch
+
+    def killed(brain, batch):
+        loss = fit_batch(brain, batch)
+        at_step(brain, step)
+        return loss
+
+    patch.setattr(CaldBrain, "fit_batch", killed)
+
+
+def kill_inside_step(patch: pytest.MonkeyPatch, step: int) -> None:
+    """On the way through an accumulation group: the first of its batches has run backward."""
+    backward = CaldBrain._backward
+
+    def killed(brain, batch, weights, counts, *, last):
+        if last:
+            at_step(brain, step)
+        return backward(brain, batch, weights, counts, last=last)
+
+    patch.setattr(CaldBrain, "_backward", killed)
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+
+
+def train_steps(folder: Path) -> list[int]:
+    return [line["step"] for line in log(folder) if "loss/task" in line]
+
+
+def assert_same_state(actual, expected, where: str = "") -> None:
+    """Equality to the bit, all the way down a state dict."""
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(actual, expected), where
+    elif isinstance(expected, dict):
+        assert actual.keys() == expected.keys(), where
+        for key, value in expected.items():
+            assert_same_state(actual[key], value, f"{where}/{key}")
+    elif isinstance(expected, list):
+        assert len(actual) == len(expected), where
+        for place, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_same_state(one, other, f"{where}/{place}")
+    else:
+        assert actual == expected, where
+
+
+def assert_same_run(actual: CaldBrain, expected: CaldBrain) -> None:
+    assert actual.optimizer_step == expected.optimizer_step
+    assert_same_state(actual.plain.state_dict(), expected.plain.state_dict())
+    assert_same_state(actual.optimizer.state_dict(), expected.optimizer.state_dict())
+    assert actual.best_metric == expected.best_metric
+    assert log(actual.store.folder) == log(expected.store.folder)
+
+
+@pytest.fixture
+def orders(monkeypatch) -> dict[int, list[list[str]]]:
+    """The utterances of each optimiser step, as they are trained on."""
+    seen: dict[int, list[list[str]]] = {}
+    fit_batch = CaldBrain.fit_batch
+
+    def watched(brain, batch):
+        seen[brain.optimizer_step] = [b.id for b in batch]
+        return fit_batch(brain, batch)
+
+    monkeypatch.setattr(CaldBrain, "fit_batch", watched)
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["target", "hybrid"])
+@pytest.mark.parametrize("kill", [kill_after_step, kill_inside_step], ids=["between steps", "inside a step"])
+def test_killed_in_epoch_3(experiment, start, monkeypatch, orders, kill, mode):
+    path = experiment(**RESTLESS, guidance=mode, num_steps=19, switch_step=17)
+    expected = start(path, "whole")
+    whole_order = dict(orders)
+    per_epoch = len(expected.train_sampler.steps)
+    step = 2 * per_epoch + per_epoch // 2  # checkpoints come at even steps of an epoch: some steps are lost
+    assert per_epoch >= 3 and step < 17, "the switch and the end come after the kill"
+    with monkeypatch.context() as patch:
+        kill(patch, step)
+        with pytest.raises(Killed):
+            start(path, "killed")
+    assert len(train_steps(expected.store.folder.parent / "killed")) == step
+    orders.clear()
+    resumed = start(path, "killed")
+    assert min(orders) >= 2 * per_epoch, "it was taken up in epoch 3"
+    assert orders == {step: whole_order[step] for step in orders}
+    assert train_steps(resumed.store.folder) == list(range(19))
+    assert_same_run(resumed, expected)
+    epochs = [[whole_order[epoch * per_epoch + i] for i in range(per_epoch)] for epoch in range(3)]
+    assert epochs[1] != epochs[2] != epochs[0] != epochs[1]
+
+
+def test_a_finished_run_trains_no_further(experiment, start, orders):
+    path = experiment(**RESTLESS)
+    first = start(path)
+    lines, weights = log(first.store.folder), (first.store.folder / "model" / "model.safetensors").read_bytes()
+    orders.clear()
+    again = start(path)
+    assert not orders
+    assert_same_state(again.plain.state_dict(), first.plain.state_dict())
+    assert log(again.store.folder) == lines
+    assert (again.store.folder / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_finished_run_goes_on_to_more_steps(experiment, start):
+    path = experiment(**RESTLESS)
+    start(path, "run", "--num_steps", "4")
+    longer = start(path, "run", "--num_steps", "6")
+    assert longer.optimizer_step == 6 and train_steps(longer.store.folder) == list(range(6))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_a_signal_saves_and_leaves(experiment, start, monkeypatch, number, where):
+    path = experiment(**RESTLESS | {"checkpoint_every_steps": 0}, num_steps=7)
+    expected = start(path, "whole")
+    method = {"training": "fit_batch", "validation": "evaluate_batch"}[where]
+    original = getattr(CaldBrain, method)
+
+    def interrupted(brain, *args, **kwargs):
+        if brain.optimizer_step in (2, len(brain.train_sampler.steps)) and brain.stop_signal is None:
+            os.kill(os.getpid(), number)
+        return original(brain, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(CaldBrain, method, interrupted)
+        start(path, "stopped")
+    assert stopped.value.code == 128 + number
+    assert len(train_steps(expected.store.folder.parent / "stopped")) < 7
+    assert_same_run(start(path, "stopped"), expected)
+
+
+def test_handlers_are_put_back(experiment, start):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    start(experiment(num_steps=1))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_sigterm_to_the_recipe(experiment, start, tmp_path):
+    path = experiment(**RESTLESS, num_steps=40)
+    expected = start(path, "whole")
+    command = [sys.executable, "recipes/librispeech/train.py", str(path)]
+    command += ["--output_folder", str(tmp_path / "stopped"), "--noprogressbar"]
+    options = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    written = tmp_path / "stopped" / "train_log.jsonl"
+    with subprocess.Popen(command, **options) as process:
+        while process.poll() is None and not (written.exists() and written.read_text().count("\n") >= 3):
+            time.sleep(0.02)
+        process.terminate()
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors and "the same command goes on" in errors
+    assert 3 <= len(train_steps(tmp_path / "stopped")) < 40
+    resumed = subprocess.run(command, **options, timeout=120, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert train_steps(tmp_path / "stopped") == list(range(40))
+    for name in ("model/model.safetensors", "model/config.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (expected.store.folder / name).read_bytes()
+    assert log(tmp_path / "stopped") == log(expected.store.folder)
