@@ -24,13 +24,21 @@ class Split:
 
 
 # Each split avoids the word sequences of those before it, so the test set does not depend on how large train is.
-DEFAULT_SPLITS = (
+HELD_OUT_SPLITS = (
     Split("test", TEST_VARIANTS, first_speaker=3001, num_speakers=15, num_utterances=450, snr_db=(15.0, 30.0)),
     Split("dev", DEV_VARIANTS, first_speaker=2001, num_speakers=4, num_utterances=40, snr_db=(15.0, 30.0)),
-    Split("train", TRAIN_VARIANTS, first_speaker=1001, num_speakers=104, num_utterances=1560),
 )
-# What the demo's teacher heard besides `train`: more sentences in the same voices. The demo itself does without it.
-TEACHER_SPLIT = Split("train-more", TRAIN_VARIANTS, first_speaker=4001, num_speakers=240, num_utterances=6000)
+# What the demo's students are trained on: labels are few, as they are for a user.
+DEFAULT_SPLITS = (
+    *HELD_OUT_SPLITS,
+    Split("train-few", TRAIN_VARIANTS, first_speaker=5001, num_speakers=52, num_utterances=416),
+)
+# What the demo's teacher was trained on: four hours in the same voices. The demo itself does without it.
+TEACHER_SPLITS = (
+    *HELD_OUT_SPLITS,
+    Split("train", TRAIN_VARIANTS, first_speaker=1001, num_speakers=104, num_utterances=1560),
+    Split("train-more", TRAIN_VARIANTS, first_speaker=4001, num_speakers=240, num_utterances=6000),
+)
 
 
 @dataclass(frozen=True)
