@@ -18,6 +18,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     above = [row["high"] - row["WER %"] for row in rows]
     bars = errors.bar(names, [row["WER %"] for row in rows], yerr=[below, above], capsize=6, color=["0.6", "C1", "C0"])
     errors.bar_label(bars, fmt="%.1f", padding=8)
+    errors.margins(y=0.18)  # room for the labels above the intervals
     errors.set(ylabel="WER %, with 95 % interval", title="Unseen voices and sentences")
     for offset, label in ((-0.2, "s/min at 10 s"), (0.2, "s/min at 10 min")):
         places = [i + offset for i in range(len(rows))]

@@ -72,7 +72,9 @@ def test_the_scan_is_decayed_linear_attention(reverse):
         age = -age if reverse else age
         decay = ((dt * A)[:, None, None] * age).exp().where(age >= 0, 0.0) * dt[:, None, None]
         heads = (q @ k.transpose(-1, -2) * HEAD_DIM**-0.5 * decay) @ v
-        normed = F.rms_norm(heads.transpose(1, 2).flatten(-2), (WIDTH,), eps=1e-5)
+        # The norm starts at half the size that values of a normed input have, which is that of their rows of W_v.
+        size = 0.5 * weights.v.reshape(WIDTH, WIDTH).square().sum(-1).sqrt()
+        normed = F.rms_norm(heads.transpose(1, 2).flatten(-2), (WIDTH,), eps=1e-5) * size
         expected = normed @ weights.o.reshape(WIDTH, WIDTH).T + weights.o_bias
         assert relative_error(mixer(x, reverse=reverse), expected) <= TOLERANCE["parity"]
 

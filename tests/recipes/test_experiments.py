@@ -85,7 +85,8 @@ def test_experiment(path, keys, corpus, clips, digits, tmp_path):
     model = cald_speech.from_pretrained(tmp_path / "run" / "model")
     assert all(torch.equal(value, brain.plain.state_dict()[name]) for name, value in model.state_dict().items())
     kept = sum(layer == "attention" for layer in brain.models.conversion.layers)
-    expected = {"hybrid_layers": 4, "teacher": 2, "demo_teacher": 4, "digits_teacher": 4}
+    expected = {"hybrid_layers": 4, "teacher": 2, "demo_teacher": 4, "digits_teacher_start": 4}
+    expected |= {"demo_teacher_more": 2, "digits_teacher": 2}
     assert kept == expected.get(path.stem, 0)
     manifest = tmp_path / "data" / "manifests" / "valid.json"
     options = {"split": "valid", "normaliser": brain.settings.normaliser, "progress": False}
