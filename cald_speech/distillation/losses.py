@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cald_speech.ops import valid_frames
+from cald_speech.ops import mask_padding
 
 NORMALISATIONS = ("none", "layer_norm")
 
@@ -45,13 +45,13 @@ def layer_distances(
     batch, num_frames, width = student[0].shape
     if lengths is None:
         lengths = torch.full((batch,), num_frames, device=student[0].device)
-    padding = ~valid_frames(lengths, num_frames)
     sums = []
     for s, t in zip(student, teacher, strict=True):
-        s, t = s.float(), t.detach().float()
+        # Zeros on both sides where there is padding: no distance, and no gradient, whatever stood there.
+        s, t = mask_padding(s.float(), lengths), mask_padding(t.detach().float(), lengths)
         if normalise == "layer_norm":
             s, t = F.layer_norm(s, (width,)), F.layer_norm(t, (width,))
-        sums.append((s - t).square().mean(-1).masked_fill(padding, 0).sum())
+        sums.append((s - t).square().mean(-1).sum())
     return torch.stack(sums), lengths.sum().float()
 
 
@@ -125,12 +125,11 @@ def logit_loss(
     batch, num_frames, _ = student.shape
     if lengths is None:
         lengths = torch.full((batch,), num_frames, device=student.device)
-    teacher = teacher.detach().float()
+    student, teacher = mask_padding(student.float(), lengths), mask_padding(teacher.detach().float(), lengths)
     log_p = F.log_softmax(teacher / temperature, dim=-1)
-    log_q = F.log_softmax(student.float() / temperature, dim=-1)
+    log_q = F.log_softmax(student / temperature, dim=-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-    weights = valid_frames(lengths, num_frames).float()
     if blank is not None:
-        weights = weights * torch.where(teacher.argmax(-1) == blank, blank_weight, 1.0)
-    total = (divergence.masked_fill(weights == 0, 0) * weights).sum()
+        divergence = divergence * torch.where(teacher.argmax(-1) == blank, blank_weight, 1.0)
+    total = divergence.sum()
     return total * temperature**2 if scale_by_t2 else total, lengths.sum().float()

@@ -1,7 +1,7 @@
 """Rebuild recipes/demo/teacher, the model that ships with the demo: `python recipes/demo/rebuild_teacher.py`.
 
-It synthesises some four hours of commands and trains hparams/demo_teacher.yaml, then demo_teacher_more.yaml: about 45
-minutes on two CPU cores. The weights are stored in float16, half the size; loading gives float32 again.
+It synthesises some four hours of commands and trains hparams/demo_teacher.yaml, then demo_teacher_more.yaml, which took
+some 50 minutes on one core of a busy machine. The weights are stored in float16, half the size; loading gives float32.
 """
 
 import shutil

@@ -203,3 +203,19 @@ def test_logit_batches_add_up():
     joined = logit_loss(student, teacher, lengths)
     assert close(sum(total for total, _ in parts), joined[0])
     assert sum(frames for _, frames in parts) == joined[1]
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf")], ids=["nan", "inf"])
+def test_garbage_at_padding_reaches_neither_loss_nor_gradient(garbage):
+    lengths = torch.tensor([5, 2])
+    clean, other = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    for loss in (lambda s, t: layerwise_loss([s], [t], lengths)[0], lambda s, t: logit_loss(s, t, lengths)[0]):
+        outcomes = []
+        for value in (0.0, garbage):
+            student, teacher = clean.clone(), other.clone()
+            student[1, 2:] = teacher[1, 2:] = value
+            student.requires_grad_()
+            loss(student, teacher).backward()
+            outcomes.append((loss(student, teacher).detach(), student.grad))
+        assert torch.equal(outcomes[0][0], outcomes[1][0])
+        assert torch.equal(outcomes[0][1], outcomes[1][1]) and not outcomes[1][1][1, 2:].any()
