@@ -108,7 +108,7 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, utterance_id: str, 
         raise UserError(
             f"utterance {utterance_id}: the transcript {text!r} has characters outside the tokenizer's vocabulary: "
             f"{' '.join(map(repr, sorted(strange)))}. Choose a text normaliser that fits the tokenizer "
-            f"({', '.join(NORMALISERS)}), or leave such characters out with unknown=drop."
+            f"({', '.join(NORMALISERS)}), or leave such characters out with unknown_characters: drop in the experiment."
         )
     if strange:
         # what stood between two spaces leaves one space, not two

@@ -66,7 +66,7 @@ def test_the_delimiter_of_the_tokenizer_counts(tmp_path):
 
 @pytest.mark.parametrize("text", ["hello", "HELLO, WORLD!", "HE|LO", "HELLÖ"])
 def test_characters_outside_the_vocabulary_are_refused(tokenizer, text):
-    with pytest.raises(UserError, match=r"utterance 1-2-3.*normaliser.*unknown=drop") as caught:
+    with pytest.raises(UserError, match=r"utterance 1-2-3.*normaliser.*unknown_characters: drop") as caught:
         encode(text, tokenizer, utterance_id="1-2-3")
     assert tokenizer.unk_token_id not in encode(text, tokenizer, utterance_id="a", unknown="drop")
     assert repr(sorted(set(text) - set("".join(TEXTS)))[0]) in str(caught.value)
