@@ -1,5 +1,6 @@
 """Connected digits on real speech: train a teacher, then convert and distil it.
 
+    python recipes/digits/train.py hparams/digits_teacher_start.yaml --data_folder ../shared/data/fsdd
     python recipes/digits/train.py hparams/digits_teacher.yaml --data_folder ../shared/data/fsdd
     python recipes/digits/train.py hparams/digits.yaml --data_folder ../shared/data/fsdd
 
