@@ -21,6 +21,7 @@ from cald_speech.data.manifests import manifest_hash
 from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import write_report
+from cald_speech.families.lengths import frame_lengths
 from cald_speech.model_card import add_result
 from cald_speech.ops.lengths import valid_frames
 from cald_speech.tasks.decoding import BeamSearch, Decoder, greedy
@@ -131,7 +132,7 @@ def evaluate(
 def _forward(model: PreTrainedModel, ids: list[str], waves: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Logits (B, T, V) on the model's device, and lengths (B,) in frames on the CPU."""
     num_samples = torch.tensor([len(wave) for wave in waves])
-    lengths = model._get_feat_extract_output_lengths(num_samples).long()
+    lengths = frame_lengths(num_samples, model.config)
     short = [key for key, length in zip(ids, lengths.tolist(), strict=True) if length < 1]
     if short:
         raise UserError(

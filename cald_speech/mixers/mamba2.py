@@ -210,7 +210,7 @@ class Mamba2(CausalMixer):
             rows.zero_() if source is None else rows.copy_(source.reshape(-1) * factor)
         self.out_proj.bias.zero_() if weights.o_bias is None else self.out_proj.bias.copy_(weights.o_bias)
         # The norm brings every channel to size 1, where attention puts out averages of values. Values of a normed input
-        # have the size of their row of W_v, and averaging takes about half of it.
+        # have the size of their row of W_v; that averaging takes half of it is a guess, not tuned.
         self.norm.weight.copy_(0.5 * weights.v.reshape(-1, d_model).norm(dim=-1))
         self.scan.pass_through()
         return frozenset({"in_proj.weight", "out_proj.weight", "in_proj.bias", "out_proj.bias"})
