@@ -3,5 +3,6 @@
 from cald_speech.ops.lengths import check_lengths, mask_padding, valid_frames
 from cald_speech.ops.short_conv import short_conv
 from cald_speech.ops.ssd import ssd
+from cald_speech.ops.ssd.bidirectional import ssd_bidirectional
 
-__all__ = ["check_lengths", "mask_padding", "short_conv", "ssd", "valid_frames"]
+__all__ = ["check_lengths", "mask_padding", "short_conv", "ssd", "ssd_bidirectional", "valid_frames"]

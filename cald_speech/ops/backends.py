@@ -1,21 +1,95 @@
-"""Which implementation of an op runs: an argument of the op, never a silent fallback."""
+"""Which implementation of an op runs: an argument of the op, never a silent fallback.
+
+Every op lists its backends, fastest first, each with the module it lives in (imported when it is first chosen, so that
+triton and mamba-ssm are needed by nobody else) and with what keeps it from running a given request.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
 
 
-def choose_backend(op: str, asked: str, available: tuple[str, ...]) -> str:
-    """The backend that ``op`` runs with: the one asked for, or the fastest available for ``auto``.
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an op: enough to say whether a backend can do it, with or without tensors at hand.
 
-    Raises ValueError for a backend that this op does not have.
+    sizes : the op's own, by name, such as ``head_dim`` and ``d_state``; ``elements`` counts its largest tensor.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op.
+
+    location : ``module:function``; the function has the op's own signature, without ``backend``.
+    why_not : why it cannot run a request, with the way out, or None where it can.
+    auto_on : the device types on which ``auto`` considers it.
+    """
+
+    location: str
+    why_not: Callable[[Request], str | None] = lambda request: None
+    auto_on: tuple[str, ...] = ("cpu", "cuda", "mps", "xpu")
+
+    def load(self) -> Callable:
+        module, function = self.location.split(":")
+        return getattr(importlib.import_module(module), function)
+
+
+def choose_backend(op: str, asked: str, backends: Mapping[str, Backend], request: Request) -> str:
+    """The name of the backend that runs: the one asked for, or for ``auto`` the first that can.
+
+    Raises ValueError for a backend that this op does not have, and for one that cannot run the request.
 
     Example
     -------
-    >>> choose_backend("ssd", "auto", ("naive", "torch"))
-    'torch'
+    >>> backends = {"naive": Backend("cald_speech.ops.ssd.naive:ssd_naive")}
+    >>> choose_backend("ssd", "auto", backends, Request(torch.device("cpu"), torch.float32))
+    'naive'
     """
     if asked == "auto":
-        return "torch"
-    if asked not in available:
+        fit = (
+            name for name, one in backends.items() if request.device.type in one.auto_on and not one.why_not(request)
+        )
+        return next(fit)
+    if asked not in backends:
         raise ValueError(
-            f"backend: {op} expected one of {', '.join(('auto', *available))}, got {asked!r}. "
+            f"backend: {op} expected one of {', '.join(('auto', *backends))}, got {asked!r}. "
             "The torch backend runs on every device."
         )
+    if reason := backends[asked].why_not(request):
+        raise ValueError(f"backend: {op} cannot run with {asked!r} here: {reason}")
     return asked
+
+
+def why_not_triton(request: Request) -> str | None:
+    """Why Triton kernels cannot run on a device at all: the part that is the same for every op."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed: pip install 'triton>=3.6', or pass backend='torch'."
+    if request.dtype == torch.float64:
+        return "float64 is for gradient checks, which the torch backend runs: pass backend='torch'."
+    if request.device.type != "cuda" and not interpreted():
+        return (
+            f"it needs a CUDA device, and the tensors are on {request.device}. Move them, pass backend='torch', or set "
+            "TRITON_INTERPRET=1 before the first import of triton to try the kernels on a CPU, slowly."
+        )
+    if request.device.type != "cuda" and request.dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies bfloat16 wrongly: use float32 or float16 with TRITON_INTERPRET=1."
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python on the CPU (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def values_are_checked() -> bool:
+    """Whether ops look at values too (dt > 0, A < 0), which on a GPU waits for the device: ``CALD_SPEECH_DEBUG=1``."""
+    return os.environ.get("CALD_SPEECH_DEBUG", "0") == "1"

@@ -2,12 +2,15 @@
 
 from torch import Tensor
 
-from cald_speech.ops.backends import choose_backend
+from cald_speech.ops.backends import Backend, Request, choose_backend
 from cald_speech.ops.lengths import check_lengths
-from cald_speech.ops.short_conv.naive import ACTIVATIONS, short_conv_naive
-from cald_speech.ops.short_conv.shifted import short_conv_shifted
+from cald_speech.ops.short_conv.naive import ACTIVATIONS
 
-BACKENDS = {"naive": short_conv_naive, "torch": short_conv_shifted}
+# Fastest first: ``auto`` takes the first that can run.
+BACKENDS = {
+    "torch": Backend("cald_speech.ops.short_conv.shifted:short_conv_shifted"),
+    "naive": Backend("cald_speech.ops.short_conv.naive:short_conv_naive"),
+}
 
 
 def short_conv(
@@ -67,7 +70,8 @@ def short_conv(
     check_lengths(lengths, batch, num_frames)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    run = BACKENDS[choose_backend("short_conv", backend, tuple(BACKENDS))]
+    request = Request(x.device, x.dtype, {"width": weight.size(1), "elements": x.numel()})
+    run = BACKENDS[choose_backend("short_conv", backend, BACKENDS, request)].load()
     return run(
         x,
         weight,

@@ -3,12 +3,15 @@
 import torch
 from torch import Tensor
 
-from cald_speech.ops.backends import choose_backend
+from cald_speech.ops.backends import Backend, Request, choose_backend
 from cald_speech.ops.lengths import check_lengths
-from cald_speech.ops.ssd.chunked import ssd_chunked
-from cald_speech.ops.ssd.naive import ssd_naive
+from cald_speech.ops.ssd.arguments import check_arguments
 
-BACKENDS = {"naive": ssd_naive, "torch": ssd_chunked}
+# Fastest first: ``auto`` takes the first that can run.
+BACKENDS = {
+    "torch": Backend("cald_speech.ops.ssd.chunked:ssd_chunked"),
+    "naive": Backend("cald_speech.ops.ssd.naive:ssd_naive"),
+}
 
 
 def ssd(
@@ -31,8 +34,9 @@ def ssd(
     Arguments
     ---------
     x : (B, T, H, P) float tensor, the input; float32, bfloat16, float16 or float64.
-    dt : (B, T, H) positive step sizes. dt <= 0 is not checked here (it would cost a device sync): the scan would grow.
-    A : (H,) negative decay rates. A >= 0 is not checked either, for the same reason.
+    dt : (B, T, H) positive step sizes. dt <= 0 would make the scan grow; it is refused with ``CALD_SPEECH_DEBUG=1``
+        alone, since looking costs a device sync.
+    A : (H,) negative decay rates, checked in the same mode.
     B, C : (B, T, G, N) input and output maps of the state, G dividing H; head h reads group ``h // (H / G)``.
     D : (H,) weight of the direct path, or None for none.
     lengths : (B,) integers in [0, T], valid frames of each right-padded sequence. Padded frames are never read, and
@@ -62,11 +66,12 @@ def ssd(
     >>> ssd(x, dt, A, ones, ones, reverse=True, lengths=torch.tensor([2])).flatten().tolist()
     [2.0, 1.0, 0.0]
     """
-    _check_shapes(x, dt, A, B, C, D, initial_state)
+    check_arguments(x, dt, A, B, C, D, initial_state)
     check_lengths(lengths, x.size(0), x.size(1))
     if chunk_size < 1:
         raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
-    run = BACKENDS[choose_backend("ssd", backend, tuple(BACKENDS))]
+    sizes = {"head_dim": x.size(3), "d_state": B.size(3), "elements": max(x.numel(), B.numel())}
+    run = BACKENDS[choose_backend("ssd", backend, BACKENDS, Request(x.device, x.dtype, sizes))].load()
     with torch.autocast(x.device.type, enabled=False):
         return run(
             x,
@@ -81,29 +86,3 @@ def ssd(
             return_final_state=return_final_state,
             chunk_size=chunk_size,
         )
-
-
-def _check_shapes(x, dt, A, B, C, D, initial_state) -> None:
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"x: expected a float tensor (B, T, H, P), got {x.dtype} of shape {tuple(x.shape)}")
-    if B.dim() != 4:
-        raise ValueError(f"B: expected (B, T, G, N), got shape {tuple(B.shape)}")
-    batch, num_frames, heads, head_dim = x.shape
-    groups, d_state = B.shape[2:]
-    if groups == 0 or heads % groups:
-        raise ValueError(f"B: expected a number of groups that divides the {heads} heads, got {groups}")
-    expected = {
-        "dt": (dt, (batch, num_frames, heads)),
-        "A": (A, (heads,)),
-        "B": (B, (batch, num_frames, groups, d_state)),
-        "C": (C, (batch, num_frames, groups, d_state)),
-        "D": (D, (heads,)),
-        "initial_state": (initial_state, (batch, heads, head_dim, d_state)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(f"{name}: expected shape {shape} to go with x {tuple(x.shape)}, got {tuple(tensor.shape)}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name}: expected on {x.device} like x, got {tensor.device}")

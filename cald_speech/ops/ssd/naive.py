@@ -59,3 +59,19 @@ def ssd_naive(
     # 3. Back to the input's dtype; the state stays in float32, since it is carried on.
     y = torch.stack(outputs, dim=1).to(x.dtype) if num_frames else torch.zeros_like(x)
     return (y, state) if return_final_state else y
+
+
+def ssd_bidirectional_naive(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    chunk_size: int = 64,
+) -> Tensor:
+    """Two recurrences, summed. Same signature as :func:`cald_speech.ops.ssd_bidirectional`, which documents it."""
+    past = ssd_naive(x, dt[:, :, 0], A[0], B, C, D, lengths=lengths)
+    return past + ssd_naive(x, dt[:, :, 1], A[1], B, C, lengths=lengths, reverse=True)
