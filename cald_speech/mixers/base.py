@@ -16,6 +16,9 @@ MixerFactory = Callable[[int, int], "Mixer"]
 # and steps are exponentiated: rounding changes how far a layer remembers) and have no weight decay (which would too).
 SCAN_PARAMETERS = ("A_log", "dt_bias", "D")
 
+# Frames that a CPU's inference handles at once, over all sequences: what a layer makes of them stays in the caches.
+FRAMES_PER_BLOCK = 512
+
 
 @dataclass(frozen=True)
 class AttentionWeights:
@@ -72,6 +75,22 @@ class Streams(NamedTuple):
     gate: Tensor | None
 
 
+class Scan(nn.Module):
+    """The part of a causal mixer that looks across time, over the streams of its projection."""
+
+    def forward(
+        self, streams: tuple[Tensor, ...], lengths: Tensor | None, *, state: Any, reverse: bool
+    ) -> tuple[Tensor, Any]:
+        """The streams to (B, T, ...), and the state after the scan's last frame."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward()")
+
+    def with_reverse(self, other: "Scan", streams: tuple[Tensor, ...], lengths: Tensor | None) -> Tensor:
+        """This scan forwards plus ``other`` in reverse, over the same streams: a scan that can reads them once."""
+        past, _ = self(streams, lengths, state=None, reverse=False)
+        future, _ = other(streams, lengths, state=None, reverse=True)
+        return past + future
+
+
 class CausalMixer(Mixer):
     """A mixer whose frame t sees frames <= t only (>= t with ``reverse``), in three parts that can be shared.
 
@@ -79,7 +98,7 @@ class CausalMixer(Mixer):
     chunking of the input, in either direction, gives the same result when the state is handed on.
     """
 
-    scan: nn.Module
+    scan: Scan
 
     def project(self, x: Tensor) -> Streams:
         """(B, T, D) to the streams that the scan and the gate need."""
@@ -89,7 +108,7 @@ class CausalMixer(Mixer):
         """The scan's output (B, T, ...) and the gate to (B, T, D)."""
         raise NotImplementedError(f"{type(self).__name__} has no finish()")
 
-    def new_scan(self) -> nn.Module:
+    def new_scan(self) -> Scan:
         """Another, freshly initialised scan over the same streams: for the second direction."""
         raise NotImplementedError(f"{type(self).__name__} has no new_scan()")
 
@@ -102,8 +121,32 @@ class CausalMixer(Mixer):
         return_state: bool = False,
         reverse: bool = False,
     ) -> Tensor | tuple[Tensor, Any]:
-        """(B, T, D) to (B, T, D); with ``return_state`` also what the next piece needs as ``state``."""
+        """(B, T, D) to (B, T, D); with ``return_state`` also what the next piece needs as ``state``.
+
+        Inference on a CPU runs block by block in its caches, and makes nothing of full length but the output.
+        """
+        run = self._in_blocks if _fits_no_cache(x) else self._at_once
+        out, state = run(x, lengths, state, reverse)
+        return (out, state) if return_state else out
+
+    def _at_once(self, x: Tensor, lengths: Tensor | None, state: Any, reverse: bool) -> tuple[Tensor, Any]:
         streams = self.project(x)
         y, state = self.scan(streams.scanned, lengths, state=state, reverse=reverse)
-        out = mask_padding(self.finish(y, streams.gate), lengths)
-        return (out, state) if return_state else out
+        return mask_padding(self.finish(y, streams.gate), lengths), state
+
+    def _in_blocks(self, x: Tensor, lengths: Tensor | None, state: Any, reverse: bool) -> tuple[Tensor, Any]:
+        num_frames, out = x.size(1), None
+        size = max(64, FRAMES_PER_BLOCK // x.size(0))
+        starts = range(0, num_frames, size)
+        for start in reversed(starts) if reverse else starts:
+            frames = slice(start, min(start + size, num_frames))
+            valid = None if lengths is None else (lengths - start).clamp(0, frames.stop - start)
+            piece, state = self._at_once(x[:, frames], valid, state, reverse)
+            if out is None:
+                out = piece.new_empty(*x.shape[:2], piece.size(2))
+            out[:, frames] = piece
+        return out, state
+
+
+def _fits_no_cache(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and x.size(0) * x.size(1) > 2 * FRAMES_PER_BLOCK

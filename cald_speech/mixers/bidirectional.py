@@ -51,11 +51,11 @@ class Bidirectional(Mixer):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         if not self.share_projections:
-            return self.forwards(x, lengths) + self.backwards(x, lengths, reverse=True)
+            past, future = self.forwards(x, lengths), self.backwards(x, lengths, reverse=True)
+            return past + future if torch.is_grad_enabled() else past.add_(future)
         streams = self.forwards.project(x)
-        past, _ = self.forwards.scan(streams.scanned, lengths, state=None, reverse=False)
-        future, _ = self.backward_scan(streams.scanned, lengths, state=None, reverse=True)
-        return mask_padding(self.forwards.finish(past + future, streams.gate), lengths)
+        y = self.forwards.scan.with_reverse(self.backward_scan, streams.scanned, lengths)
+        return mask_padding(self.forwards.finish(y, streams.gate), lengths)
 
     @torch.no_grad()
     def init_from_attention(self, weights: AttentionWeights) -> frozenset[str]:

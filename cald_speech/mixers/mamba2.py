@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cald_speech.mixers.base import AttentionWeights, CausalMixer, Streams
-from cald_speech.ops import short_conv, ssd
+from cald_speech.mixers.base import AttentionWeights, CausalMixer, Scan, Streams
+from cald_speech.ops import short_conv, ssd, ssd_bidirectional
 
 # silu(GATE_OPEN) = 1: a gate of this bias and zero weights lets everything through.
 GATE_OPEN = 1.27846
@@ -21,11 +21,11 @@ GATE_OPEN = 1.27846
 class Mamba2State(NamedTuple):
     """What one piece of a sequence leaves for the next: the convolution's last inputs and the scan's state."""
 
-    conv: Tensor  # (B, channels, d_conv - 1)
+    conv: Tensor | None  # (B, channels, d_conv - 1)
     ssd: Tensor  # (B, H, P, N), float32
 
 
-class Mamba2Scan(nn.Module):
+class Mamba2Scan(Scan):
     """Everything of Mamba-2 that looks across time: the short convolution over x, B, C, and the SSD scan."""
 
     def __init__(
@@ -39,14 +39,15 @@ class Mamba2Scan(nn.Module):
         activation: str,
         dt_range: tuple[float, float],
         A_range: tuple[float, float],
-        chunk_size: int,
+        chunk_size: int | None,
         backend: str,
     ):
         super().__init__()
         self.shape = (num_heads, head_dim, n_groups, d_state)
         self.activation, self.chunk_size, self.backend = activation, chunk_size, backend
         self.sizes = (num_heads * head_dim, n_groups * d_state, n_groups * d_state)
-        self.conv1d = nn.Conv1d(sum(self.sizes), sum(self.sizes), d_conv, groups=sum(self.sizes))
+        channels = sum(self.sizes)
+        self.conv1d = nn.Conv1d(channels, channels, d_conv, groups=channels) if d_conv else None
         # dt = softplus(dt_bias + ...) starts log-uniform in dt_range: heads that remember from one to 1,000 frames.
         dt = torch.exp(torch.empty(num_heads).uniform_(math.log(dt_range[0]), math.log(dt_range[1])))
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
@@ -68,34 +69,35 @@ class Mamba2Scan(nn.Module):
     @torch.no_grad()
     def pass_through(self) -> None:
         """Let the convolution hand on the present frame, so that the scan sees what the projections put out."""
-        self.conv1d.weight.zero_()
-        self.conv1d.weight[..., -1] = 1.0
-        self.conv1d.bias.zero_()
+        if self.conv1d is not None:
+            self.conv1d.weight.zero_()
+            self.conv1d.weight[..., -1] = 1.0
+            self.conv1d.bias.zero_()
 
     def forward(
         self, streams: tuple[Tensor, Tensor], lengths: Tensor | None, *, state: Mamba2State | None, reverse: bool
     ) -> tuple[Tensor, Mamba2State]:
         """x, B, C joined (B, T, channels) and dt (B, T, H), before convolution and softplus, to y (B, T, H * P)."""
         xBC, dt = streams
-        heads, head_dim, groups, d_state = self.shape
         conv_state, ssd_state = (None, None) if state is None else state
-        xBC, conv_state = short_conv(
-            xBC,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            lengths=lengths,
-            reverse=reverse,
-            initial_state=conv_state,
-            return_final_state=True,
-            activation=self.activation,
-        )
-        x, B, C = xBC.split(self.sizes, dim=-1)
+        if self.conv1d is not None:
+            xBC, conv_state = short_conv(
+                xBC,
+                self.conv1d.weight.squeeze(1),
+                self.conv1d.bias,
+                lengths=lengths,
+                reverse=reverse,
+                initial_state=conv_state,
+                return_final_state=True,
+                activation=self.activation,
+            )
+        x, B, C = self._split(xBC)
         y, ssd_state = ssd(
-            x.unflatten(-1, (heads, head_dim)),
-            F.softplus(dt.float() + self.dt_bias.float()),
-            -self.A_log.float().exp(),
-            B.unflatten(-1, (groups, d_state)),
-            C.unflatten(-1, (groups, d_state)),
+            x,
+            self.step_sizes(dt),
+            self.decay_rates(),
+            B,
+            C,
             self.D,
             lengths=lengths,
             reverse=reverse,
@@ -105,6 +107,42 @@ class Mamba2Scan(nn.Module):
             backend=self.backend,
         )
         return y.flatten(-2), Mamba2State(conv_state, ssd_state)
+
+    def with_reverse(self, other: "Mamba2Scan", streams: tuple[Tensor, Tensor], lengths: Tensor | None) -> Tensor:
+        """As :class:`Scan` says; without convolutions both directions see the same x, B and C, which are read once."""
+        if self.conv1d is not None:
+            return super().with_reverse(other, streams, lengths)
+        xBC, dt = streams
+        x, B, C = self._split(xBC)
+        y = ssd_bidirectional(
+            x,
+            torch.stack([self.step_sizes(dt), other.step_sizes(dt)], dim=2),
+            torch.stack([self.decay_rates(), other.decay_rates()]),
+            B,
+            C,
+            self.D + other.D,
+            lengths=lengths,
+            chunk_size=self.chunk_size,
+            backend=self.backend,
+        )
+        return y.flatten(-2)
+
+    def step_sizes(self, dt: Tensor) -> Tensor:
+        """The projection (B, T, H) to dt > 0, in float32."""
+        return F.softplus(dt.float() + self.dt_bias.float())
+
+    def decay_rates(self) -> Tensor:
+        """A < 0, (H,), in float32."""
+        return -self.A_log.float().exp()
+
+    def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        heads, head_dim, groups, d_state = self.shape
+        x, B, C = xBC.split(self.sizes, dim=-1)
+        return (
+            x.unflatten(-1, (heads, head_dim)),
+            B.unflatten(-1, (groups, d_state)),
+            C.unflatten(-1, (groups, d_state)),
+        )
 
 
 class Mamba2(CausalMixer):
@@ -118,7 +156,7 @@ class Mamba2(CausalMixer):
     d_state : size N of the state of each channel; None takes head_dim, which a start from attention weights needs.
     n_groups : how many B and C there are; None takes one for each head, as attention has.
     expand : inner width over d_model; head_dim must divide the inner width.
-    d_conv : taps of the short convolution.
+    d_conv : taps of the short convolution; 0 for none (and no activation), which makes it gated linear attention.
     bias : True gives both projections a bias, as speech encoders' attention has.
     activation : ``silu`` or ``identity``, after the convolution.
     dt_range, A_range : where step sizes and decay rates start; a head's memory is 1 / (dt A) frames.
@@ -145,7 +183,7 @@ class Mamba2(CausalMixer):
         activation: str = "silu",
         dt_range: tuple[float, float] = (0.001, 0.1),
         A_range: tuple[float, float] = (1.0, 16.0),
-        chunk_size: int = 64,
+        chunk_size: int | None = None,
         backend: str = "auto",
     ):
         super().__init__()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cald_speech import mixers
-from cald_speech.mixers import Bidirectional, CausalMixer, Mamba2, Mixer, describe_factory, factory_from
+from cald_speech.mixers import Bidirectional, CausalMixer, Mamba2, Mixer, base, describe_factory, factory_from
 from tests.helpers import TOLERANCE, flip_valid, gradients, padded_batch, relative_error, worst_gradient
 
 WIDTH, HEADS = 32, 4
@@ -30,8 +30,10 @@ PAPER = {"head_dim": 8, "d_state": 16, "n_groups": 1, "bias": False}
 FACTORIES = {name: cls for name, cls in vars(mixers).items() if is_concrete(cls)} | {
     "Mamba2 paper": partial(Mamba2, **PAPER),
     "Mamba2 expanded": partial(Mamba2, expand=2, n_groups=2, d_conv=3, chunk_size=4),
+    "Mamba2 without convolution": partial(Mamba2, d_conv=0),
     "Bidirectional paper": partial(Bidirectional, mixer=Mamba2, **PAPER),
     "Bidirectional shared": partial(Bidirectional, share_projections=True),
+    "Bidirectional shared without convolution": partial(Bidirectional, share_projections=True, d_conv=0),
     "Bidirectional shared paper": partial(Bidirectional, share_projections=True, **PAPER),
 }
 CAUSAL = {name: factory for name, factory in FACTORIES.items() if issubclass(mixer_class(factory), CausalMixer)}
@@ -196,6 +198,30 @@ def test_backend_is_an_option_and_does_not_matter(factory, backend):
     x, lengths = padded_batch(LENGTHS, WIDTH)
     y = build(partial(factory, backend=backend))(x, lengths)
     assert relative_error(y, build(factory)(x, lengths)) <= TOLERANCE["parity"]
+
+
+@every_mixer
+def test_inference_in_blocks_equals_training_at_once(factory, monkeypatch):
+    monkeypatch.setattr(base, "FRAMES_PER_BLOCK", 64)
+    mixer = build(factory)
+    x, lengths = padded_batch((200, 131, 64, 0), WIDTH)
+    expected = mixer(x, lengths)
+    with torch.no_grad():
+        assert relative_error(mixer(x, lengths), expected) <= TOLERANCE["rounding"]
+        assert relative_error(mixer(x[:1]), expected[:1]) <= TOLERANCE["rounding"]
+
+
+@every_causal_mixer
+@directions
+def test_blocks_carry_the_state(factory, reverse, monkeypatch):
+    monkeypatch.setattr(base, "FRAMES_PER_BLOCK", 64)
+    mixer = build(factory)
+    x, lengths = padded_batch((200, 131), WIDTH)
+    _, state = mixer(x, lengths, return_state=True)
+    expected = mixer(x, lengths, state=state, reverse=reverse)
+    with torch.no_grad():
+        y = mixer(x, lengths, state=state, reverse=reverse)
+    assert relative_error(y, expected) <= TOLERANCE["rounding"]
 
 
 @every_causal_mixer

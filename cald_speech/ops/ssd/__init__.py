@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from cald_speech.ops.backends import Backend, Request, choose_backend
-from cald_speech.ops.lengths import check_lengths
 from cald_speech.ops.ssd.arguments import check_arguments
 
 # Fastest first: ``auto`` takes the first that can run.
@@ -26,7 +25,7 @@ def ssd(
     reverse: bool = False,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scan ``S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T``, ``y_t = S_t C_t + D x_t`` over the frames, for each head.
@@ -44,7 +43,7 @@ def ssd(
     reverse : True scans every sequence from its last valid frame to its first.
     initial_state : (B, H, P, N), the state before the first frame of the scan; zeros if None.
     return_final_state : True returns the state after the last frame of the scan too.
-    chunk_size : frames handled by one matrix product; it changes speed, not the result.
+    chunk_size : frames handled by one matrix product, None for the backend's best; it changes speed, not the result.
     backend : ``auto``, ``torch`` or ``naive``.
 
     Returns
@@ -66,9 +65,8 @@ def ssd(
     >>> ssd(x, dt, A, ones, ones, reverse=True, lengths=torch.tensor([2])).flatten().tolist()
     [2.0, 1.0, 0.0]
     """
-    check_arguments(x, dt, A, B, C, D, initial_state)
-    check_lengths(lengths, x.size(0), x.size(1))
-    if chunk_size < 1:
+    check_arguments(x, dt, A, B, C, D, initial_state, lengths)
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
     sizes = {"head_dim": x.size(3), "d_state": B.size(3), "elements": max(x.numel(), B.numel())}
     run = BACKENDS[choose_backend("ssd", backend, BACKENDS, Request(x.device, x.dtype, sizes))].load()

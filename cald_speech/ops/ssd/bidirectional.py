@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from cald_speech.ops.backends import Backend, Request, choose_backend
-from cald_speech.ops.lengths import check_lengths
 from cald_speech.ops.ssd.arguments import check_arguments
 
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
+    "torch": Backend("cald_speech.ops.ssd.chunked:ssd_bidirectional_chunked"),
     "naive": Backend("cald_speech.ops.ssd.naive:ssd_bidirectional_naive"),
 }
 
@@ -27,7 +27,7 @@ def ssd_bidirectional(
     D: Tensor | None = None,
     *,
     lengths: Tensor | None = None,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """The sum of :func:`cald_speech.ops.ssd` forwards and in reverse, with shared x, B and C.
@@ -62,8 +62,8 @@ def ssd_bidirectional(
             f"dt, A: expected a direction axis of 2, dt (B, T, 2, H) and A (2, H), got {tuple(dt.shape)} and "
             f"{tuple(A.shape)}"
         )
-    check_arguments(x, dt[:, :, 0], A[0], B, C, D, None)
-    check_lengths(lengths, x.size(0), x.size(1))
+    for direction in range(2):
+        check_arguments(x, dt[:, :, direction], A[direction], B, C, D, None, lengths)
     sizes = {"head_dim": x.size(3), "d_state": B.size(3), "elements": max(x.numel(), B.numel())}
     run = BACKENDS[choose_backend("ssd_bidirectional", backend, BACKENDS, Request(x.device, x.dtype, sizes))].load()
     with torch.autocast(x.device.type, enabled=False):

@@ -28,7 +28,7 @@ def ssd_naive(
     reverse: bool = False,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """One step of the recurrence for each frame. Same signature as :func:`cald_speech.ops.ssd`, which documents it.
 
@@ -70,7 +70,7 @@ def ssd_bidirectional_naive(
     D: Tensor | None = None,
     *,
     lengths: Tensor | None = None,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
 ) -> Tensor:
     """Two recurrences, summed. Same signature as :func:`cald_speech.ops.ssd_bidirectional`, which documents it."""
     past = ssd_naive(x, dt[:, :, 0], A[0], B, C, D, lengths=lengths)

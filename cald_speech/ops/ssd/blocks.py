@@ -1,0 +1,136 @@
+"""What the chunked SSD's forward and backward passes share: blocks of chunks, exact decays, layouts.
+
+A *block* is a run of whole chunks that fits a CPU's caches together with its scratch. Within a block tensors are kept
+group by group, (G, chunks, Q, ...) with Q frames a chunk: the R = H / G heads of a group share one wide product.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FRAMES_PER_BLOCK = 512
+CHUNK_SIZE = (
+    32  # the fastest on AVX-512 cores at head and state sizes of 64 to 128: python -m cald_speech.benchmarks.ops
+)
+# exp(-104) is 0 in float32: a stronger decay is no different, and 64 of them still sum to an exact multiple of 1/2048.
+STRONGEST_LOG_DECAY = -104.0
+_COARSE = 2048.0
+
+
+class Block(NamedTuple):
+    """``chunks`` chunks of ``size`` frames from frame ``start`` on."""
+
+    start: int
+    chunks: int
+    size: int
+
+    def of(self, v: Tensor, groups: int) -> Tensor:
+        """Frames of one sequence (T, H, ...), any strides, to a view (G, chunks, Q, R, ...)."""
+        frames = v[self.start : self.start + self.chunks * self.size]
+        return frames.unflatten(0, (self.chunks, self.size)).unflatten(2, (groups, -1)).movedim(2, 0)
+
+
+def blocks(num_frames: int, chunk_size: int, *, reverse: bool) -> list[Block]:
+    """The blocks of one sequence in the order of the scan; what is left over is one short chunk of its own.
+
+    Example
+    -------
+    >>> blocks(1100, 32, reverse=False)
+    [Block(start=0, chunks=16, size=32), Block(start=512, chunks=16, size=32), Block(start=1024, chunks=2, size=32), \
+Block(start=1088, chunks=1, size=12)]
+    """
+    per_block = max(1, FRAMES_PER_BLOCK // chunk_size)
+    num_chunks, left_over = divmod(num_frames, chunk_size)
+    found = [
+        Block(first * chunk_size, min(per_block, num_chunks - first), chunk_size)
+        for first in range(0, num_chunks, per_block)
+    ]
+    if left_over:
+        found.append(Block(num_frames - left_over, 1, left_over))
+    return found[::-1] if reverse else found
+
+
+class Triangles(NamedTuple):
+    """Who comes before whom in a chunk, in the order of the scan; row and column are frames, (Q, Q)."""
+
+    forbidden: Tensor  # 0 where the column is at or before the row, else -inf
+    at_or_after: Tensor  # 1 where the column is at or after the row
+    before: Tensor  # 1 where the column is before the row
+
+    @classmethod
+    def make(cls, size: int, reverse: bool, like: Tensor) -> "Triangles":
+        ones = like.new_ones(size, size)
+        if reverse:
+            return cls(like.new_full((size, size), -torch.inf).tril(-1), ones.tril(), ones.triu(1))
+        return cls(like.new_full((size, size), -torch.inf).triu(1), ones.triu(), ones.tril(-1))
+
+
+class Decays(NamedTuple):
+    """Decays of one block, each (G, chunks, Q, R) unless said; ``cum`` sums dt A in the order of the scan.
+
+    A float32 difference of two running sums loses up to 2e-5 of the decay. So each sum is split, in float64, into a
+    multiple of 1/2048, whose differences are exact in float32, and a rest in (-1/2048, 0], which goes into row and column
+    factors: exp(cum_i - cum_j) = fine_i exp(coarse_i - coarse_j) / fine_j, and no exp sees a positive argument.
+    """
+
+    coarse: Tensor
+    fine: Tensor
+    inverse_fine: Tensor
+    into: Tensor  # from the state before the chunk to each frame: exp(cum)
+    out: Tensor  # from each frame to the state after the chunk: exp(total - cum)
+    through: Tensor  # (G, chunks, 1, R), from the state before the chunk to the state after it
+
+    @classmethod
+    def of(cls, dt: Tensor, A: Tensor, *, reverse: bool, dtype: torch.dtype) -> "Decays":
+        """dt (G, chunks, Q, R) and A (G, 1, 1, R)."""
+        log_decay = (dt.double() * A.double()).clamp_(min=STRONGEST_LOG_DECAY)
+        cum = log_decay.flip(2).cumsum(2).flip(2) if reverse else log_decay.cumsum(2)
+        total = cum[:, :, :1] if reverse else cum[:, :, -1:]
+        coarse = cum if dtype == torch.float64 else (cum * _COARSE).ceil_().div_(_COARSE)
+        fine = (cum - coarse).exp_()
+        factors = (coarse, fine, 1 / fine, cum.exp(), (total - cum).exp_(), total.exp())
+        return cls(*(factor.to(dtype) for factor in factors))
+
+
+class Scratch:
+    """Tensors that are used again by every block of one call: a new one for each would cost its page faults."""
+
+    def __init__(self, like: Tensor):
+        self.like = like
+        self.buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        size = 1
+        for n in shape:
+            size *= n
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = self.like.new_empty(size)
+        return self.buffers[name][:size].view(shape)
+
+
+class Sequence(NamedTuple):
+    """One sequence's valid frames, its tensors without the batch axis: x (T, H, P), dt (T, H), B and C (T, G, N)."""
+
+    x: Tensor
+    dt: Tensor
+    B: Tensor
+    C: Tensor
+
+    @classmethod
+    def each(cls, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, lengths: Tensor | None) -> Iterator["Sequence"]:
+        """The sequences of a batch, cut to their lengths: padding is never touched."""
+        valid = [x.size(1)] * x.size(0) if lengths is None else lengths.tolist()
+        for b, length in enumerate(valid):
+            yield cls(*(v[b, :length] for v in (x, dt, B, C)))
+
+
+def to_layout(state: Tensor, groups: int) -> Tensor:
+    """A sequence's state (H, P, N) to (G, N, R * P), as the wide products want it."""
+    return state.unflatten(0, (groups, -1)).permute(0, 3, 1, 2).flatten(2)
+
+
+def from_layout(state: Tensor, head_dim: int) -> Tensor:
+    """The way back, (G, N, R * P) to (H, P, N)."""
+    return state.unflatten(2, (-1, head_dim)).permute(0, 2, 3, 1).flatten(0, 1)
