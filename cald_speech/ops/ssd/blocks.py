@@ -71,8 +71,8 @@ class Decays(NamedTuple):
     """Decays of one block, each (G, chunks, Q, R) unless said; ``cum`` sums dt A in the order of the scan.
 
     A float32 difference of two running sums loses up to 2e-5 of the decay. So each sum is split, in float64, into a
-    multiple of 1/2048, whose differences are exact in float32, and a rest in (-1/2048, 0], which goes into row and column
-    factors: exp(cum_i - cum_j) = fine_i exp(coarse_i - coarse_j) / fine_j, and no exp sees a positive argument.
+    multiple of 1/2048, whose differences are exact in float32, and a rest in (-1/2048, 0], which goes into row and
+    column factors: exp(cum_i - cum_j) = fine_i exp(coarse_i - coarse_j) / fine_j, and no exp sees a positive argument.
     """
 
     coarse: Tensor

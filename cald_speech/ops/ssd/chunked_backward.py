@@ -107,8 +107,8 @@ def _within_chunks(
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Gradients by way of the pairs of frames in a chunk; adds to dB and dC, (G * chunks, Q, N).
 
-    Returns the gradient of dt_j x_j (G, chunks, R, Q, P), without inverse_fine, and three (G, chunks, Q, R): of each frame's
-    log decay, of its dt as a weight, and x dy.
+    Returns the gradient of dt_j x_j but for inverse_fine, (G, chunks, R, Q, P), and three (G, chunks, Q, R): of each
+    frame's log decay, of its dt as a weight, and x dy.
     """
     x, dt, B, C, decays = inputs
     groups, chunks, size, heads, head_dim = x.shape
