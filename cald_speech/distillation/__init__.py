@@ -3,7 +3,7 @@
 It sees tensors only; loading a model is never its business.
 """
 
-from cald_speech.distillation.guidance import Guidance, Hybrid, LossWeights, Target, Unguided
+from cald_speech.distillation.guidance import Guidance, Hybrid, LossWeights, Target, Trajectory, Unguided, Waypoint
 from cald_speech.distillation.losses import layer_distances, layerwise_loss, logit_loss, reduce_layers
 from cald_speech.distillation.states import captured_states
 
@@ -12,7 +12,9 @@ __all__ = [
     "Hybrid",
     "LossWeights",
     "Target",
+    "Trajectory",
     "Unguided",
+    "Waypoint",
     "captured_states",
     "layer_distances",
     "layerwise_loss",

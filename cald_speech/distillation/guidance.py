@@ -1,10 +1,16 @@
 """Guidance: at each optimiser step, whether a teacher is followed, how strongly, and whether it trains along.
 
-One class a mode (He & Garner, arXiv 2410.06846, section 3); trajectory and waypoint guidance have their place here.
+One class a mode (He & Garner, arXiv 2410.06846, section 3).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
+
+from torch import nn
+
+from cald_speech.distillation.waypoints import Waypoints, take_over
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,9 @@ class LossWeights:
 class Guidance:
     """Base of the modes. A mode without a teacher never loads one.
 
-    ``needs_teacher`` says whether any step follows a teacher, ``trains_teacher`` whether the teacher is fine-tuned in
-    the same run, ``starts_from`` which weights the student takes over: the fine-tuned ``teacher``'s, or those of the
-    pretrained ``source`` where one is given.
+    ``needs_teacher`` says whether any step follows a teacher, ``trains_teacher`` whether that is a copy of ``source``
+    which is fine-tuned in the same run, ``starts_from`` which weights the student takes over: the fine-tuned
+    ``teacher``'s, or those of the pretrained ``source`` where one is given.
     """
 
     needs_teacher = True
@@ -36,12 +42,19 @@ class Guidance:
         """The loss weights of optimiser step ``step`` (0 for the first)."""
         raise NotImplementedError(f"{type(self).__name__} has no weights()")
 
-    def update(self, step: int, teacher: Any) -> bool:
+    def update(self, step: int, teacher: nn.Module) -> bool:
         """Called before step ``step``: may change the teacher, and says whether it did."""
+        return False
+
+    def trains_teacher_at(self, step: int) -> bool:
+        """Whether the teacher takes an optimiser step of its own before the student's step ``step``."""
         return False
 
     def check(self, num_steps: int) -> None:
         """Raise ValueError, naming the key to mend, if the mode does not fit a run of ``num_steps`` steps."""
+
+    def check_teacher(self, teacher: nn.Module) -> None:
+        """Raise ValueError, naming the key to mend, if the mode cannot follow ``teacher``."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beyond the step; these modes are functions of the step alone."""
@@ -107,3 +120,89 @@ class Hybrid(Target):
                 f"guidance.switch_step: expected between 1 and {num_steps - 1} (num_steps is {num_steps}), got "
                 f"{self.switch_step}. Use `target` guidance for no switch, `unguided` for no teacher"
             )
+
+
+class Trajectory(Target):
+    """A second model is fine-tuned from the same pretrained weights in the same run, and followed as it learns.
+
+    Arguments
+    ---------
+    update_every : the teacher takes one optimiser step every so many of the student's (T_u), from the first on.
+    layer, logits, task : as in :class:`Target`.
+
+    Example
+    -------
+    >>> mode = Trajectory(update_every=2)
+    >>> [mode.trains_teacher_at(step) for step in range(4)]
+    [True, False, True, False]
+    """
+
+    trains_teacher = True
+    starts_from = "source"
+
+    def __init__(self, update_every: int = 1, layer: float = 15.0, logits: float = 0.0, task: float = 1.0):
+        super().__init__(layer, logits, task)
+        self.update_every = update_every
+
+    def trains_teacher_at(self, step: int) -> bool:
+        return step % self.update_every == 0
+
+    def check(self, num_steps: int) -> None:
+        if not 1 <= self.update_every <= num_steps:
+            raise ValueError(
+                f"guidance.update_every (teacher_update_every): expected between 1 and {num_steps} (num_steps), got "
+                f"{self.update_every}"
+            )
+
+
+class Waypoint(Target):
+    """The teacher's saved checkpoints, one after the other: at each step the next one ahead of the student.
+
+    Arguments
+    ---------
+    waypoints : folder with the checkpoints ``step-<number>`` of the teacher's fine-tuning.
+    teacher_steps : steps of the teacher's run that go by in one step of the student's: with 2, the student's step 500
+        stands beside the teacher's step 1,000.
+    layer, logits, task : as in :class:`Target`.
+    """
+
+    starts_from = "source"
+
+    def __init__(
+        self,
+        waypoints: str | Path,
+        teacher_steps: float = 1.0,
+        layer: float = 15.0,
+        logits: float = 0.0,
+        task: float = 1.0,
+    ):
+        super().__init__(layer, logits, task)
+        self.folder, self.teacher_steps = waypoints, teacher_steps
+        self.followed: Path | None = None  # of this process: a resumed run takes its waypoint over again
+
+    def update(self, step: int, teacher: nn.Module) -> bool:
+        ahead = self.waypoints.ahead_of(step * self.teacher_steps)
+        if ahead == self.followed:
+            return False
+        take_over(teacher, ahead)
+        self.followed = ahead
+        return True
+
+    @cached_property
+    def waypoints(self) -> Waypoints:
+        """Listed when the run starts: not when its yaml is read, so that a yaml can be looked at anywhere."""
+        return Waypoints(self.folder)
+
+    def check(self, num_steps: int) -> None:
+        if self.teacher_steps <= 0:
+            raise ValueError(f"guidance.teacher_steps: expected more than 0, got {self.teacher_steps}")
+        last = max(self.waypoints.folders)
+        if num_steps * self.teacher_steps < min(self.waypoints.folders) and last > min(self.waypoints.folders):
+            raise ValueError(
+                f"guidance.teacher_steps: {num_steps} steps (num_steps) at {self.teacher_steps} of the teacher's each "
+                f"end before its first waypoint, of step {min(self.waypoints.folders)}, is passed: expected at least "
+                f"{min(self.waypoints.folders) / num_steps:g}, and {last / num_steps:g} to follow it to its end"
+            )
+
+    def check_teacher(self, teacher: nn.Module) -> None:
+        self.waypoints.check_fit(teacher)

@@ -24,6 +24,7 @@ from cald_speech.training.objective import Counts, Losses, Objective, model_inpu
 from cald_speech.training.optimiser import clip_gradients, parameter_groups
 from cald_speech.training.settings import Settings
 from cald_speech.training.store import ModelStore
+from cald_speech.training.teacher import TeacherTraining
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class CaldBrain(Brain):
         # Not among the modules: those are put into train mode each epoch, and a teacher keeps its dropout off.
         self.teacher = None if models.teacher is None else models.teacher.to(self.device).eval().requires_grad_(False)
         self.objective = Objective(settings, models.family, self.teacher)
+        self.teacher_training = TeacherTraining(self.teacher, settings) if settings.guidance.trains_teacher else None
         self.plain = models.student
         self.world_size = distributed.get_world_size() if distributed.is_initialized() else 1
         self.optimizer_step_limit = settings.num_steps
@@ -74,6 +76,8 @@ class CaldBrain(Brain):
         self.best_metric = float("inf")
         self.has_ended = False
         checkpointer.add_recoverable("student", models.student)
+        if self.teacher_training is not None:
+            self.teacher_training.register(checkpointer)
         checkpointer.add_recoverable("progress", Progress(self))
         checkpointer.add_recoverable("random_state", RandomState())
 
@@ -118,6 +122,8 @@ class CaldBrain(Brain):
         self.settings.guidance.update(step, self.teacher)
         weights = self.settings.guidance.weights(step)
         counts = self._summed_counts(self.objective.count(batches, self.plain))
+        if self.settings.guidance.trains_teacher_at(step):
+            self.teacher_training.step(batches, counts.task, self.optimizer.param_groups[0]["lr"], self.training_ctx)
         losses = [self._backward(b, weights, counts, last=b is batches[-1]) for b in batches]
         norm = self._update(batches, losses)
         self.optimizer_step += 1
@@ -253,6 +259,8 @@ class CaldBrain(Brain):
         if metric <= self.best_metric:
             self.best_metric = metric
             self.store.save("model", self.plain, valid={name: metric, "step": self.optimizer_step})
+            if self.teacher_training is not None:
+                self.store.save("teacher", self.teacher, teacher="none: it is the teacher, fine-tuned in the same run")
         self.checkpointer.save_and_keep_only(meta={name: metric}, min_keys=[name], verbosity=logging.DEBUG)
         if self.step_log is not None:
             # With the last step before it, since a resumed run keeps the log of the steps before its first.

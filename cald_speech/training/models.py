@@ -32,7 +32,13 @@ def build_models(settings: Settings, train_texts: Iterable[str]) -> Models:
     Raises UserError where a model is missing from the settings, cannot be loaded, or does not fit the other.
     """
     guidance = settings.guidance
-    if guidance.needs_teacher and settings.teacher is None:
+    if guidance.trains_teacher and settings.source is None:
+        raise UserError(
+            f"guidance {type(guidance).__name__.lower()} fine-tunes a teacher in the same run, and there is nothing to "
+            "start it from: give --source, a folder or hub id of pretrained weights, or --guidance target with a "
+            "--teacher"
+        )
+    if guidance.needs_teacher and not guidance.trains_teacher and settings.teacher is None:
         raise UserError(
             f"guidance {type(guidance).__name__.lower()} follows a teacher, and none is set: give --teacher, a folder "
             "or hub id of a fine-tuned model (hparams/teacher.yaml trains one), or --guidance unguided"
@@ -44,9 +50,17 @@ def build_models(settings: Settings, train_texts: Iterable[str]) -> Models:
     student = _load_student(start, settings, len(processor.tokenizer))
     family = family_of(student)
     teacher = None
-    if guidance.needs_teacher:
+    if guidance.trains_teacher:
+        teacher = _load_student(start, settings, len(processor.tokenizer))
+        teacher.load_state_dict(student.state_dict())  # a head that is new is the same in both
+    elif guidance.needs_teacher:
         teacher = from_pretrained(settings.teacher, head=settings.task.head)
+    if teacher is not None:
         check_match(teacher, student)
+        try:
+            guidance.check_teacher(teacher)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     report = convert(student, family, settings.layer_map, initialise=settings.initialise)
     return Models(family, student, teacher, processor, report)
 

@@ -49,7 +49,10 @@ class Settings:
     guidance: str | Guidance = field(default_factory=Unguided)  # a name in hparams/guidance/
     alpha_layer: float | None = None
     alpha_logits: float | None = None
-    switch_step: int | None = None
+    switch_step: int | None = None  # hybrid: from this step on, the task loss alone
+    teacher_update_every: int | None = None  # trajectory: the student's steps to one of the teacher's
+    waypoints: str | None = None  # waypoint: the folder of the teacher's checkpoints
+    teacher_steps: float | None = None  # waypoint: the teacher's steps to one of the student's
     layer_normalise: str = "layer_norm"
     layer_weights: Sequence[float] | None = None
     layer_reduce: str = "mean"
@@ -167,8 +170,8 @@ def _load_guidance(folder: Path, name: str, settings: Settings) -> Guidance:
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise UserError(f"guidance: expected one of {names} (the files in {path.parent}), got {name!r}")
-    given = {"alpha_layer": settings.alpha_layer, "alpha_logits": settings.alpha_logits}
-    given["switch_step"] = settings.switch_step
+    keys = ("alpha_layer", "alpha_logits", "switch_step", "teacher_update_every", "waypoints", "teacher_steps")
+    given = {key: getattr(settings, key) for key in keys}
     text = path.read_text()
     # A mode takes from the experiment what it knows: `unguided` has no weights, only `hybrid` has a switch.
     used = {key: value for key, value in given.items() if value is not None and f"\n{key}:" in f"\n{text}"}

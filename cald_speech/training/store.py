@@ -23,7 +23,7 @@ class ModelStore:
             old.rename(final) if not final.exists() else shutil.rmtree(old)
 
     def save(self, name: str, model: PreTrainedModel, **facts: Any) -> None:
-        """Write ``folder/name``, in place of what was there; on the main process only.
+        """Write ``folder/name``, in place of what was there, ``facts`` over the store's; on the main process only.
 
         Raises UserError, with the old folder left as it was, if the disk is full.
         """
@@ -38,7 +38,7 @@ class ModelStore:
             unfinished.mkdir(parents=True)
             model.save_pretrained(unfinished)
             self.processor.save_pretrained(unfinished)
-            update_facts(unfinished, **self.facts, **facts)
+            update_facts(unfinished, **self.facts | facts)
         # safetensors reports a full disk with an error of its own, which is not an OSError.
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(place, ignore_errors=True)

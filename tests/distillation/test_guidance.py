@@ -2,7 +2,7 @@
 
 import pytest
 
-from cald_speech.distillation import Guidance, Hybrid, LossWeights, Target, Unguided
+from cald_speech.distillation import Guidance, Hybrid, LossWeights, Target, Trajectory, Unguided, Waypoint, guidance
 from cald_speech.training.settings import Settings
 from tests.training.miniature import ROOT
 
@@ -13,6 +13,8 @@ MODES = {
     "unguided": (Unguided(), [TASK] * 5, False, "source"),
     "target": (Target(15.0, 0.5), [GUIDED] * 5, True, "teacher"),
     "target without labels": (Target(15.0, 1.0, task=0.0), [UNLABELLED] * 5, True, "teacher"),
+    "trajectory": (Trajectory(2, 15.0, 0.5), [GUIDED] * 5, True, "source"),
+    "waypoint": (Waypoint("waypoints", 1.0, 15.0, 0.5), [GUIDED] * 5, True, "source"),
     "hybrid": (Hybrid(3, 15.0, 0.5), [GUIDED, GUIDED, GUIDED, TASK, TASK], True, "teacher"),
 }
 FILES = sorted((ROOT / "hparams" / "guidance").glob("*.yaml"))
@@ -23,8 +25,7 @@ def test_table(mode, weights, needs_teacher, starts_from):
     assert [mode.weights(step) for step in range(5)] == weights
     assert [mode.weights(step).needs_teacher for step in range(5)] == [w.layer > 0 for w in weights]
     assert (mode.needs_teacher, mode.starts_from) == (needs_teacher, starts_from)
-    assert not mode.trains_teacher and not any(mode.update(step, None) for step in range(5))
-    mode.check(5)
+    assert [mode.trains_teacher_at(step) for step in range(5)] == [mode.trains_teacher and s % 2 == 0 for s in range(5)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
@@ -32,11 +33,61 @@ def test_every_file_is_its_mode(path, tmp_path):
     (tmp_path / "guidance").symlink_to(path.parent)
     (tmp_path / "a.yaml").write_text(
         f"output_folder: x\nguidance: {path.stem}\nnum_steps: 5\nalpha_layer: 15.0\nalpha_logits: 0.5\nswitch_step: 3\n"
+        f"teacher_update_every: 2\nwaypoints: {_waypoints(tmp_path, 5)}\n"
     )
     mode, weights, *_ = MODES[path.stem]
     loaded = Settings.load(tmp_path / "a.yaml").guidance
     assert type(loaded) is type(mode) and [loaded.weights(step) for step in range(5)] == weights
     assert all(len(line) <= 120 for line in path.read_text().splitlines())
+
+
+def _waypoints(folder, *steps):
+    for step in steps:
+        (folder / "waypoints" / f"step-{step:07d}").mkdir(parents=True)
+    return folder / "waypoints"
+
+
+@pytest.mark.parametrize("name", ["unguided", "target", "hybrid"])
+def test_a_teacher_that_stands_still(name):
+    mode = MODES[name][0]
+    mode.check(5)
+    assert not mode.trains_teacher and not any(mode.update(step, None) for step in range(5))
+
+
+def test_the_waypoint_ahead(tmp_path, monkeypatch):
+    """Step -> the checkpoint followed: the first later than the teacher's step beside it, at last the last."""
+    followed = []
+    monkeypatch.setattr(guidance, "take_over", lambda teacher, folder: followed.append(folder.name[-2:]))
+    mode = Waypoint(_waypoints(tmp_path, 10, 20, 30), teacher_steps=5)
+    mode.check(8)
+    changed = [mode.update(step, None) for step in range(8)]
+    assert followed == ["10", "20", "30"]
+    assert [step for step in range(8) if changed[step]] == [0, 2, 4]
+    resumed = Waypoint(mode.folder, teacher_steps=5)
+    resumed.load_state_dict(mode.state_dict())
+    assert resumed.update(3, None) and followed[-1] == "20"
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [((), "there are none"), ((10, 30), "one every 10 steps"), ((10, 20, 25), "one every 10 steps")],
+    ids=["none", "one missing", "of two runs"],
+)
+def test_waypoints_that_are_missing_or_out_of_order(tmp_path, steps, expected):
+    with pytest.raises(ValueError, match=f"^waypoints: .*{expected}"):
+        Waypoint(_waypoints(tmp_path, *steps) if steps else tmp_path).check(30)
+
+
+@pytest.mark.parametrize(("teacher_steps", "num_steps"), [(0, 30), (-1.0, 30), (1.0, 5)])
+def test_waypoints_that_the_run_never_passes(tmp_path, teacher_steps, num_steps):
+    with pytest.raises(ValueError, match=r"guidance\.teacher_steps"):
+        Waypoint(_waypoints(tmp_path, 10, 20), teacher_steps).check(num_steps)
+
+
+@pytest.mark.parametrize("update_every", [-1, 0, 6])
+def test_a_trajectory_that_never_moves(update_every):
+    with pytest.raises(ValueError, match="teacher_update_every"):
+        Trajectory(update_every).check(5)
 
 
 @pytest.mark.parametrize("switch_step", [-1, 0, 5, 6])
