@@ -11,6 +11,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cald_speech.data.joining import Joiner
 from cald_speech.errors import UserError
 
 
@@ -86,20 +87,30 @@ class StepSampler(Sampler):
 
 
 class StepDataset(Dataset):
-    """A dataset indexed by what :class:`StepSampler` yields; an item is the list of the step's padded batches."""
+    """A dataset indexed by what :class:`StepSampler` yields; an item is the list of the step's padded batches.
 
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+    With a ``joiner`` some utterances of a batch are joined to longer ones.
+    """
+
+    def __init__(self, dataset: Dataset, joiner: Joiner | None = None):
+        self.dataset, self.joiner = dataset, joiner
 
     def __getitem__(self, step: list[list[int]]) -> list[PaddedBatch]:
-        return [PaddedBatch([self.dataset[i] for i in batch]) for batch in step]
+        return [self._batch(indices) for indices in step]
+
+    def _batch(self, indices: list[int]) -> PaddedBatch:
+        items = [self.dataset[i] for i in indices]
+        # The hash of a tuple of integers is the same in every process.
+        return PaddedBatch(items if self.joiner is None else self.joiner(items, seed=hash(tuple(indices))))
 
 
-def step_loader(dataset: Dataset, sampler: StepSampler, *, num_workers: int = 0) -> DataLoader:
+def step_loader(
+    dataset: Dataset, sampler: StepSampler, *, joiner: Joiner | None = None, num_workers: int = 0
+) -> DataLoader:
     """A loader of optimiser steps: lists of batches, padded on the right."""
     # Its own generator: starting an epoch draws a seed, which must not come out of training's random state.
     return DataLoader(
-        StepDataset(dataset),
+        StepDataset(dataset, joiner),
         batch_size=None,
         sampler=sampler,
         collate_fn=_as_it_is,

@@ -19,6 +19,7 @@ from torch import distributed
 import cald_speech
 from cald_speech.data.batching import StepSampler, batch_loader, step_loader
 from cald_speech.data.dataset import make_dataset
+from cald_speech.data.joining import Joiner
 from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
@@ -149,6 +150,9 @@ def fit(brain: CaldBrain, data: Mapping[str, Path]) -> None:
         max_batch_utterances=settings.max_batch_utterances,
         seed=settings.seed,
     )
+    joiner = None
+    if settings.join_utterances > 1:
+        joiner = Joiner(settings.join_utterances, settings.join_pause_s, processor)
     # The Brain calls its set_epoch() before each epoch.
     brain.train_sampler = sampler
     epochs = EpochCounter(limit=sys.maxsize)  # num_steps ends the run
@@ -156,7 +160,7 @@ def fit(brain: CaldBrain, data: Mapping[str, Path]) -> None:
     with brain.stopping_on_signals():
         brain.fit(
             epochs,
-            step_loader(train_set, sampler, num_workers=settings.num_workers),
+            step_loader(train_set, sampler, joiner=joiner, num_workers=settings.num_workers),
             batch_loader(valid_set, durations(data["valid"]), settings.max_batch_s),
         )
 

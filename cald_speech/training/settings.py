@@ -20,7 +20,14 @@ from cald_speech.tasks.base import Task
 from cald_speech.tasks.ctc import CTC
 from cald_speech.training.schedules import WarmupSchedule
 
-AT_LEAST_ONE = ("num_steps", "accumulation", "validate_every_epochs", "log_every_steps", "nonfinite_patience")
+AT_LEAST_ONE = (
+    "num_steps",
+    "accumulation",
+    "join_utterances",
+    "validate_every_epochs",
+    "log_every_steps",
+    "nonfinite_patience",
+)
 
 
 @dataclass
@@ -68,6 +75,8 @@ class Settings:
     max_grad_norm: float = 1.0
     max_batch_s: float = 60.0
     max_batch_utterances: int | None = None
+    join_utterances: int = 1  # up to so many are joined to one, at random, with pauses of up to join_pause_s
+    join_pause_s: float = 0.5
     accumulation: int = 1
     num_workers: int = 0
     precision: str = "fp32"

@@ -192,3 +192,15 @@ def test_sigterm_to_the_recipe(experiment, start, tmp_path):
     for name in ("model/model.safetensors", "model/config.json"):
         assert (tmp_path / "stopped" / name).read_bytes() == (expected.store.folder / name).read_bytes()
     assert log(tmp_path / "stopped") == log(expected.store.folder)
+
+
+def test_joined_utterances_resume_to_the_bit(experiment, start, monkeypatch):
+    path = experiment(**RESTLESS | {"join_utterances": 3}, num_steps=9)
+    expected = start(path, "whole")
+    with monkeypatch.context() as patch:
+        kill_after_step(patch, 5)
+        with pytest.raises(Killed):
+            start(path, "killed")
+    assert_same_run(start(path, "killed"), expected)
+    plain = start(experiment(**RESTLESS, num_steps=9), "plain")
+    assert not torch.equal(plain.plain.lm_head.weight, expected.plain.lm_head.weight)
