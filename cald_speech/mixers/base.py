@@ -16,8 +16,9 @@ MixerFactory = Callable[[int, int], "Mixer"]
 # and steps are exponentiated: rounding changes how far a layer remembers) and have no weight decay (which would too).
 SCAN_PARAMETERS = ("A_log", "dt_bias", "D")
 
-# Frames that a CPU's inference handles at once, over all sequences: what a layer makes of them stays in the caches.
-FRAMES_PER_BLOCK = 512
+# Frames that a CPU's inference handles at once, over all sequences: enough for full-speed projections (each product
+# packs its weights anew), and little enough that what a layer makes of them stays near the caches.
+FRAMES_PER_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,38 @@ class AttentionWeights:
         return replace(self, **grown)
 
 
+class Sweep(NamedTuple):
+    """One run of a mixer over a sequence of any length, block by block: see :meth:`Mixer.sweeps`.
+
+    ``step(x, partial, state)`` gives ``(out, state)``. x (B, t, D) is the next block of the mixer's input in the order
+    of the sweep, partial (B, t, W) what the sweep before put out for these frames (None in the first sweep), and state
+    whatever this sweep's last step left (None in its first). The last sweep's out is the mixer's own, (B, t, D).
+    """
+
+    step: Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Any]]
+    reverse: bool = False  # True runs from the last block to the first
+    whole: bool = False  # True takes no blocks: one step sees all frames
+
+
 class Mixer(nn.Module):
     """Base of every token mixer. Subclasses are built as ``Mixer(d_model, num_heads, **options)``."""
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, T, D) and the (B,) numbers of valid frames to (B, T, D); padded frames come out as zeros."""
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
+
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """The runs over the frames that together give ``forward(x)``, for one sequence that memory may not hold twice.
+
+        Any blocks give the same result. A mixer that cannot be cut keeps this default, one step over the whole.
+
+        Example
+        -------
+        >>> from cald_speech.mixers import Bidirectional
+        >>> [sweep.reverse for sweep in Bidirectional(64, 4).sweeps()]
+        [False, True]
+        """
+        return (Sweep(lambda x, partial, state: (self(x), None), whole=True),)
 
     @torch.no_grad()
     def init_from_attention(self, weights: AttentionWeights) -> frozenset[str]:
@@ -112,6 +139,9 @@ class CausalMixer(Mixer):
         """Another, freshly initialised scan over the same streams: for the second direction."""
         raise NotImplementedError(f"{type(self).__name__} has no new_scan()")
 
+    def sweeps(self) -> tuple[Sweep, ...]:
+        return (Sweep(lambda x, partial, state: self(x, state=state, return_state=True)),)
+
     def forward(
         self,
         x: Tensor,
@@ -125,28 +155,43 @@ class CausalMixer(Mixer):
 
         Inference on a CPU runs block by block in its caches, and makes nothing of full length but the output.
         """
-        run = self._in_blocks if _fits_no_cache(x) else self._at_once
-        out, state = run(x, lengths, state, reverse)
+        if in_blocks(x):
+            out, state = self.infer(x, lengths, state=state, reverse=reverse)
+        else:
+            streams = self.project(x)
+            y, state = self.scan(streams.scanned, lengths, state=state, reverse=reverse)
+            out = mask_padding(self.finish(y, streams.gate), lengths)
         return (out, state) if return_state else out
 
-    def _at_once(self, x: Tensor, lengths: Tensor | None, state: Any, reverse: bool) -> tuple[Tensor, Any]:
-        streams = self.project(x)
-        y, state = self.scan(streams.scanned, lengths, state=state, reverse=reverse)
-        return mask_padding(self.finish(y, streams.gate), lengths), state
-
-    def _in_blocks(self, x: Tensor, lengths: Tensor | None, state: Any, reverse: bool) -> tuple[Tensor, Any]:
-        num_frames, out = x.size(1), None
-        size = max(64, FRAMES_PER_BLOCK // x.size(0))
+    def infer(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        state: Any = None,
+        reverse: bool = False,
+        add_to: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """What :meth:`forward` gives and the state, block by block without gradients; added to ``add_to`` in place."""
+        num_frames, out, held = x.size(1), add_to, None
+        size = max(64, FRAMES_PER_BLOCK // max(1, x.size(0)))
         starts = range(0, num_frames, size)
         for start in reversed(starts) if reverse else starts:
             frames = slice(start, min(start + size, num_frames))
             valid = None if lengths is None else (lengths - start).clamp(0, frames.stop - start)
-            piece, state = self._at_once(x[:, frames], valid, state, reverse)
+            streams = self.project(x[:, frames])
+            y, state = self.scan(streams.scanned, valid, state=state, reverse=reverse)
+            piece = mask_padding(self.finish(y, streams.gate), valid)
             if out is None:
                 out = piece.new_empty(*x.shape[:2], piece.size(2))
-            out[:, frames] = piece
+            # The streams live until the next block has its own: memory that is handed back and asked for again with
+            # every block would cost its page faults.
+            held = (streams, y)
+            out[:, frames].copy_(piece) if add_to is None else out[:, frames].add_(piece)
+        del held
         return out, state
 
 
-def _fits_no_cache(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and x.size(0) * x.size(1) > 2 * FRAMES_PER_BLOCK
+def in_blocks(x: Tensor) -> bool:
+    """Whether ``x`` (B, T, D) is more than one block of inference on a CPU."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and x.size(0) * x.size(1) > FRAMES_PER_BLOCK

@@ -5,11 +5,12 @@ attention it replaces in Wav2Vec2-large; with shared projections both directions
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cald_speech.mixers.base import AttentionWeights, CausalMixer, Mixer
+from cald_speech.mixers.base import AttentionWeights, CausalMixer, Mixer, Sweep, in_blocks
 from cald_speech.mixers.mamba2 import Mamba2
 from cald_speech.ops import mask_padding
 
@@ -51,11 +52,35 @@ class Bidirectional(Mixer):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         if not self.share_projections:
-            past, future = self.forwards(x, lengths), self.backwards(x, lengths, reverse=True)
-            return past + future if torch.is_grad_enabled() else past.add_(future)
+            past = self.forwards(x, lengths)
+            if in_blocks(x):
+                return self.backwards.infer(x, lengths, reverse=True, add_to=past)[0]
+            return past + self.backwards(x, lengths, reverse=True)
         streams = self.forwards.project(x)
         y = self.forwards.scan.with_reverse(self.backward_scan, streams.scanned, lengths)
         return mask_padding(self.forwards.finish(y, streams.gate), lengths)
+
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """Forwards and then backwards, which adds to what the first sweep put out.
+
+        With shared projections that is the scan's output, for the norm and the gate come after the sum; the second
+        sweep projects again, since keeping the streams would take several times the memory of the sequence.
+        """
+        if self.share_projections:
+            return Sweep(self._scan_past), Sweep(self._finish_with_future, reverse=True)
+        return *self.forwards.sweeps(), Sweep(self._add_future, reverse=True)
+
+    def _add_future(self, x: Tensor, partial: Tensor, state: Any) -> tuple[Tensor, Any]:
+        future, state = self.backwards(x, state=state, return_state=True, reverse=True)
+        return future + partial, state
+
+    def _scan_past(self, x: Tensor, partial: None, state: Any) -> tuple[Tensor, Any]:
+        return self.forwards.scan(self.forwards.project(x).scanned, None, state=state, reverse=False)
+
+    def _finish_with_future(self, x: Tensor, partial: Tensor, state: Any) -> tuple[Tensor, Any]:
+        streams = self.forwards.project(x)
+        future, state = self.backward_scan(streams.scanned, None, state=state, reverse=True)
+        return self.forwards.finish(future + partial, streams.gate), state
 
     @torch.no_grad()
     def init_from_attention(self, weights: AttentionWeights) -> frozenset[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cald_speech.mixers.base import AttentionWeights, CausalMixer, Scan, Streams
+from cald_speech.mixers.projection import Projection
 from cald_speech.ops import short_conv, ssd, ssd_bidirectional
 
 # silu(GATE_OPEN) = 1: a gate of this bias and zero weights lets everything through.
@@ -200,10 +201,10 @@ class Mamba2(CausalMixer):
         self.scan_options |= {"chunk_size": chunk_size, "backend": backend}
         self.shape = (heads, head_dim, d_state, groups)
         self.sizes = (d_inner, d_inner + 2 * groups * d_state, heads)
-        self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=bias)
+        self.in_proj = Projection(d_model, sum(self.sizes), bias=bias)
         self.scan = self.new_scan()
         self.norm = nn.RMSNorm(d_inner, eps=1e-5)
-        self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
+        self.out_proj = Projection(d_inner, d_model, bias=bias)
 
     def new_scan(self) -> Mamba2Scan:
         heads, head_dim, d_state, groups = self.shape

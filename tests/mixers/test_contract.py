@@ -211,6 +211,25 @@ def test_inference_in_blocks_equals_training_at_once(factory, monkeypatch):
         assert relative_error(mixer(x[:1]), expected[:1]) <= TOLERANCE["rounding"]
 
 
+@every_mixer
+@pytest.mark.parametrize("sizes", [(5, 1, 17), (23,)], ids=["5+1+17", "whole"])
+def test_sweeps_in_pieces_equal_the_whole(factory, sizes):
+    """What long audio goes through: each sweep in its order, over what the one before left."""
+    mixer = build(factory)
+    x, _ = padded_batch((23,), WIDTH)
+    partial = None
+    for sweep in mixer.sweeps():
+        pieces = (23,) if sweep.whole else sizes
+        left = [None] * len(pieces) if partial is None else partial.split(pieces, 1)
+        inputs = list(zip(x.split(pieces, 1), left, strict=True))
+        outputs, state = [], None
+        for piece, before in reversed(inputs) if sweep.reverse else inputs:
+            out, state = sweep.step(piece, before, state)
+            outputs.append(out)
+        partial = torch.cat(outputs[::-1] if sweep.reverse else outputs, dim=1)
+    assert relative_error(partial, mixer(x)) <= TOLERANCE["rounding"]
+
+
 @every_causal_mixer
 @directions
 def test_blocks_carry_the_state(factory, reverse, monkeypatch):

@@ -1,9 +1,10 @@
-"""The short convolution: shifted adds equal the definition, padding is never read, pieces equal the whole."""
+"""The short convolution: the blocked path equals the definition, padding is never read, pieces equal the whole."""
 
 import pytest
 import torch
 
 from cald_speech.ops import short_conv
+from cald_speech.ops.short_conv import steps
 from tests.helpers import TOLERANCE, flip_valid, relative_error
 
 DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -39,7 +40,7 @@ def assert_same(actual, expected, tolerance=TOLERANCE["parity"]):
 @DIRECTIONS
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "with lengths"])
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 65, 300])
-def test_shifted_equals_naive(num_frames, padded, reverse):
+def test_blocks_equal_naive(num_frames, padded, reverse):
     inputs = make_inputs(num_frames)
     lengths = torch.tensor([num_frames, num_frames // 2, 0]) if padded else None
     expected = run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend="naive")
@@ -50,7 +51,7 @@ def test_shifted_equals_naive(num_frames, padded, reverse):
 @pytest.mark.parametrize("activation", ["silu", "identity"])
 @pytest.mark.parametrize("left_out", [(), ("bias",), ("initial_state",)], ids=["all", "without bias", "without state"])
 @pytest.mark.parametrize("taps", [1, 2, 5])
-def test_shifted_equals_naive_with_options(taps, left_out, activation, reverse):
+def test_blocks_equal_naive_with_options(taps, left_out, activation, reverse):
     inputs = {name: v for name, v in make_inputs(12, taps=taps).items() if name not in left_out}
     options = {"lengths": torch.tensor([12, 2, 0]), "activation": activation, "reverse": reverse}
     leaves = {k: v for k, v in inputs.items() if v.numel()}
@@ -59,6 +60,51 @@ def test_shifted_equals_naive_with_options(taps, left_out, activation, reverse):
     actual = short_conv(**leaves, **rest, return_final_state=True, backend="torch", **options)
     for a, e in zip(actual, expected, strict=True):
         assert relative_error(a, e) <= TOLERANCE["rounding"]
+
+
+@DIRECTIONS
+@pytest.mark.parametrize("lengths", [(40, 17, 2), (32, 16, 0)], ids=["odd", "whole blocks"])
+@pytest.mark.parametrize("taps", [2, 4, 18])
+def test_blocks_of_sixteen_frames_equal_naive(taps, lengths, reverse, monkeypatch):
+    """Several blocks for each sequence, the last one shorter than the filter, and a filter longer than a block."""
+    monkeypatch.setattr(steps, "BLOCK_ELEMENTS", 1)
+    inputs, options = make_inputs(40, taps=taps), {"lengths": torch.tensor(lengths), "reverse": reverse}
+    expected = run_with_gradients(inputs, backend="naive", **options)
+    assert_same(run_with_gradients(inputs, backend="torch", **options), expected)
+
+
+@DIRECTIONS
+def test_slices_of_wider_tensors(reverse):
+    """x and the output's gradient as a mixer hands them over: slices of one projection, nothing contiguous."""
+    inputs = {name: v.requires_grad_() for name, v in make_inputs(40).items()}
+    grad = torch.randn(3, 40, CHANNELS)
+    wide, wide_grad = torch.randn(3, 40, CHANNELS + 5), torch.randn(CHANNELS, 40, 3)
+    wide[..., 2:-3] = inputs["x"].detach()
+    wide_grad.copy_(grad.permute(2, 1, 0))
+    expected = short_conv(**inputs, reverse=reverse)
+    expected.backward(grad)
+    sliced = {name: v.detach().clone().requires_grad_() for name, v in inputs.items()} | {"x": wide[..., 2:-3]}
+    sliced["x"].requires_grad_()
+    y = short_conv(**sliced, reverse=reverse)
+    y.backward(wide_grad.permute(2, 1, 0))
+    assert torch.equal(y, expected)
+    assert [name for name, v in inputs.items() if not torch.equal(sliced[name].grad, v.grad)] == []
+
+
+def test_the_output_s_gradient_at_padding_is_never_read():
+    inputs, lengths = {name: v.requires_grad_() for name, v in make_inputs(20).items()}, torch.tensor([20, 7, 0])
+    grad = torch.randn(3, 20, CHANNELS)
+    grad[1, 7:] = grad[2] = torch.nan
+    short_conv(**inputs, lengths=lengths).backward(grad)
+    assert all(torch.isfinite(v.grad).all() for v in inputs.values())
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "bias", "initial_state"])
+def test_only_what_is_asked_for_gets_a_gradient(name):
+    inputs = make_inputs(20)
+    inputs[name].requires_grad_()
+    short_conv(**inputs).sum().backward()
+    assert [k for k, v in inputs.items() if v.grad is not None] == [name]
 
 
 def test_is_torchs_depthwise_convolution():

@@ -4,11 +4,17 @@ from torch import Tensor
 
 from cald_speech.ops.backends import Backend, Request, choose_backend
 from cald_speech.ops.lengths import check_lengths
+from cald_speech.ops.short_conv.limits import why_not_short_conv_triton
 from cald_speech.ops.short_conv.naive import ACTIVATIONS
 
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
-    "torch": Backend("cald_speech.ops.short_conv.shifted:short_conv_shifted"),
+    "triton": Backend(
+        "cald_speech.ops.short_conv.triton_kernels:short_conv_triton",
+        why_not=why_not_short_conv_triton,
+        auto_on=("cuda",),
+    ),
+    "torch": Backend("cald_speech.ops.short_conv.blocked:short_conv_blocked"),
     "naive": Backend("cald_speech.ops.short_conv.naive:short_conv_naive"),
 }
 
@@ -37,7 +43,7 @@ def short_conv(
     initial_state : (B, D, K-1), the K-1 inputs before the scan's first frame, in the order of the scan.
     return_final_state : True returns the last K-1 inputs of the scan too: the next piece's ``initial_state``.
     activation : ``silu`` or ``identity``, applied to the sum.
-    backend : ``auto``, ``torch`` or ``naive``.
+    backend : ``auto``, ``triton``, ``torch`` or ``naive``.
 
     Returns
     -------

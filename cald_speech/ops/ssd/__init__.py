@@ -5,10 +5,14 @@ from torch import Tensor
 
 from cald_speech.ops.backends import Backend, Request, choose_backend
 from cald_speech.ops.ssd.arguments import check_arguments
+from cald_speech.ops.ssd.limits import why_not_triton_ssd
+from cald_speech.ops.ssd.mamba_ssm import BACKEND as MAMBA_SSM
 
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
+    "triton": Backend("cald_speech.ops.ssd.triton_kernels:ssd_triton", why_not_triton_ssd, auto_on=("cuda",)),
     "torch": Backend("cald_speech.ops.ssd.chunked:ssd_chunked"),
+    "mamba_ssm": MAMBA_SSM,
     "naive": Backend("cald_speech.ops.ssd.naive:ssd_naive"),
 }
 
@@ -44,12 +48,13 @@ def ssd(
     initial_state : (B, H, P, N), the state before the first frame of the scan; zeros if None.
     return_final_state : True returns the state after the last frame of the scan too.
     chunk_size : frames handled by one matrix product, None for the backend's best; it changes speed, not the result.
-    backend : ``auto``, ``torch`` or ``naive``.
+    backend : ``auto``, ``triton``, ``torch``, ``mamba_ssm`` or ``naive``.
 
     Returns
     -------
     y (B, T, H, P) in x's dtype; with ``return_final_state`` also the state (B, H, P, N), float32 (float64 for
-    float64 inputs). All arithmetic on states and decays is float32 or better, under autocast too.
+    float64 inputs). All arithmetic on decays is float32 or better, under autocast too; the
+    ``triton`` backend multiplies bfloat16 inputs in bfloat16, which leaves final states good to some 4e-3.
 
     Raises
     ------

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from cald_speech.ops.backends import Backend, Request, choose_backend
 from cald_speech.ops.ssd.arguments import check_arguments
+from cald_speech.ops.ssd.limits import why_not_triton_ssd
 
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
+    "triton": Backend(
+        "cald_speech.ops.ssd.triton_kernels:ssd_bidirectional_triton", why_not_triton_ssd, auto_on=("cuda",)
+    ),
     "torch": Backend("cald_speech.ops.ssd.chunked:ssd_bidirectional_chunked"),
     "naive": Backend("cald_speech.ops.ssd.naive:ssd_bidirectional_naive"),
 }

@@ -73,7 +73,7 @@ def _recurrence(state: Tensor, added: Tensor, through: Tensor, kept: Tensor, rev
 
 
 def attention_weights(coarse: Tensor, triangles: Triangles, weights: Tensor) -> Tensor:
-    """exp(coarse_i - coarse_j) <= 1 for frames j at or before i, else 0, into ``weights`` (G, chunks, R, Q, Q)."""
+    """2^(coarse_i - coarse_j) <= 1 for frames j at or before i, else 0, into ``weights`` (G, chunks, R, Q, Q)."""
     coarse = coarse.transpose(2, 3)
     torch.sub(coarse[..., :, None], coarse[..., None, :], out=weights)
-    return weights.add_(triangles.forbidden).exp_()
+    return weights.add_(triangles.forbidden).exp2_()

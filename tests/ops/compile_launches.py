@@ -1,0 +1,48 @@
+"""Compiles the kernels of the selective scan and the short convolution for GPUs that are not there.
+
+Run without TRITON_INTERPRET as ``python -m tests.ops.compile_launches OP DTYPE CAPABILITY``, such as ``short_conv
+bfloat16 90``; prints one line of JSON for each kernel that a training step launches: what the assembler says of it.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+
+import torch
+
+from cald_speech.ops.selective_scan.triton_kernels import selective_scan_triton
+from cald_speech.ops.short_conv.triton_kernels import short_conv_triton
+from cald_speech.ops.ssd.triton_kernels.compile_check import compiled_kernels, usage_of
+
+# What adds code: reverse is the direction with more index arithmetic.
+OPTIONS = {"lengths": torch.tensor([64, 3]), "reverse": True, "return_final_state": True}
+
+
+def short_conv(dtype: torch.dtype) -> None:
+    x, weight, bias, state = (
+        torch.zeros(2, 64, 64, dtype=dtype),
+        torch.zeros(64, 4),
+        torch.zeros(64),
+        torch.zeros(2, 64, 3),
+    )
+    leaves = [v.requires_grad_() for v in (x, weight, bias, state)]
+    outputs = short_conv_triton(*leaves[:3], initial_state=state, **OPTIONS)
+    torch.autograd.grad(outputs, leaves, [torch.zeros_like(v) for v in outputs])
+
+
+def selective_scan(dtype: torch.dtype) -> None:
+    x, dt, A, D = torch.zeros(2, 64, 128, dtype=dtype), torch.zeros(2, 64, 128), torch.zeros(128, 16), torch.zeros(128)
+    B, C = (torch.zeros(2, 64, 1, 16, dtype=dtype) for _ in "BC")
+    leaves = [v.requires_grad_() for v in (x, dt, A, B, C, D)]
+    outputs = selective_scan_triton(*leaves, **OPTIONS)
+    torch.autograd.grad(outputs, leaves, [torch.zeros_like(v) for v in outputs])
+
+
+def main(op: str, dtype: str, capability: str) -> None:
+    step = {"short_conv": short_conv, "selective_scan": selective_scan}[op]
+    for kernel in compiled_kernels(int(capability), lambda: step(getattr(torch, dtype))):
+        print(json.dumps(asdict(usage_of(kernel))), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,51 @@
+"""Triton's interpreter, which runs the kernels where there is no GPU, on the numpy of today."""
+
+import numpy
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+
+@pytest.fixture(autouse=True)
+def loops_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6 takes a loop's bound with ``int()`` of an array of one element, which numpy 2.4 refuses."""
+    if torch.cuda.is_available():
+        return
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(numpy.asarray(self.handle.data).item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch)
+
+
+@pytest.fixture
+def bfloat16_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives the interpreter, which keeps bfloat16 as its 16 bits, products of the numbers and rounding to nearest.
+
+    By itself it multiplies the bit patterns and cuts bits off, so that it says nothing of bfloat16 on a GPU.
+    """
+    if torch.cuda.is_available():
+        return
+    builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+    cast = builder.cast_impl
+
+    def values(operand):
+        bits = operand.data
+        return (bits.astype(numpy.uint32) << 16).view(numpy.float32) if bits.dtype == numpy.uint16 else bits
+
+    def dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        return handle(numpy.matmul(values(a), values(b), dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+    def round_to_nearest(self, source, dtype):
+        if (source.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, source, dtype)
+        rounded = torch.from_numpy(numpy.array(source.data)).bfloat16().view(torch.int16)
+        return handle(rounded.numpy().view(numpy.uint16), tl.bfloat16)
+
+    monkeypatch.setattr(builder, "create_dot", dot)
+    monkeypatch.setattr(builder, "cast_impl", round_to_nearest)
