@@ -65,3 +65,25 @@ def evaluate(model: str, manifest: Path, output_folder: Path) -> None:
     click.echo(
         format_table([{key: summary[key] for key in ("split", "wer", "cer", "num_utterances", "manifest_hash")}])
     )
+
+
+@main.command()
+def doctor() -> None:
+    """Which backend every op gets on this machine and why, the versions, and what is broken with what mends it.
+
+    The exit status is 1 where something that is required is broken.
+    """
+    from cald_speech.doctor import diagnose
+
+    report, sound = diagnose()
+    click.echo(report)
+    sys.exit(0 if sound else 1)
+
+
+@main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def transcribe(arguments: tuple[str, ...]) -> None:
+    """Transcribe audio of any length in one exact pass; --help tells the options."""
+    from cald_speech.longform.command import main as run
+
+    sys.exit(run(arguments, prog="cald-speech transcribe"))
