@@ -12,7 +12,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoProcessor, PreTrainedModel, Wav2Vec2Processor
+from transformers import PreTrainedModel, Wav2Vec2Processor
 
 import cald_speech
 from cald_speech.data.batching import batches_by_length
@@ -25,6 +25,7 @@ from cald_speech.families.lengths import frame_lengths
 from cald_speech.model_card import add_result
 from cald_speech.ops.lengths import valid_frames
 from cald_speech.tasks.decoding import BeamSearch, Decoder, greedy
+from cald_speech.tasks.reading import load_processor
 from cald_speech.tasks.wer import EvaluationResult, score
 
 
@@ -52,7 +53,7 @@ def evaluate_folder(
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {device}: torch {torch.__version__} sees no CUDA device here. Use --device cpu.")
     model = cald_speech.from_pretrained(source, dtype=dtype).eval()
-    processor = _load_processor(source)
+    processor = load_processor(source)
     decoder, decoder_name = partial(greedy, tokenizer=processor.tokenizer), "greedy"
     if beam_size is not None or kenlm_path is not None:
         beam_size = 100 if beam_size is None else beam_size
@@ -161,13 +162,3 @@ def _naming(ids: list[str]) -> Iterator[None]:
         ) from error
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError, OSError) as error:
         raise RuntimeError(f"evaluation failed on a batch of {names}: {error}") from error
-
-
-def _load_processor(source: str | Path) -> Wav2Vec2Processor:
-    try:
-        return AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{source}: expected the processor's files (preprocessor_config.json, tokenizer_config.json, vocab.json) "
-            f"beside the model, but they cannot be loaded: {error}. Copy them from the model it was made from."
-        ) from error

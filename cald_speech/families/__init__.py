@@ -7,7 +7,8 @@ from pkgutil import iter_modules
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cald_speech.errors import UserError
-from cald_speech.families.base import Family, FrontEnd, Opened
+from cald_speech.families.base import Family, FrontEnd, Moments, Opened
+from cald_speech.families.block_attention import BlockAttention
 
 
 @cache
@@ -36,4 +37,4 @@ def family_of(model: PreTrainedModel | PretrainedConfig) -> Family:
     )
 
 
-__all__ = ["Family", "FrontEnd", "Opened", "families", "family_of"]
+__all__ = ["BlockAttention", "Family", "FrontEnd", "Moments", "Opened", "families", "family_of"]

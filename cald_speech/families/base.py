@@ -1,11 +1,15 @@
 """What the rest of the house knows about a pretrained architecture, and nothing more (floor F2)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from cald_speech.families.block_attention import BlockAttention
 from cald_speech.mixers import AttentionWeights, Mixer
 
 
@@ -17,14 +21,45 @@ class Opened(NamedTuple):
     after: Callable[[Tensor, Tensor], Tensor]
 
 
-class FrontEnd(NamedTuple):
-    """What stands between the audio and the first layer of a speech encoder."""
+class Moments(NamedTuple):
+    """Mean and variance of each channel over all of an audio, (C,) each."""
 
-    convolutions: nn.Module  # (B, samples) -> (B, C, T)
+    mean: Tensor
+    variance: Tensor
+
+
+class FrontEnd(NamedTuple):
+    """What stands around the layers of a speech encoder: from audio to frames, and the norm at the end.
+
+    Frames [a, b) of ``convolutions`` are made of the samples [a * stride, (b - 1) * stride + receptive_field) alone,
+    but where ``normed`` is a convolution: its output is normalised over all of the audio. For a piece of audio,
+    ``convolutions`` then takes the :class:`Moments` of that output over the whole as ``moments``.
+    """
+
+    convolutions: Callable[..., Tensor]  # (B, samples) -> (B, C, T)
     projection: Callable[[Tensor], Tensor]  # (B, T, C) -> (B, T, D)
     positions: nn.Module  # the positional convolution, (B, T, D) -> (B, T, D)
     input_norm: nn.Module  # after adding the positions; Identity in pre-norm models
     output_norm: nn.Module  # after the last layer; Identity in post-norm models
+    kernels: tuple[int, ...]  # of each convolution, in samples of its input
+    strides: tuple[int, ...]
+    positions_reach: int  # frames that the positional convolution sees on either side
+    normed: nn.Conv1d | None  # the first convolution, where its output is normalised over time
+
+    @property
+    def stride(self) -> int:
+        """Samples from one frame to the next."""
+        return math.prod(self.strides)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame is made of."""
+        steps = accumulate(self.strides[:-1], mul, initial=1)
+        return 1 + sum((kernel - 1) * step for kernel, step in zip(self.kernels, steps, strict=True))
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that so many samples give."""
+        return max(0, (num_samples - self.receptive_field) // self.stride + 1)
 
 
 class Family:
@@ -55,6 +90,14 @@ class Family:
         """The layer in three pieces. Slots with attention need :meth:`layer_arguments`, converted ones ``lengths``."""
         raise NotImplementedError
 
+    def mixer(self, layer: nn.Module) -> Mixer | None:
+        """What fills the layer's slot; None where attention was kept."""
+        raise NotImplementedError
+
+    def block_attention(self, model: PreTrainedModel, layer: nn.Module) -> BlockAttention:
+        """The attention that a layer of ``model`` kept, as something that takes its queries block by block."""
+        raise NotImplementedError
+
     def layer_arguments(self, model: PreTrainedModel, x: Tensor, lengths: Tensor | None) -> dict[str, Any]:
         """What the encoder hands to each layer, beside its input, for an input like ``x`` (B, T, D)."""
         raise NotImplementedError
@@ -73,4 +116,8 @@ class Family:
 
     def front_end(self, model: PreTrainedModel) -> FrontEnd:
         """The pieces before and around the layers."""
+        raise NotImplementedError
+
+    def head(self, model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+        """From the final norm's output (B, T, D) to logits (B, T, V). Raises UserError for a model without a head."""
         raise NotImplementedError

@@ -84,3 +84,15 @@ class LengthAwareGroupNorm(nn.GroupNorm):
         variance = centred.square().sum(-1, keepdim=True) / count
         normed = centred * (variance + self.eps).rsqrt()
         return (normed * self.weight.float()[:, None] + self.bias.float()[:, None]).to(x.dtype)
+
+
+def convolve_normed(x: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm, moments: tuple[Tensor, Tensor]) -> Tensor:
+    """``norm(conv(x))`` with mean and variance (C,) of conv's output given, not taken from this piece of the audio.
+
+    What the norm does to each channel is then a factor and a summand, which go into the kernel and its bias.
+    """
+    mean, variance = (m.double() for m in moments)
+    factor = norm.weight.double() * (variance + norm.eps).rsqrt()
+    bias = 0 if conv.bias is None else conv.bias.double()
+    shift = (norm.bias.double() + (bias - mean) * factor).to(x.dtype)
+    return nn.functional.conv1d(x, (conv.weight * factor[:, None, None]).to(x.dtype), shift, conv.stride)

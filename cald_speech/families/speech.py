@@ -11,8 +11,9 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
 from cald_speech.errors import UserError
-from cald_speech.families.base import Family, FrontEnd, Opened
-from cald_speech.families.lengths import LengthAwareGroupNorm, LengthContext
+from cald_speech.families.base import Family, FrontEnd, Moments, Opened
+from cald_speech.families.block_attention import BlockAttention
+from cald_speech.families.lengths import LengthAwareGroupNorm, LengthContext, convolve_normed
 from cald_speech.mixers import AttentionWeights, Mixer
 from cald_speech.ops import valid_frames
 
@@ -117,6 +118,12 @@ class SpeechFamily(Family):
             return Opened(layer.layer_norm, slot, after_pre_norm)
         return Opened(lambda x: x, slot, after_post_norm)
 
+    def mixer(self, layer: nn.Module) -> Mixer | None:
+        return layer.attention.mixer if isinstance(layer.attention, MixerSlot) else None
+
+    def block_attention(self, model: PreTrainedModel, layer: nn.Module) -> BlockAttention:
+        return BlockAttention(layer.attention)
+
     def layer_arguments(self, model: PreTrainedModel, x: Tensor, lengths: Tensor | None) -> dict[str, Any]:
         mask = None if lengths is None else valid_frames(lengths, x.size(1))
         return {
@@ -144,16 +151,44 @@ class SpeechFamily(Family):
         return self.front_end(model).output_norm
 
     def front_end(self, model: PreTrainedModel) -> FrontEnd:
-        base = model.base_model
+        base, config = model.base_model, model.base_model.config
+        if getattr(base, "adapter", None) is not None:
+            raise UserError(
+                "expected a speech encoder whose output is its last layer's, got one with convolutions after it "
+                "(add_adapter in its config). Load the model with add_adapter: false"
+            )
         norm, none = base.encoder.layer_norm, nn.Identity()
-        norms = (none, norm) if base.config.do_stable_layer_norm else (norm, none)
+        norms = (none, norm) if config.do_stable_layer_norm else (norm, none)
+        first, *others = base.feature_extractor.conv_layers
+
+        def convolutions(audio: Tensor, moments: Moments | None = None) -> Tensor:
+            if moments is None:
+                return base.feature_extractor(audio)
+            x = first.activation(convolve_normed(audio[:, None], first.conv, first.layer_norm, moments))
+            for layer in others:
+                x = layer(x)
+            return x
 
         def projection(x: Tensor) -> Tensor:
             # HuBERT's gives the projection alone, the others' the normed input too.
             projected = base.feature_projection(x)
             return projected[0] if isinstance(projected, tuple) else projected
 
-        return FrontEnd(base.feature_extractor, projection, base.encoder.pos_conv_embed, *norms)
+        return FrontEnd(
+            convolutions,
+            projection,
+            base.encoder.pos_conv_embed,
+            *norms,
+            kernels=tuple(config.conv_kernel),
+            strides=tuple(config.conv_stride),
+            positions_reach=config.num_conv_pos_embeddings // 2,
+            normed=first.conv if config.feat_extract_norm == "group" else None,
+        )
+
+    def head(self, model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+        if not isinstance(model, self.classes["ctc"]):
+            raise UserError(f"expected a model with a CTC head, got {type(model).__name__}. Load it with head='ctc'")
+        return model.lm_head
 
 
 @contextmanager

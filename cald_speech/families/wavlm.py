@@ -2,10 +2,11 @@
 
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, WavLMConfig, WavLMForCTC, WavLMModel
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMEncoderLayerStableLayerNorm
 
+from cald_speech.families.block_attention import BlockAttention, GatedBiasAttention
 from cald_speech.families.lengths import LengthContext
 from cald_speech.families.speech import MixerSlot, SpeechFamily
 from cald_speech.mixers import Mixer
@@ -60,6 +61,9 @@ class WavLMFamily(SpeechFamily):
         bias = None if first.rel_attn_embed is None else expand_bias(first.compute_bias, x)
         mask = None if lengths is None else valid_frames(lengths, x.size(1))
         return {"attention_mask": mask, "position_bias": bias}
+
+    def block_attention(self, model: PreTrainedModel, layer: nn.Module) -> BlockAttention:
+        return GatedBiasAttention(layer.attention, self.layers(model)[0].attention)
 
     def replace_attention(self, model: PreTrainedModel, index: int, mixer: Mixer) -> None:
         layers = self.layers(model)

@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 
 from cald_speech import LayerMap, convert
 from cald_speech.families import families, family_of
+from cald_speech.families.block_attention import GatedBiasAttention
+from cald_speech.longform import AudioSource, stream_logits
 from cald_speech.mixers import Bidirectional
 from tests.helpers import TOLERANCE, audio_batch, gradients, relative_error, tiny_config, tiny_model, worst_gradient
 
@@ -270,6 +272,34 @@ def test_front_end_and_layers_make_the_model(family, norm):
         x = after(x, slot(before(x)))
     assert torch.equal(model.lm_head(front.output_norm(x)), model(audio).logits)
     assert torch.equal(family.final_norm(model)(x), front.output_norm(x))
+
+
+@every_map
+@both_norms
+@every_family
+@torch.no_grad()
+def test_long_form_is_the_whole(family, norm, layer_map):
+    """In one call and ordinary blocks; tests/longform/test_encoder.py cuts the audio up in all ways."""
+    model = converted(family, norm, layer_map)
+    audio, _ = audio_batch((20_000,))
+    parts = stream_logits(model, AudioSource.from_samples(audio[0]), do_normalize=False)
+    assert relative_error(torch.cat([logits for _, logits in parts]), model(audio).logits[0]) <= TOLERANCE["rounding"]
+
+
+@pytest.mark.parametrize("entries", [1, 200], ids=["query by query", "a few queries"])
+@every_family
+@torch.no_grad()
+def test_attention_in_blocks_is_the_attention(family, entries, monkeypatch):
+    model = tiny_model(family)
+    monkeypatch.setattr(GatedBiasAttention, "ENTRIES", entries)
+    x = torch.randn(1, 23, 32)
+    for layer in family.layers(model):
+        attention = family.block_attention(model, layer)
+        keys, values = attention.keys_values(x)
+        starts = (0, 5, 6, 20)
+        parts = [attention.attend(p, keys, values, a) for p, a in zip(x.split((5, 1, 14, 3), 1), starts, strict=True)]
+        expected = family.open(layer).slot(x, **family.layer_arguments(model, x, None))
+        assert relative_error(torch.cat(parts, dim=1), expected) <= TOLERANCE["rounding"]
 
 
 @pytest.mark.parametrize("layer_map", [LayerMap(SHARED, {2: None}), LayerMap(None, {0: SHARED})], ids=["0 and 1", "0"])

@@ -266,7 +266,7 @@ BROKEN = {
     "no such processor": ({"processor": "nobody/nothing"}, "'nobody/nothing'"),
     "unknown key": ({"num_step": 3}, "unknown key 'num_step'; did you mean 'num_steps'"),
     "unknown key, nothing near": ({"zzz": 3}, "unknown key 'zzz'; the known keys: accumulation"),
-    "unknown guidance": ({"guidance": "trajectoire"}, "expected one of hybrid, target, unguided .*'trajectoire'"),
+    "unknown guidance": ({"guidance": "trajectoire"}, "expected one of hybrid, target, trajectory, .*'trajectoire'"),
     "switch past the end": ({"guidance": "hybrid", "switch_step": 4}, "switch_step: expected between 1 and 3"),
     "no switch": ({"guidance": "hybrid"}, "switch_step.*Set the missing key"),
     "unknown start": ({"initialise": "magic"}, "initialise: expected one of attention, random, got 'magic'"),

@@ -1,0 +1,192 @@
+"""Forced alignment: on which frames a known text is spoken, for hours of audio in bounded memory.
+
+Viterbi over CTC's states (Graves et al., 2006, section 4.1): U labels and the U + 1 blanks before, between and after
+them. With b_t(u) the best path's log probability that ends in the blank before label u and l_t(u) in label u,
+
+    b_t(u) = log p_t(blank) + max(b_{t-1}(u), l_{t-1}(u - 1))
+    l_t(u) = log p_t(y_u)   + max(l_{t-1}(u), b_{t-1}(u), l_{t-1}(u - 1) if y_u != y_{u-1}).
+
+Back-pointers of all frames and states would take 2 T U bytes (18 GB for an hour of speech). Here the forward pass keeps
+the scores alone, once in every block of frames; the way back takes the blocks from the last to the first, runs each
+forward again from its kept scores, and holds the back-pointers of that block only (checkpointing). Where the text is
+longer than ``band`` labels, each block looks at that many labels about the best so far. For T frames, V tokens,
+W = min(band, U) labels and blocks of K <= 1,024 frames,
+
+    kept, in memory or in files in ``storage``:  T (4 V + 16 W / K) bytes
+    in memory besides:                           K (8 V + 2 W) + 32 U bytes.
+
+With 32 tokens, 50 frames a second and the default band that is 35 MB for each hour, and 9 MB and the text besides. Time
+is in proportion to T W: linear in the length.
+"""
+
+import errno
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cald_speech.errors import UserError
+from cald_speech.longform.ctc import LogitChunks, log_posteriors
+from cald_speech.longform.viterbi import Path as BestPath
+from cald_speech.longform.viterbi import Scores, Trellis, trace_back
+from cald_speech.longform.words import TokenSpan, Vocabulary
+
+LARGEST_BLOCK = 1_024
+DEFAULT_BAND = 4_096
+
+
+def align(
+    chunks: LogitChunks,
+    labels: Sequence[int],
+    blank: int,
+    *,
+    band: int = DEFAULT_BAND,
+    storage: str | Path | None = None,
+) -> Iterator[TokenSpan]:
+    """The frames of each label of a known text on the best path; delimiters are labels like others.
+
+    Equal to the Viterbi path over all states where ``band`` is at least the number of labels. With fewer, the path is
+    the best of those that stay within band / 2 labels of the best partial path at each block's start. The default is
+    some five minutes of speech.
+
+    Arguments
+    ---------
+    chunks : pairs (first frame, (t, V) logits), in order and without gaps, of any size.
+    labels : the text's tokens, without blanks.
+    blank : the blank's token.
+    band : labels looked at in any one frame, at least 2.
+    storage : a folder for what is kept of all frames (it leaves no file behind); None keeps it in memory.
+
+    Raises
+    ------
+    UserError
+        where the text has more characters than the audio has frames for, no path within the band reaches its end, or
+        the disk is full.
+    ValueError
+        for a label that is the blank or none of the V tokens, or a band below 2.
+
+    Example
+    -------
+    >>> import torch
+    >>> logits = 9.0 * torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 0, 2, 0])).float()
+    >>> [(span.token, span.first_frame, span.last_frame) for span in align([(0, logits)], [1, 2], blank=0)]
+    [(1, 1, 2), (2, 4, 4)]
+    """
+    y = np.asarray(labels, dtype=np.int64)
+    if band < 2 or (y == blank).any() or (y < 0).any():
+        raise ValueError("expected a band of at least 2 labels, and labels that are tokens other than the blank")
+    if not len(y):
+        return
+    with _Scratch(storage) as frames, _Scratch(storage) as kept:
+        path = _best_path(chunks, y, blank, band, frames, kept)
+    for label, first, last, total in zip(y, path.first, path.last, path.posteriors, strict=True):
+        yield TokenSpan(int(label), int(first), int(last), float(total) / (int(last) - int(first) + 1))
+
+
+def labels_of(text: str, vocabulary: Vocabulary, *, unknown: str = "error") -> tuple[list[int], list[str]]:
+    """The tokens of a text, delimiters between its words, and its words.
+
+    A letter that the vocabulary has in the other case alone is taken in that. ``unknown`` says what becomes of
+    characters that it has in neither: ``error`` refuses them, ``drop`` leaves them out, and words of nothing else too.
+
+    Raises: UserError, naming the characters and the way out.
+
+    Example
+    -------
+    >>> vocabulary = Vocabulary(("<pad>", "|", "A", "B"), blank=0, delimiter=1)
+    >>> labels_of("Ab, b", vocabulary, unknown="drop")
+    ([2, 3, 1, 3], ['Ab,', 'b'])
+    """
+    ids = {token: place for place, token in enumerate(vocabulary.tokens) if len(token) == 1}
+    ids = {token: place for token, place in ids.items() if place not in (vocabulary.blank, vocabulary.delimiter)}
+    ids = {other: place for token, place in ids.items() for other in (token.upper(), token.lower())} | ids
+    strange = sorted(set("".join(text.split())) - ids.keys())
+    if strange and unknown != "drop":
+        raise UserError(
+            f"the text has characters that the model does not write: {' '.join(map(repr, strange[:20]))}. Spell "
+            "numbers and signs out, or leave such characters out of the alignment with unknown='drop' (--unknown drop)"
+        )
+    spelled = [(word, [ids[c] for c in word if c in ids]) for word in text.split()]
+    spelled = [(word, tokens) for word, tokens in spelled if tokens]
+    between = [] if vocabulary.delimiter is None else [vocabulary.delimiter]
+    labels = [token for _, tokens in spelled for token in (*tokens, *between)]
+    return labels[: len(labels) - len(between)], [word for word, _ in spelled]
+
+
+class _Scratch:
+    """Bytes kept in memory, or in a file without a name that is gone when it is closed, however the program ends."""
+
+    def __init__(self, folder: str | Path | None):
+        self.folder = folder
+        try:
+            self.file = io.BytesIO() if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"storage: expected a folder that can be written, got {folder} ({error})") from error
+
+    def __enter__(self) -> "_Scratch":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def append(self, array: np.ndarray) -> None:
+        try:
+            self.file.write(np.ascontiguousarray(array).data)
+            self.file.flush()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UserError(
+                f"{self.folder}: the disk is full after {self.file.tell() / 2**20:.0f} MiB of the alignment's scores. "
+                "They need some 40 MB for each hour of audio: make room, or choose another folder (--storage)"
+            ) from error
+
+    def read(self, start: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        self.file.seek(start)
+        return np.frombuffer(self.file.read(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape)
+
+
+def _best_path(chunks: LogitChunks, y: np.ndarray, blank: int, band: int, frames: _Scratch, kept: _Scratch) -> BestPath:
+    num_frames, num_tokens = 0, 0
+    for _, log_probs in log_posteriors(chunks):
+        frames.append(log_probs.numpy())
+        num_frames, num_tokens = num_frames + len(log_probs), log_probs.size(1)
+    if num_frames and y.max() >= num_tokens:
+        raise ValueError(f"labels: expected tokens below {num_tokens}, got {y.max()}")
+    needed = len(y) + int((y[1:] == y[:-1]).sum())
+    if needed > num_frames:
+        raise UserError(
+            f"the text needs at least {needed} frames ({len(y)} characters, and a blank between equal ones), but the "
+            f"audio has {num_frames}: expected the text of this audio"
+        )
+    block = min(LARGEST_BLOCK, band // 2)
+    starts = range(0, num_frames, block)
+    trellis = Trellis(y, blank, min(band, len(y)))
+    lows: list[int] = []
+
+    def frames_from(start: int) -> np.ndarray:
+        size = (min(block, num_frames - start), num_tokens)
+        return frames.read(4 * start * num_tokens, size, np.float32)
+
+    def backwards() -> Iterator[tuple[int, Scores, np.ndarray]]:
+        size = trellis.width + 1
+        for place in reversed(range(len(starts))):
+            blanks, labels = kept.read(16 * place * size, (2, size), np.float64)
+            yield starts[place], Scores(lows[place], blanks, labels), frames_from(starts[place])
+
+    scores = trellis.start()
+    for start in starts:
+        scores = trellis.recentre(scores)
+        lows.append(scores.low)
+        kept.append(np.stack([scores.blanks, scores.labels]))
+        scores = trellis.run(scores, frames_from(start))
+    in_label = bool(scores.labels[-1] > scores.blanks[-1])
+    if scores.low + trellis.width < len(y) or not np.isfinite(max(scores.labels[-1], scores.blanks[-1])):
+        raise UserError(
+            f"no path within a band of {band} characters reaches the end of the text: it stands at character "
+            f"{scores.best()} of {len(y)}. Expected the text of this audio from beginning to end; where it is, give a "
+            "wider band"
+        )
+    return trace_back(trellis, backwards(), in_label)

@@ -1,0 +1,133 @@
+"""Live: logits while the audio arrives; exact from a causal student, with a bounded lookahead from a bidirectional one.
+
+What keeps a frame waiting is the architecture's own: the positional convolution sees 64 frames (1.28 s) ahead in the
+pretrained models. A bidirectional student waits for N seconds more. Its forward scans go on from where they stood; its
+backward scans start anew at the last frame that has arrived, N seconds ahead of the frames that are given out, and what
+lies beyond is missing from their state. Since all layers do so over the same frames, the wait is N and not N a layer.
+
+Two statistics of the whole utterance cannot be had live. The mean and variance of the input are those of what was heard
+so far, or given ones; the moments of a GroupNorm front end (wav2vec2-base and its kin) must be given.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cald_speech.errors import UserError
+from cald_speech.families import Family, family_of
+from cald_speech.longform.source import SAMPLE_RATE
+from cald_speech.longform.statistics import AudioStatistics
+from cald_speech.longform.streamer import Streamer
+
+
+def stream(
+    model: PreTrainedModel,
+    chunks: Iterable[Tensor],
+    *,
+    lookahead_s: float | None = None,
+    statistics: AudioStatistics | None = None,
+    do_normalize: bool = True,
+) -> Iterator[Tensor]:
+    """Logits of audio that arrives piece by piece, each frame as soon as it can be had.
+
+    Arguments
+    ---------
+    model : a converted model with a head, in evaluation mode, without any attention left.
+    chunks : (n,) float samples at 16 kHz each, of any sizes. Where lookahead_s is set, every chunk costs the work of
+        its own frames and of the lookahead's: chunks of about lookahead_s keep that in bounds.
+    lookahead_s : how far ahead of a frame the backward scans start. A causal student needs none and takes no notice.
+    statistics : of other audio of the same kind (or of this one), from :func:`cald_speech.longform.front.measure`. They
+        then normalise the input, and the first convolution of GroupNorm models. None: the input is normalised by what
+        was heard so far, the present chunk included.
+    do_normalize : as in the model's feature extractor; with ``statistics`` it is theirs that counts.
+
+    Yields
+    ------
+    (t, V) float32 logits, on the CPU: all frames in order, none twice. Frames come :func:`latency_s` after their audio,
+    the last ones when the chunks end. With ``statistics`` of the whole audio, a causal student's are those of its
+    whole-utterance forward pass, and a bidirectional one's are once lookahead_s reaches the end of the audio.
+
+    Raises
+    ------
+    UserError
+        for a model with attention or without a head, a bidirectional one without lookahead_s, and a GroupNorm one
+        without statistics.
+    ValueError
+        for a model in training mode and a negative lookahead_s.
+
+    Example
+    -------
+    >>> import torch
+    >>> from transformers import Wav2Vec2Config
+    >>> from cald_speech import LayerMap, convert
+    >>> from cald_speech.families import families
+    >>> from cald_speech.mixers import Mamba2
+    >>> config = Wav2Vec2Config(
+    ...     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, feat_extract_norm="layer"
+    ... )
+    >>> model = families()["wav2vec2"].load(config)
+    >>> _ = convert(model, families()["wav2vec2"], LayerMap(Mamba2))
+    >>> seconds = torch.randn(4 * 16_000).split(16_000)
+    >>> [logits.size(0) for logits in stream(model.eval(), seconds)]  # 1.28 s behind, and all of it at the end
+    [35, 50, 50, 64]
+    """
+    if model.training:
+        raise ValueError("model: expected one in evaluation mode, got one in training mode. Call model.eval()")
+    lookahead = lookahead_frames(model, family_of(model), lookahead_s)
+    return _stream(Streamer(model, lookahead, statistics, do_normalize), chunks)
+
+
+def latency_s(model: PreTrainedModel, lookahead_s: float | None = None) -> float:
+    """Seconds from the end of a frame's audio to the earliest moment at which :func:`stream` can give its logits.
+
+    The size of the chunks and the time to compute come on top. Same errors as :func:`stream`.
+
+    Example
+    -------
+    >>> from transformers import Wav2Vec2Config
+    >>> from cald_speech import LayerMap, convert
+    >>> from cald_speech.families import families
+    >>> from cald_speech.mixers import Bidirectional
+    >>> model = families()["wav2vec2"].load(Wav2Vec2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+    >>> _ = convert(model, families()["wav2vec2"], LayerMap(Bidirectional))
+    >>> latency_s(model, lookahead_s=2.0)
+    3.28
+    """
+    family = family_of(model)
+    front = family.front_end(model)
+    return (front.positions_reach + lookahead_frames(model, family, lookahead_s)) * front.stride / SAMPLE_RATE
+
+
+def lookahead_frames(model: PreTrainedModel, family: Family, lookahead_s: float | None) -> int:
+    """Frames that a frame's layers wait for. Raises as :func:`stream` does where the layers cannot run live."""
+    mixers = [family.mixer(layer) for layer in family.layers(model)]
+    sweeps = [() if mixer is None else mixer.sweeps() for mixer in mixers]
+    stuck = [i for i, runs in enumerate(sweeps) if not runs or any(sweep.whole for sweep in runs)]
+    if stuck:
+        names = ", ".join(f"{i} ({'attention' if mixers[i] is None else type(mixers[i]).__name__})" for i in stuck)
+        raise UserError(
+            "a model can run live where all its layers have mixers that scan, but these need the whole audio: "
+            f"{names}. Convert them too, or transcribe recorded audio"
+        )
+    if not any(sweep.reverse for runs in sweeps for sweep in runs):
+        return 0
+    if lookahead_s is None:
+        raise UserError(
+            "the model's mixers scan backwards too: give lookahead_s, the seconds of audio that they are to hear first "
+            "(--lookahead). More is slower to answer and nearer to the whole"
+        )
+    if lookahead_s < 0:
+        raise ValueError(f"lookahead_s: expected at least 0, got {lookahead_s}")
+    return math.ceil(lookahead_s * SAMPLE_RATE / family.front_end(model).stride)
+
+
+def _stream(streamer: Streamer, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    for chunk in chunks:
+        logits = streamer.push(chunk)
+        if logits.size(0):
+            yield logits
+    logits = streamer.finish()
+    if logits.size(0):
+        yield logits

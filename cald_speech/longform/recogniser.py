@@ -1,0 +1,165 @@
+"""A CTC model made ready for audio of any length: the encoder in one exact pass, then decoding as the logits come."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedModel, Wav2Vec2Processor
+
+import cald_speech
+from cald_speech.errors import UserError
+from cald_speech.families import family_of
+from cald_speech.longform.alignment import DEFAULT_BAND, align, labels_of
+from cald_speech.longform.beam import beam_search
+from cald_speech.longform.ctc import LogitChunks, greedy, numbered
+from cald_speech.longform.encoder import stream_logits
+from cald_speech.longform.live import stream
+from cald_speech.longform.source import AudioSource
+from cald_speech.longform.words import DEFAULT_MARGINS, FrameTimes, Margins, TokenSpan, Vocabulary, Word, words
+
+Source = str | Path | AudioSource | Tensor
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """A CTC model, what its outputs mean, and how it is run over long audio.
+
+    ``options`` are those of `stream_logits`: chunk_s, dtype, storage, progress.
+    """
+
+    model: PreTrainedModel
+    vocabulary: Vocabulary
+    do_normalize: bool
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel | str | Path,
+        processor: Wav2Vec2Processor | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        force: bool = False,
+    ) -> "Recogniser":
+        """Load what is given as a folder or hub id; arguments and errors as in `cald_speech.longform.transcribe`."""
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device {device}: torch {torch.__version__} sees no CUDA device here. Use --device cpu")
+        folder = model.name_or_path if isinstance(model, PreTrainedModel) else str(model)
+        if not isinstance(model, PreTrainedModel):
+            model = cald_speech.from_pretrained(folder, dtype=dtype)
+        family = family_of(model)
+        if not force and not any(family.mixer(layer) for layer in family.layers(model)):
+            raise UserError(
+                "every layer of this model kept its attention, so memory and time will grow with the square of the "
+                "length: an hour has 32 thousand million scores for each head and layer. Convert the model, cut the "
+                "audio into parts, or go ahead with force=True (--force)"
+            )
+        processor = processor or _load_processor(folder)
+        vocabulary = Vocabulary.of(processor.tokenizer)
+        if model.config.vocab_size > len(vocabulary.tokens):
+            raise UserError(
+                f"the model has {model.config.vocab_size} outputs, but the tokenizer {len(vocabulary.tokens)} tokens: "
+                "expected the processor that the model was trained with"
+            )
+        model = model if device is None else model.to(device)
+        return cls(model, vocabulary, processor.feature_extractor.do_normalize)
+
+    def transcribe(
+        self,
+        source: Source,
+        *,
+        decoding: str = "greedy",
+        beam_width: int = 16,
+        margins: Margins = DEFAULT_MARGINS,
+        **options,
+    ) -> Iterator[Word]:
+        """The words of the audio, as they come; see `cald_speech.longform.transcribe`."""
+        decode = self._decoder(decoding, beam_width)
+        return self._words(open_source(source), _name(source), decode, margins, options)
+
+    def live(
+        self,
+        chunks: Iterable[Tensor],
+        *,
+        decoding: str = "greedy",
+        beam_width: int = 16,
+        margins: Margins = DEFAULT_MARGINS,
+        **options,
+    ) -> Iterator[Word]:
+        """The words of audio that arrives piece by piece, each as soon as it is over; ``options`` as in `stream`."""
+        decode = self._decoder(decoding, beam_width)
+        logits = stream(self.model, chunks, do_normalize=self.do_normalize, **options)
+        return words(decode(numbered(logits)), self.vocabulary, FrameTimes.of(self.model), margins)
+
+    def align(
+        self,
+        source: Source,
+        text: str,
+        *,
+        unknown: str = "error",
+        band: int = DEFAULT_BAND,
+        margins: Margins = DEFAULT_MARGINS,
+        **options,
+    ) -> Iterator[Word]:
+        """The words of a known text and when they are spoken; see `cald_speech.longform.transcribe.align_text`."""
+        labels, spelled = labels_of(text, self.vocabulary, unknown=unknown)
+        if len(spelled) < len(text.split()):
+            warnings.warn(
+                f"{len(text.split()) - len(spelled)} words have no letter that the model writes", stacklevel=2
+            )
+        find = partial(align, labels=labels, blank=self.vocabulary.blank, band=band, storage=options.get("storage"))
+        found = self._words(open_source(source), _name(source), find, margins, options)
+        return (replace(word, text=as_given) for word, as_given in zip(found, spelled, strict=False))
+
+    def _decoder(self, decoding: str, beam_width: int) -> Callable[[LogitChunks], Iterator[TokenSpan]]:
+        decoders = {"greedy": greedy, "beam": partial(beam_search, beam_width=beam_width)}
+        if decoding not in decoders:
+            raise UserError(f"decoding: expected one of {', '.join(decoders)}, got {decoding!r}")
+        return partial(decoders[decoding], blank=self.vocabulary.blank)
+
+    def _words(
+        self,
+        audio: AudioSource,
+        name: str,
+        decode: Callable[[LogitChunks], Iterator[TokenSpan]],
+        margins: Margins,
+        options: dict,
+    ) -> Iterator[Word]:
+        count = 0
+        if family_of(self.model).front_end(self.model).num_frames(audio.num_samples):
+            logits = stream_logits(self.model, audio, do_normalize=self.do_normalize, **options)
+            for word in words(decode(logits), self.vocabulary, FrameTimes.of(self.model), margins):
+                count += 1
+                yield replace(word, end_s=min(word.end_s, audio.duration_s))
+        if audio.fault is not None:
+            warnings.warn(f"{name}: only the first {audio.fault.time_s:.2f} s: {audio.fault.message}", stacklevel=2)
+        if not count:
+            warnings.warn(f"{name}: no speech was found in {audio.duration_s:.2f} s of audio", stacklevel=2)
+
+
+def open_source(source: Source) -> AudioSource:
+    """The audio that a path, samples at 16 kHz or an AudioSource stand for."""
+    if isinstance(source, AudioSource):
+        return source
+    return AudioSource.from_samples(source) if isinstance(source, Tensor) else AudioSource.open(source)
+
+
+def _name(source: Source) -> str:
+    return str(source) if isinstance(source, str | Path) else "the audio"
+
+
+def _load_processor(folder: str) -> Wav2Vec2Processor:
+    if not folder:
+        raise UserError("the model came from no folder: expected a processor with it (processor=...)")
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: expected the processor's files (preprocessor_config.json, tokenizer_config.json, vocab.json) "
+            f"beside the model, but they cannot be loaded: {error}. Copy them from the model it was made from, or give "
+            "a processor"
+        ) from error

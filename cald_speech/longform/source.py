@@ -1,0 +1,216 @@
+"""Audio of any length, read in parts: whatever soundfile reads becomes float32, mono, 16 kHz.
+
+The samples are those of ``cald_speech.data.audio.read_audio``. That reader refuses a damaged file; this one gives what
+can be read, and says afterwards what was wrong and from which second on.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from cald_speech.errors import UserError
+from cald_speech.longform.resampling import Resampler
+
+SAMPLE_RATE = 16_000
+# Programs that stream to a pipe cannot know the size and leave 0 or all ones.
+_UNKNOWN_SIZES = (0, 0xFFFFFFFF)
+_UNKNOWN_LENGTH = 2**62  # what libsndfile says of a FLAC file from a pipe is 2**63 - 1
+_END_OF_STREAM = 4  # a flag in the header of an Ogg page
+
+
+class Fault(NamedTuple):
+    """What is wrong with a file, and the second up to which it could be read."""
+
+    time_s: float
+    message: str
+
+
+class AudioSource:
+    """One audio signal, of which never more than the part asked for is in memory.
+
+    ``num_samples`` counts at 16 kHz. For a file it is what the header says until a fault is met; then it is what can be
+    read, and ``fault`` says why. (A file written to a pipe may not know its length: it is then huge until the end was
+    read.) Parts are best read in order, overlapping or not: going back decodes the file from its start again. Not for
+    use by several threads at once.
+
+    Example
+    -------
+    >>> source = AudioSource.from_samples(torch.randn(40_000))
+    >>> source.num_samples, source.duration_s
+    (40000, 2.5)
+    >>> source.read(39_000, 50_000).shape
+    torch.Size([1000])
+    >>> [part.numel() for part in source.blocks(16_000)]
+    [16000, 16000, 8000]
+    """
+
+    def __init__(self, reader: "SampleReader | FileReader"):
+        self._reader = reader
+        self._resampler = Resampler(reader.rate, SAMPLE_RATE)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """A file in any format, rate and number of channels that soundfile reads; the channels are averaged.
+
+        Raises: UserError, where there is no such file or it is not audio at all.
+        """
+        return cls(FileReader(Path(path)))
+
+    @classmethod
+    def from_samples(cls, samples: Tensor, sample_rate: int = SAMPLE_RATE) -> Self:
+        """(N,) floating point samples, full scale being 1."""
+        if samples.dim() != 1 or not samples.is_floating_point():
+            raise ValueError(f"samples: expected float (N,), got {samples.dtype} of shape {tuple(samples.shape)}")
+        return cls(SampleReader(samples, sample_rate))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples at 16 kHz."""
+        return self._resampler.num_outputs(self._reader.num_samples)
+
+    @property
+    def duration_s(self) -> float:
+        return self._reader.num_samples / self._reader.rate
+
+    @property
+    def fault(self) -> Fault | None:
+        """What kept the rest of a file from being read; None while nothing did."""
+        return self._reader.fault
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Samples [start, stop) at 16 kHz, fewer where the audio ends before: (<= stop - start,) float32."""
+        if not 0 <= start <= stop:
+            raise ValueError(f"start, stop: expected 0 <= start <= stop, got {start}, {stop}")
+        stop = min(stop, self.num_samples)
+        if start >= stop:
+            return torch.empty(0)
+        first, last = self._resampler.inputs(start, stop)
+        first = max(0, first)
+        # What comes back is shorter where a fault turned up just now, and the end is then nearer.
+        native = self._reader.read(first, min(last, self._reader.num_samples))
+        stop = min(stop, self.num_samples)
+        return self._resampler(native, first, start, stop) if start < stop else torch.empty(0)
+
+    def blocks(self, block_samples: int, halo: int = 0) -> Iterator[Tensor]:
+        """All samples in order, ``block_samples`` at a time, each time with up to ``halo`` more to either side."""
+        start = 0
+        while start < self.num_samples:
+            yield self.read(max(0, start - halo), start + block_samples + halo)
+            start += block_samples
+
+
+class SampleReader:
+    """A signal that is in memory already, at its own rate."""
+
+    fault: Fault | None = None
+
+    def __init__(self, samples: Tensor, rate: int):
+        self.samples, self.rate = samples.detach().cpu(), rate
+        self.num_samples = samples.numel()
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.samples[start:stop].float()
+
+
+class _Sequential(soundfile.SoundFile):
+    """A file that is read through. soundfile seeks to where it stands after every read of a file that can seek."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class FileReader:
+    """A file at its own rate, mixed down to mono, decoded from its start on; it keeps the last part that was asked for.
+
+    Nothing seeks: in MP3 and Ogg files the samples after a seek are others than those of reading through. The file is
+    decoded in the same small blocks in every pass, so that every pass meets a fault at the same sample.
+    """
+
+    BLOCK = 1024
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such audio file. Check the path")
+        self.path, self.fault = path, None
+        self._rewind()
+        self.rate, self.num_samples = self._file.samplerate, self._file.frames
+        shortened = cut_off(path)
+        if shortened:
+            self._end(self.num_samples, shortened)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Samples [start, stop), fewer where the file ends before."""
+        if start < self._kept_from:
+            self._rewind()
+        parts, at = [self._kept], self._kept_from + len(self._kept)
+        while at < stop:
+            block = self._decode(at)
+            if not len(block):
+                break
+            parts = [*parts, block] if at > start else [*parts[-1:], block]
+            at += len(block)
+        everything = np.concatenate(parts)
+        self._kept = everything[max(0, start - (at - len(everything))) :]
+        self._kept_from = at - len(self._kept)
+        return torch.from_numpy(self._kept[: stop - start])
+
+    def _rewind(self) -> None:
+        try:
+            self._file = _Sequential(str(self.path))
+        except soundfile.LibsndfileError as error:
+            raise UserError(
+                f"{self.path}: expected an audio file, but it cannot be read ({error.error_string}). Convert it to WAV "
+                "or FLAC, or copy it again"
+            ) from error
+        self._kept_from, self._kept = 0, np.empty(0, np.float32)
+
+    def _decode(self, at: int) -> np.ndarray:
+        """The next block of the file, which stands at sample ``at``."""
+        count = min(self.BLOCK, self.num_samples - at)
+        if count <= 0:
+            return self._kept[:0]
+        try:
+            samples = self._file.read(count, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            self._end(at, f"the audio is damaged or cut off ({error.error_string})")
+            return self._kept[:0]
+        mono = samples.mean(axis=1)
+        if len(mono) < count and self.num_samples >= _UNKNOWN_LENGTH:
+            self.num_samples = at + len(mono)
+        elif len(mono) < count:
+            self._end(at + len(mono), f"the header promises {self.num_samples / self.rate:.2f} s, but there is no more")
+        finite = np.isfinite(mono)
+        if not finite.all():
+            mono = mono[: finite.argmin()]
+            self._end(at + len(mono), "the samples are NaN or infinite")
+        return mono
+
+    def _end(self, num_samples: int, message: str) -> None:
+        """The file is good up to so many samples."""
+        self.num_samples = num_samples
+        self.fault = Fault(num_samples / self.rate, message)
+
+
+def cut_off(path: Path) -> str | None:
+    """What shows that a file ends early, in formats that libsndfile shortens without a word; else None."""
+    with path.open("rb") as file:
+        header = file.read(28)
+        file.seek(max(0, path.stat().st_size - 2**17))
+        tail = file.read()
+    if header[:4] == b"OggS":
+        last = tail.rfind(b"OggS")
+        ends = last >= 0 and bool(tail[last + 5] & _END_OF_STREAM)
+        return None if ends else "the audio is cut off, its last page is missing"
+    # Four letters, the size of all that follows, and for RF64 the true size in a chunk of its own.
+    declared = {
+        b"RIFF": int.from_bytes(header[4:8], "little"),
+        b"FORM": int.from_bytes(header[4:8], "big"),
+        b"RF64": int.from_bytes(header[20:28], "little"),
+    }.get(header[:4], 0)
+    missing = 0 if declared in _UNKNOWN_SIZES else declared + 8 - path.stat().st_size
+    return f"the audio is cut off, {missing} bytes are missing at its end" if missing > 0 else None

@@ -1,0 +1,163 @@
+"""From CTC token spans to words with times: what every decoder and the forced alignment share.
+
+A span is a run of frames on one token; frames become seconds by the strides of the model's front end. CTC puts a token
+on few frames (Graves et al., 2006, section 3), mostly inside the sound it stands for, so a word's own spans are shorter
+than the word: :class:`Margins` widens them.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cald_speech.families import family_of
+from cald_speech.longform.source import SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpan:
+    """A token on the frames ``first_frame`` to ``last_frame``; ``confidence`` is its mean posterior over them."""
+
+    token: int
+    first_frame: int
+    last_frame: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Character:
+    """A written token and the frames it stands on, in seconds."""
+
+    text: str
+    start_s: float
+    end_s: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word and its extent; ``confidence`` is the mean of its characters', each a mean posterior in [0, 1]."""
+
+    text: str
+    start_s: float
+    end_s: float
+    confidence: float
+    characters: tuple[Character, ...]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a CTC head's outputs mean: the written form of each token, the blank, the word delimiter."""
+
+    tokens: tuple[str, ...]
+    blank: int
+    delimiter: int | None
+    lower_case: bool = False
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
+        """That of a Hugging Face CTC tokenizer, whose pad token is the blank."""
+        ids = tokenizer.get_vocab()
+        tokens = tokenizer.convert_ids_to_tokens(range(max(ids.values()) + 1))
+        delimiter = ids.get(tokenizer.word_delimiter_token)
+        return cls(tuple(tokens), tokenizer.pad_token_id, delimiter, tokenizer.do_lower_case)
+
+    def write(self, token: int) -> str:
+        """The token as it stands in a transcript."""
+        return self.tokens[token].lower() if self.lower_case else self.tokens[token]
+
+
+@dataclass(frozen=True)
+class FrameTimes:
+    """Where frames lie in time: frame t stands for ``stride`` samples about the centre of its receptive field.
+
+    So wav2vec2's frame 0, which sees samples 0 to 399, stands for 40 to 359, and frames tile the time without gaps.
+
+    Example
+    -------
+    >>> times = FrameTimes(stride=320, receptive_field=400)
+    >>> times.start_s(0), times.end_s(0), times.start_s(1)
+    (0.0025, 0.0225, 0.0225)
+    """
+
+    stride: int
+    receptive_field: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "FrameTimes":
+        """Those of a speech encoder's convolutional front end."""
+        front = family_of(model).front_end(model)
+        return cls(front.stride, front.receptive_field)
+
+    def start_s(self, frame: int) -> float:
+        """The first moment that the frame stands for, in seconds."""
+        return (frame * self.stride + (self.receptive_field - self.stride) / 2) / SAMPLE_RATE
+
+    def end_s(self, frame: int) -> float:
+        """The moment at which the next frame begins, in seconds."""
+        return self.start_s(frame + 1)
+
+
+@dataclass(frozen=True)
+class Margins:
+    """How far a word reaches beyond its tokens: ``lead_s`` before the first (less than 0: it begins after it),
+    ``tail_s`` after the last.
+
+    A word never reaches into the one before it nor past the beginning of the delimiter after it. Which margins fit
+    depends on the model: `python -m cald_speech.evaluation.word_times` finds them on digits. Zeros give
+    the tokens' own frames. The default has a tail, because CTC tends to be done with a word before the sound is.
+    """
+
+    lead_s: float = 0.0
+    tail_s: float = 0.1
+
+
+DEFAULT_MARGINS = Margins()
+
+
+def words(
+    spans: Iterable[TokenSpan], vocabulary: Vocabulary, times: FrameTimes, margins: Margins = DEFAULT_MARGINS
+) -> Iterator[Word]:
+    """Group spans into words at the word delimiter; each word is given out as soon as the delimiter after it has come.
+
+    Example
+    -------
+    >>> vocabulary = Vocabulary(("<pad>", "|", "A", "B"), blank=0, delimiter=1)
+    >>> spans = [TokenSpan(2, 5, 6, 0.9), TokenSpan(3, 9, 9, 0.7), TokenSpan(1, 20, 22, 1.0), TokenSpan(2, 30, 31, 0.5)]
+    >>> for word in words(spans, vocabulary, FrameTimes(320, 320), Margins(lead_s=0.04, tail_s=0.1)):
+    ...     print(word.text, round(word.start_s, 2), round(word.end_s, 2), round(word.confidence, 2))
+    AB 0.06 0.3 0.8
+    A 0.56 0.74 0.5
+    """
+    pending: list[TokenSpan] = []
+    earliest_s = 0.0
+    for span in spans:
+        if span.token != vocabulary.delimiter:
+            pending.append(span)
+        elif pending:
+            word = _word(pending, vocabulary, times, margins, earliest_s, times.start_s(span.first_frame))
+            earliest_s, pending = word.end_s, []
+            yield word
+    if pending:
+        yield _word(pending, vocabulary, times, margins, earliest_s, float("inf"))
+
+
+def _word(
+    spans: list[TokenSpan],
+    vocabulary: Vocabulary,
+    times: FrameTimes,
+    margins: Margins,
+    earliest_s: float,
+    latest_s: float,
+) -> Word:
+    characters = tuple(
+        Character(vocabulary.write(s.token), times.start_s(s.first_frame), times.end_s(s.last_frame), s.confidence)
+        for s in spans
+    )
+    return Word(
+        text="".join(c.text for c in characters),
+        start_s=min(max(earliest_s, characters[0].start_s - margins.lead_s), characters[0].end_s),
+        end_s=max(characters[-1].end_s, min(latest_s, characters[-1].end_s + margins.tail_s)),
+        confidence=sum(c.confidence for c in characters) / len(characters),
+        characters=characters,
+    )
