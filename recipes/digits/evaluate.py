@@ -3,7 +3,8 @@
     python recipes/digits/evaluate.py results/digits/teacher/model results/digits/target-seed0/model \\
         --data_folder ../shared/data/fsdd
 
-Each model is compared with the first by a paired bootstrap over the strings. The last line is one JSON list.
+Each model is compared with the first by a paired bootstrap over the test clips, which the strings share. The last line
+is one JSON list.
 """
 
 import json
@@ -11,12 +12,12 @@ import sys
 from pathlib import Path
 
 import click
-from prepare import prepare
+from clip_bootstrap import compare_over_clips
+from prepare import prepare, test_strings
 
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import format_table, read_result
 from cald_speech.evaluation.run import evaluate_folder
-from cald_speech.tasks.wer import compare
 
 
 @click.command()
@@ -33,7 +34,8 @@ def main(folders: tuple[str, ...], data_folder: Path, prepare_folder: Path, held
         reports = [Path("results/evaluation") / folder.strip("/.").replace("/", "--") for folder in folders]
         for folder, report in zip(folders, reports, strict=True):
             summary = evaluate_folder(folder, manifest, report, split=split)
-            difference, *interval = compare(read_result(report, split), read_result(reports[0], split))
+            results = [read_result(folder, split) for folder in (report, reports[0])]
+            difference, *interval = compare_over_clips(*results, test_strings(held_out_speaker))
             rows.append({"model": folder, "WER %": summary["wer"]})
             rows[-1] |= dict(zip(("low", "high"), summary["wer_interval"] or (None, None), strict=True))
             rows[-1] |= {"words": summary["words"]["count"], "minus first": difference}

@@ -59,11 +59,10 @@ def prepare(
     sets = {
         "train": draw_strings("train", num_train, speakers, TRAIN_INDICES, seed),
         "valid": draw_strings("valid", num_valid, speakers, VALID_INDICES, seed),
-        "test": _fixed_test_strings(),
+        "test": test_strings(),
     }
     if held_out_speaker is not None:
-        name, indices = f"test-{held_out_speaker}", range(TEST_INDICES[0], VALID_INDICES[-1] + 1)
-        sets[name] = draw_strings(name, NUM_HELD_OUT_STRINGS, [held_out_speaker], indices, seed=0)
+        sets[f"test-{held_out_speaker}"] = test_strings(held_out_speaker)
     load = cache(partial(_load_clip, clips, data_folder))
     return {
         name: _materialise(name, strings, data_folder, output_folder, partial(join, load=load, perturb=name == "train"))
@@ -80,6 +79,14 @@ def _find_clips(data_folder: Path) -> dict[str, Path]:
             f"is nothing of the kind. {_WAY_OUT}"
         )
     return clips
+
+
+def test_strings(held_out_speaker: str | None = None) -> dict[str, DigitString]:
+    """The fixed test strings, or those of a speaker nobody trained on: of all of the speaker's clips."""
+    if held_out_speaker is not None:
+        name, indices = f"test-{held_out_speaker}", range(TEST_INDICES[0], VALID_INDICES[-1] + 1)
+        return draw_strings(name, NUM_HELD_OUT_STRINGS, [held_out_speaker], indices, seed=0)
+    return _fixed_test_strings()
 
 
 def _fixed_test_strings() -> dict[str, DigitString]:
