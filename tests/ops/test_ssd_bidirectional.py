@@ -5,10 +5,17 @@ import torch
 from torch.nn import functional as F
 
 from cald_speech.ops import ssd, ssd_bidirectional
+from cald_speech.ops.ssd import chunked
 from tests.helpers import TOLERANCE, relative_error
 
 HEADS, HEAD_DIM, D_STATE = 4, 3, 5
 BACKENDS = pytest.mark.parametrize("backend", ["naive", "torch"])
+
+
+@pytest.fixture(autouse=True, params=["by blocks", "whole batch"])
+def small_sequence(request, monkeypatch):
+    """The torch backend has two ways, by the size of a sequence; both are asked everything."""
+    monkeypatch.setattr(chunked, "SMALL_SEQUENCE", 0 if request.param == "by blocks" else 2**40)
 
 
 def make_inputs(num_frames, *, batch=3, groups=2, dtype=torch.float32):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cald_speech.ops.ssd.batched import ssd_batched
 from cald_speech.ops.ssd.block_steps import attention_weights, carry_states, prepare
 from cald_speech.ops.ssd.blocks import (
     CHUNK_SIZE,
@@ -26,6 +27,9 @@ from cald_speech.ops.ssd.blocks import (
     to_layout,
 )
 from cald_speech.ops.ssd.chunked_backward import backward_sequence
+
+# Numbers in a sequence's x, up to which a batch is scanned at once: 500 frames of width 128 take as long either way.
+SMALL_SEQUENCE = 2**16
 
 
 def ssd_chunked(
@@ -44,6 +48,9 @@ def ssd_chunked(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Same signature and result as :func:`cald_speech.ops.ssd`, which documents it. Example: see there."""
     chunk_size = chunk_size or CHUNK_SIZE
+    if x.size(0) > 1 and x[0].numel() <= SMALL_SEQUENCE:
+        options = {"lengths": lengths, "reverse": reverse, "initial_state": initial_state}
+        return ssd_batched(x, dt, A, B, C, D, **options, return_final_state=return_final_state, chunk_size=chunk_size)
     tensors = (x, dt, A, B, C, D, initial_state)
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
         y, state = _ChunkedScan.apply(*tensors, lengths, reverse, chunk_size)
