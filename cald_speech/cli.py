@@ -47,7 +47,7 @@ def convert(model: str, folder: Path, initialise: str, keep: tuple[int, ...], sh
     report = cald_speech.convert(student, family_of(student), layer_map, initialise=initialise)
     student.save_pretrained(folder)
     AutoProcessor.from_pretrained(model).save_pretrained(folder)
-    layers = layer_map.describe(len(report.layers))
+    layers = report.describe_layers()
     update_facts(folder, model=type(student).__name__, teacher=model, layers=layers, guidance="none: not trained yet")
     click.echo(report)
 

@@ -54,13 +54,6 @@ class LayerMap:
         overrides = {int(i): None if f is None else factory_from(f) for i, f in data["overrides"].items()}
         return cls(None if data["default"] is None else factory_from(data["default"]), overrides)
 
-    def describe(self, num_layers: int) -> str:
-        """One line for people: ``24 of 24 layers: Bidirectional``."""
-        names = [type_name(f) for f in self.factories(num_layers)]
-        kinds = sorted({n for n in names if n != "attention"})
-        converted = sum(n != "attention" for n in names)
-        return f"{converted} of {num_layers} layers converted" + (f": {', '.join(kinds)}" if kinds else "")
-
 
 def type_name(factory: MixerFactory | None) -> str:
     """The mixer's class name, or ``attention`` for a kept layer."""
@@ -78,6 +71,27 @@ class ConversionReport:
     removed: tuple[str, ...]  # parameters of the original model that are gone
     num_parameters_before: int
     num_parameters_after: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, family: Family) -> "ConversionReport":
+        """Of a model that is as it is: nothing is new or removed."""
+        mixers = [family.mixer(layer) for layer in family.layers(model)]
+        count = sum(p.numel() for p in model.parameters())
+        return cls(
+            layers=tuple("attention" if mixer is None else type(mixer).__name__ for mixer in mixers),
+            untouched=tuple(sorted(name for name, _ in model.named_parameters())),
+            copied=(),
+            new=(),
+            removed=(),
+            num_parameters_before=count,
+            num_parameters_after=count,
+        )
+
+    def describe_layers(self) -> str:
+        """One line for people: ``24 of 24 layers converted: Bidirectional``."""
+        kinds = sorted(set(self.layers) - {"attention"})
+        converted = sum(name != "attention" for name in self.layers)
+        return f"{converted} of {len(self.layers)} layers converted" + (f": {', '.join(kinds)}" if kinds else "")
 
     def __str__(self) -> str:
         ratio = self.num_parameters_after / self.num_parameters_before
@@ -145,12 +159,12 @@ def replace_layers(
     """Put the mixers in; returns the names of the parameters that now hold attention weights."""
     family.prepare(model)
     names = {id(module): name for name, module in model.named_modules()}
-    copied = set()
+    copied, firsts = set(), {}
     for index, factory in enumerate(factories):
         if factory is None:
             continue
         layer = family.layers(model)[index]
-        weights = family.attention_weights(layer)
+        weights = family.attention_weights(model, layer)
         heads, _, d_model = weights.q.shape
         try:
             with torch.device(weights.q.device):
@@ -164,5 +178,8 @@ def replace_layers(
             except ValueError as error:
                 raise UserError(f"layer {index}: {error} (initialise: random)") from error
             copied |= {f"{names[id(layer)]}.attention.mixer.{name}" for name in held}
+        first = firsts.setdefault(repr(describe_factory(factory)), mixer)
+        if first is not mixer:
+            mixer.share_with(first)
         family.replace_attention(model, index, mixer)
     return copied

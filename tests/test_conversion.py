@@ -9,6 +9,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from cald_speech import LayerMap, convert
 from cald_speech.checkpoints import converted_class
+from cald_speech.conversion import ConversionReport
 from cald_speech.errors import UserError
 from cald_speech.families import families
 from cald_speech.mixers import Bidirectional, Mamba2
@@ -113,8 +114,17 @@ def test_layers_of_the_report():
     assert report.layers == ("attention", "Bidirectional", "Mamba2")
     assert "layers: attention, Bidirectional, Mamba2" in str(report)
     assert f"{report.num_parameters_before:,} before, {report.num_parameters_after:,} after" in str(report)
-    assert MAPS["two mixers"].describe(3) == "2 of 3 layers converted: Bidirectional, Mamba2"
-    assert LayerMap().describe(3) == "0 of 3 layers converted"
+    assert report.describe_layers() == "2 of 3 layers converted: Bidirectional, Mamba2"
+
+
+def test_the_report_of_a_model_as_it_is():
+    family = FAMILIES["wav2vec2"]
+    model = tiny_model(family)
+    assert ConversionReport.of(model, family).describe_layers() == "0 of 3 layers converted"
+    converted = convert(model, family, MAPS["two mixers"])
+    again = ConversionReport.of(model, family)
+    assert again.layers == converted.layers and not again.new and not again.removed
+    assert again.num_parameters_before == again.num_parameters_after == converted.num_parameters_after
 
 
 @every_family

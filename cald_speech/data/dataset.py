@@ -1,5 +1,6 @@
 """From a manifest to what a batch is made of."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from cald_speech.data.audio import SAMPLE_RATE, AudioError, read_audio
-from cald_speech.data.manifests import read_manifest
+from cald_speech.data.manifests import Entry, read_manifest
 from cald_speech.data.text import encode, normalise
 from cald_speech.errors import UserError
 
@@ -41,9 +42,6 @@ def make_dataset(
     >>> item["wav"].shape, item["labels"].tolist(), item["text"]
     (torch.Size([16000]), [5, 6], 'NO')
     """
-    extractor = processor.feature_extractor
-    if extractor.sampling_rate != SAMPLE_RATE:
-        raise UserError(f"expected a processor for 16000 Hz, but came one for {extractor.sampling_rate} Hz.")
     tokenizer = processor.tokenizer
 
     # The normalised text replaces the manifest's here, because a dynamic item may not have the name of a stored one.
@@ -52,14 +50,26 @@ def make_dataset(
         entry["text"] = normalise(entry["text"], normaliser)
         encode(entry["text"], tokenizer, utterance_id=utterance, unknown=unknown)
 
+    def labels(utterance: str, text: str) -> torch.Tensor:
+        return torch.tensor(encode(text, tokenizer, utterance_id=utterance, unknown=unknown), dtype=torch.int64)
+
+    return labelled_dataset(entries, processor.feature_extractor, labels)
+
+
+def labelled_dataset(
+    entries: Mapping[str, Entry],
+    extractor: Wav2Vec2FeatureExtractor,
+    labels: Callable[[str, str], torch.Tensor],
+) -> DynamicItemDataset:
+    """The same of a manifest's ``entries``, where ``labels`` makes an utterance's labels of its id and text."""
+    if extractor.sampling_rate != SAMPLE_RATE:
+        raise UserError(f"expected a processor for 16000 Hz, but came one for {extractor.sampling_rate} Hz.")
+
     def wav(utterance: str, path: str) -> torch.Tensor:
         try:
             return _normalised(read_audio(path), extractor)
         except AudioError as error:
             raise UserError(f"utterance {utterance}: {error}") from error
-
-    def labels(utterance: str, text: str) -> torch.Tensor:
-        return torch.tensor(encode(text, tokenizer, utterance_id=utterance, unknown=unknown), dtype=torch.int64)
 
     dataset = DynamicItemDataset(entries)
     dataset.add_dynamic_item(wav, takes=("id", "audio"), provides="wav")

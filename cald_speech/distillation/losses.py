@@ -13,18 +13,29 @@ from torch.nn import functional as F
 from cald_speech.ops import mask_padding
 
 NORMALISATIONS = ("none", "layer_norm")
+# (B, T, D) twice to (B, T): how far two states are apart.
+DISTANCES = {
+    "squared": lambda s, t: (s - t).square().mean(-1),
+    "cosine": lambda s, t: 1 - F.cosine_similarity(s, t, dim=-1),
+}
 
 
 def layer_distances(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], lengths: Tensor | None = None, *, normalise: str = "none"
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    lengths: Tensor | None = None,
+    *,
+    normalise: str = "none",
+    distance: str = "squared",
 ) -> tuple[Tensor, Tensor]:
-    """Squared distance between hidden states, averaged over features and summed over valid frames, layer by layer.
+    """Distance between hidden states, frame by frame, summed over valid frames, layer by layer.
 
     Arguments
     ---------
     student, teacher : the hidden states (B, T, D) of each layer; the teacher's receive no gradient.
     lengths : (B,) valid frames; None: all.
     normalise : ``layer_norm`` compares states normalised over their features (no learned scale), ``none`` raw ones.
+    distance : ``squared``, averaged over the features, or ``cosine``, one minus the cosine of the angle.
 
     Returns
     -------
@@ -37,6 +48,8 @@ def layer_distances(
     """
     if normalise not in NORMALISATIONS:
         raise ValueError(f"normalise: expected one of {', '.join(NORMALISATIONS)}, got {normalise!r}")
+    if distance not in DISTANCES:
+        raise ValueError(f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}")
     if len(student) != len(teacher) or any(s.shape != t.shape for s, t in zip(student, teacher, strict=False)):
         raise ValueError(
             f"expected the same hidden states of student and teacher, got {[tuple(s.shape) for s in student]} and "
@@ -47,11 +60,11 @@ def layer_distances(
         lengths = torch.full((batch,), num_frames, device=student[0].device)
     sums = []
     for s, t in zip(student, teacher, strict=True):
-        # Zeros on both sides where there is padding: no distance, and no gradient, whatever stood there.
+        # Zeros on both sides where there is padding: no gradient, whatever stood there.
         s, t = mask_padding(s.float(), lengths), mask_padding(t.detach().float(), lengths)
         if normalise == "layer_norm":
             s, t = F.layer_norm(s, (width,)), F.layer_norm(t, (width,))
-        sums.append((s - t).square().mean(-1).sum())
+        sums.append(mask_padding(DISTANCES[distance](s, t), lengths).sum())
     return torch.stack(sums), lengths.sum().float()
 
 
@@ -61,6 +74,7 @@ def layerwise_loss(
     lengths: Tensor | None = None,
     *,
     normalise: str = "layer_norm",
+    distance: str = "squared",
     layers: Sequence[float] | None = None,
     reduce: str = "mean",
 ) -> tuple[Tensor, Tensor]:
@@ -76,7 +90,7 @@ def layerwise_loss(
     >>> (total / frames).item()
     1.0
     """
-    distances, frames = layer_distances(student, teacher, lengths, normalise=normalise)
+    distances, frames = layer_distances(student, teacher, lengths, normalise=normalise, distance=distance)
     return reduce_layers(distances, layers, reduce), frames
 
 

@@ -90,6 +90,10 @@ class Family:
         """The layer in three pieces. Slots with attention need :meth:`layer_arguments`, converted ones ``lengths``."""
         raise NotImplementedError
 
+    def slot_ends(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The module whose input is the slot's, (B, T, D), and the one whose output is; often one and the same."""
+        raise NotImplementedError
+
     def mixer(self, layer: nn.Module) -> Mixer | None:
         """What fills the layer's slot; None where attention was kept."""
         raise NotImplementedError
@@ -102,8 +106,8 @@ class Family:
         """What the encoder hands to each layer, beside its input, for an input like ``x`` (B, T, D)."""
         raise NotImplementedError
 
-    def attention_weights(self, layer: nn.Module) -> AttentionWeights:
-        """The projections of a layer that has attention; raises ValueError for one that is converted."""
+    def attention_weights(self, model: PreTrainedModel, layer: nn.Module) -> AttentionWeights:
+        """The projections of a layer of ``model`` that has attention; raises ValueError for one that is converted."""
         raise NotImplementedError
 
     def replace_attention(self, model: PreTrainedModel, index: int, mixer: Mixer) -> None:
@@ -116,6 +120,10 @@ class Family:
 
     def front_end(self, model: PreTrainedModel) -> FrontEnd:
         """The pieces before and around the layers."""
+        raise NotImplementedError
+
+    def freeze_front_end(self, model: PreTrainedModel) -> None:
+        """What stands before the first layer and needs no training: its parameters get no gradient from here on."""
         raise NotImplementedError
 
     def head(self, model: PreTrainedModel) -> Callable[[Tensor], Tensor]:

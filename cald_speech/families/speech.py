@@ -72,6 +72,8 @@ class SpeechFamily(Family):
                 "or a Hugging Face hub id and a network. Without a network, download it elsewhere "
                 "(`huggingface-cli download`) and give the folder"
             ) from error
+        # A parameter that mixers share, and that the checkpoint lacks, has no values but is not told as missing.
+        info["missing_keys"] = {*info["missing_keys"], *(n for n, p in model.named_parameters() if p.is_meta)}
         _check_loaded(str(source), self.base_prefix(model), info)
         return self.prepare(model)
 
@@ -118,6 +120,9 @@ class SpeechFamily(Family):
             return Opened(layer.layer_norm, slot, after_pre_norm)
         return Opened(lambda x: x, slot, after_post_norm)
 
+    def slot_ends(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+        return layer.attention, layer.attention
+
     def mixer(self, layer: nn.Module) -> Mixer | None:
         return layer.attention.mixer if isinstance(layer.attention, MixerSlot) else None
 
@@ -132,7 +137,7 @@ class SpeechFamily(Family):
             )
         }
 
-    def attention_weights(self, layer: nn.Module) -> AttentionWeights:
+    def attention_weights(self, model: PreTrainedModel, layer: nn.Module) -> AttentionWeights:
         attention = layer.attention
         if isinstance(attention, MixerSlot):
             raise ValueError(f"expected a layer with attention, got one with {type(attention.mixer).__name__}")
@@ -184,6 +189,9 @@ class SpeechFamily(Family):
             positions_reach=config.num_conv_pos_embeddings // 2,
             normed=first.conv if config.feat_extract_norm == "group" else None,
         )
+
+    def freeze_front_end(self, model: PreTrainedModel) -> None:
+        model.base_model.feature_extractor._freeze_parameters()
 
     def head(self, model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         if not isinstance(model, self.classes["ctc"]):

@@ -1,7 +1,9 @@
 """WavLM (Chen et al., arXiv 2110.13900): attention with a gated relative position bias, shared by all layers."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, WavLMConfig, WavLMForCTC, WavLMModel
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMEncoderLayerStableLayerNorm
@@ -9,7 +11,7 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMEncode
 from cald_speech.families.block_attention import BlockAttention, GatedBiasAttention
 from cald_speech.families.lengths import LengthContext
 from cald_speech.families.speech import MixerSlot, SpeechFamily
-from cald_speech.mixers import Mixer
+from cald_speech.mixers import AttentionWeights, Mixer, PositionBias
 from cald_speech.ops import valid_frames
 
 
@@ -64,6 +66,20 @@ class WavLMFamily(SpeechFamily):
 
     def block_attention(self, model: PreTrainedModel, layer: nn.Module) -> BlockAttention:
         return GatedBiasAttention(layer.attention, self.layers(model)[0].attention)
+
+    @torch.no_grad()
+    def attention_weights(self, model: PreTrainedModel, layer: nn.Module) -> AttentionWeights:
+        weights = super().attention_weights(model, layer)
+        attention, table = layer.attention, self.layers(model)[0].attention
+        reach = torch.arange(-table.max_distance, table.max_distance + 1, device=table.rel_attn_embed.weight.device)
+        linear = attention.gru_rel_pos_linear  # eight numbers, of which only two sums of four are used
+        bias = PositionBias(
+            by_distance=table.rel_attn_embed(table._relative_positions_bucket(reach)).t(),
+            gate=linear.weight.unflatten(0, (2, 4)).sum(1),
+            gate_bias=linear.bias.unflatten(0, (2, 4)).sum(1),
+            scale=attention.gru_rel_pos_const.flatten(),
+        )
+        return replace(weights, position_bias=bias)
 
     def replace_attention(self, model: PreTrainedModel, index: int, mixer: Mixer) -> None:
         layers = self.layers(model)

@@ -1,35 +1,75 @@
-"""A task: from head output to loss, hypothesis and metric (floor F5)."""
+"""A task: from head output to loss, result and metric, and the data and the processor that these need (floor F5)."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, ProcessorMixin, SequenceFeatureExtractor
+from transformers.utils import ModelOutput
+
+Processor = ProcessorMixin | SequenceFeatureExtractor
 
 
 class Task:
     """What a head is trained for. ``head`` names the family's model class, ``metric`` the figure that is reported.
 
-    Losses are sums; the trainer divides them by ``count`` summed over all ranks and accumulated batches.
+    Losses are sums; the trainer divides them by their ``units`` summed over all ranks and accumulated batches.
+    ``compares`` says that results are made of the teacher's output too.
     """
 
     head: str
     metric: str
+    compares = False
 
-    def count(self, batch: PaddedBatch) -> int:
-        """The number of units (characters, utterances) in the batch that the loss sums over."""
-        raise NotImplementedError(f"{type(self).__name__} has no count()")
+    # --- data and processor -----------------------------------------------------------------------------------------
 
-    def loss(self, logits: Tensor, lengths: Tensor, batch: PaddedBatch) -> Tensor:
-        """The loss summed over the batch, a float32 scalar, from logits (B, T, V) and (B,) valid frames."""
+    def processor(
+        self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str
+    ) -> Processor:
+        """``required``'s if it is given, else that of the first of ``places`` that has one, or a new one in ``folder``.
+
+        train : the manifest of the training set, of which a vocabulary may be made.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no processor()")
+
+    def dataset(self, manifest: Path, processor: Processor, *, normaliser: str, unknown: str) -> DynamicItemDataset:
+        """The items of a manifest: at least ``id``, ``wav``, ``labels``, ``text`` and ``duration_s``."""
+        raise NotImplementedError(f"{type(self).__name__} has no dataset()")
+
+    def head_options(self, start: str, config: PretrainedConfig, processor: Processor) -> dict[str, Any]:
+        """What the config of ``start`` needs for a head that fits the processor. Raises UserError where none can."""
+        return {}
+
+    # --- loss -------------------------------------------------------------------------------------------------------
+
+    def units(self, batch: PaddedBatch) -> Tensor:
+        """(B,) units (characters, utterances) of each utterance, which the loss sums over."""
+        raise NotImplementedError(f"{type(self).__name__} has no units()")
+
+    def can_learn(self, batch: PaddedBatch, lengths: Tensor) -> Tensor:
+        """(B,) whether each utterance has a finite loss, whatever the model says in its ``lengths`` (B,) frames."""
+        return torch.ones_like(lengths, dtype=torch.bool)
+
+    def outputs(self, output: ModelOutput) -> Tensor:
+        """What loss and results are made of: the head's logits."""
+        return output.logits
+
+    def loss(self, outputs: Tensor, lengths: Tensor, batch: PaddedBatch) -> Tensor:
+        """The loss summed over the batch, a float32 scalar, from outputs (B, T, V) and (B,) valid frames."""
         raise NotImplementedError(f"{type(self).__name__} has no loss()")
 
-    def hypotheses(
-        self, logits: Tensor, lengths: Tensor, batch: PaddedBatch, tokenizer: PreTrainedTokenizerBase
-    ) -> Sequence[str]:
-        """What the model says for each utterance of the batch."""
-        raise NotImplementedError(f"{type(self).__name__} has no hypotheses()")
+    # --- results ----------------------------------------------------------------------------------------------------
 
-    def score(self, references: Mapping[str, str], hypotheses: Mapping[str, str]) -> float:
-        """The metric in percent, lower is better."""
+    def results(
+        self, outputs: Tensor, followed: Tensor | None, lengths: Tensor, batch: PaddedBatch, processor: Processor
+    ) -> Sequence[Any]:
+        """What :meth:`score` needs of each utterance of the batch; ``followed`` are the teacher's outputs."""
+        raise NotImplementedError(f"{type(self).__name__} has no results()")
+
+    def score(self, results: Mapping[str, Any]) -> float:
+        """The metric in percent, lower is better, from the results of all utterances by their ids."""
         raise NotImplementedError(f"{type(self).__name__} has no score()")

@@ -1,14 +1,23 @@
 """Connectionist temporal classification (Graves et al., 2006): characters without an alignment."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, Wav2Vec2Processor
 
+from cald_speech.data.dataset import make_dataset
+from cald_speech.data.manifests import read_manifest
+from cald_speech.data.text import make_processor, normalise
+from cald_speech.errors import UserError
+from cald_speech.ops import valid_frames
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.decoding import greedy
+from cald_speech.tasks.processors import first_processor
 from cald_speech.tasks.wer import score
 
 
@@ -24,25 +33,57 @@ class CTC(Task):
     def __init__(self, blank: int = 0):
         self.blank = blank
 
-    def count(self, batch: PaddedBatch) -> int:
-        return int(label_lengths(batch).sum())
+    def processor(
+        self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str
+    ) -> Wav2Vec2Processor:
+        found = first_processor(Wav2Vec2Processor, places, required)
+        if found is not None:
+            return found
+        return make_processor(folder, (normalise(entry["text"], normaliser) for entry in read_manifest(train).values()))
 
-    def loss(self, logits: Tensor, lengths: Tensor, batch: PaddedBatch) -> Tensor:
+    def dataset(
+        self, manifest: Path, processor: Wav2Vec2Processor, *, normaliser: str, unknown: str
+    ) -> DynamicItemDataset:
+        return make_dataset(manifest, processor, normaliser=normaliser, unknown=unknown)
+
+    def head_options(self, start: str, config: PretrainedConfig, processor: Wav2Vec2Processor) -> dict[str, Any]:
+        """A checkpoint without a head gets one of the tokenizer's size; one with a head must fit it."""
+        vocab_size = len(processor.tokenizer)
+        has_head = any("ForCTC" in name for name in config.architectures or ())
+        if has_head and config.vocab_size != vocab_size:
+            raise UserError(
+                f"the head of {start!r} has {config.vocab_size} outputs and the tokenizer {vocab_size} tokens: give "
+                "the model's own tokenizer with --processor"
+            )
+        return {"vocab_size": vocab_size}
+
+    def units(self, batch: PaddedBatch) -> Tensor:
+        return label_lengths(batch)
+
+    def can_learn(self, batch: PaddedBatch, lengths: Tensor) -> Tensor:
+        """Whether the frames suffice: one for each character, and a blank between two that are the same."""
+        labels, targets = batch.labels.data, label_lengths(batch)
+        same = (labels[:, 1:] == labels[:, :-1]) & valid_frames(targets - 1, labels.size(1) - 1)
+        return targets + same.sum(-1) <= lengths
+
+    def loss(self, outputs: Tensor, lengths: Tensor, batch: PaddedBatch) -> Tensor:
         """The summed negative log-likelihood; an utterance with more characters than frames counts as 0.
 
         In float32 whatever autocast says: a long utterance's likelihood underflows in half precision.
         """
-        log_probs = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)
-        labels = batch.labels.data.to(logits.device)
-        targets = label_lengths(batch).to(logits.device)
+        log_probs = F.log_softmax(outputs.float(), dim=-1).transpose(0, 1)
+        labels = batch.labels.data.to(outputs.device)
+        targets = label_lengths(batch).to(outputs.device)
         return F.ctc_loss(log_probs, labels, lengths, targets, blank=self.blank, reduction="sum", zero_infinity=True)
 
-    def hypotheses(
-        self, logits: Tensor, lengths: Tensor, batch: PaddedBatch, tokenizer: PreTrainedTokenizerBase
-    ) -> Sequence[str]:
-        return greedy(logits, lengths, tokenizer)
+    def results(
+        self, outputs: Tensor, followed: None, lengths: Tensor, batch: PaddedBatch, processor: Wav2Vec2Processor
+    ) -> Sequence[tuple[str, str]]:
+        """(reference, greedy hypothesis) of each utterance."""
+        return list(zip(batch.text, greedy(outputs, lengths, processor.tokenizer), strict=True))
 
-    def score(self, references: Mapping[str, str], hypotheses: Mapping[str, str]) -> float:
+    def score(self, results: Mapping[str, tuple[str, str]]) -> float:
+        references, hypotheses = ({key: pair[i] for key, pair in results.items()} for i in range(2))
         rate = score(references, hypotheses).words.rate
         # A validation set without a single word has no error rate; inf never wins against one that has.
         return float("inf") if rate is None else rate

@@ -9,6 +9,7 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from cald_speech.training.checkpointing import AtomicCheckpointer, RandomState, 
 from cald_speech.training.logs import StepLog
 from cald_speech.training.models import Models
 from cald_speech.training.objective import Counts, Losses, Objective, model_inputs
-from cald_speech.training.optimiser import clip_gradients, parameter_groups
+from cald_speech.training.optimiser import clip_gradients, parameter_groups, sum_gradients
 from cald_speech.training.settings import Settings
 from cald_speech.training.store import ModelStore
 from cald_speech.training.teacher import TeacherTraining
@@ -64,7 +65,7 @@ class CaldBrain(Brain):
         self.settings, self.models, self.store = settings, models, store
         # Not among the modules: those are put into train mode each epoch, and a teacher keeps its dropout off.
         self.teacher = None if models.teacher is None else models.teacher.to(self.device).eval().requires_grad_(False)
-        self.objective = Objective(settings, models.family, self.teacher)
+        self.objective = Objective(settings, models.family, models.student, self.teacher)
         self.teacher_training = TeacherTraining(self.teacher, settings) if settings.guidance.trains_teacher else None
         self.plain = models.student
         self.world_size = distributed.get_world_size() if distributed.is_initialized() else 1
@@ -117,14 +118,20 @@ class CaldBrain(Brain):
     def fit_batch(self, batch: list) -> Tensor:
         """One optimiser step over the batches of ``batch``."""
         step, batches = self.optimizer_step, batch
+        guidance = self.settings.guidance
+        if step == guidance.align_steps:
+            # What the optimiser knows of the gradients' sizes is of another loss.
+            self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * self.settings.schedule(step)
-        self.settings.guidance.update(step, self.teacher)
-        weights = self.settings.guidance.weights(step)
-        counts = self._summed_counts(self.objective.count(batches, self.plain))
-        if self.settings.guidance.trains_teacher_at(step):
+            group["lr"] = self.settings.learning_rate_at(step)
+        guidance.update(step, self.teacher)
+        weights = guidance.weights(step)
+        counts = self._summed_counts(self.objective.count(batches))
+        if guidance.trains_teacher_at(step):
             self.teacher_training.step(batches, counts.task, self.optimizer.param_groups[0]["lr"], self.training_ctx)
         losses = [self._backward(b, weights, counts, last=b is batches[-1]) for b in batches]
+        if not weights.runs_student:
+            sum_gradients(self.objective.aligned_parameters())
         norm = self._update(batches, losses)
         self.optimizer_step += 1
         total = torch.stack([loss.total.detach() for loss in losses]).sum().cpu()
@@ -140,16 +147,17 @@ class CaldBrain(Brain):
     def _summed_counts(self, counts: Counts) -> Counts:
         if self.world_size == 1:
             return counts
-        summed = torch.tensor([counts.task, counts.frames], dtype=torch.float64, device=self.device)
+        summed = torch.tensor(astuple(counts), dtype=torch.float64, device=self.device)
         distributed.all_reduce(summed)
         return Counts(*summed.tolist())
 
     def _backward(self, batch, weights, counts: Counts, *, last: bool) -> Losses:
         with self.no_sync(not last):
             with self.training_ctx:
-                losses = self.objective(self.modules.student, self.plain, batch, weights, counts)
-            # DistributedDataParallel averages the ranks' gradients, and ours are shares of one sum.
-            self.scaler.scale(losses.total * self.world_size).backward()
+                losses = self.objective(self.modules.student, batch, weights, counts)
+            # DistributedDataParallel averages the ranks' gradients, and ours are shares of one sum. It sees what goes
+            # through the student as a whole.
+            self.scaler.scale(losses.total * (self.world_size if weights.runs_student else 1)).backward()
         return losses
 
     def _update(self, batches: list, losses: list[Losses]) -> float:
@@ -193,16 +201,19 @@ class CaldBrain(Brain):
 
     def _log_step(self, step: int, losses: list[Losses], norm: float) -> None:
         """The step's loss terms over all ranks, the distance of each layer, the learning rate."""
-        layers = torch.stack([loss.layers for loss in losses]).sum(0)
-        scalars = [torch.stack([getattr(loss, name) for loss in losses]).sum() for name in ("task", "logits")]
-        summed = torch.cat([torch.stack(scalars), layers]).double()
+        names = ("task", "logits", "layers", "alignment")
+        terms = [torch.stack([getattr(loss, name) for loss in losses]).sum(0).reshape(-1) for name in names]
+        summed = torch.cat(terms).double()
         if self.world_size > 1:
             distributed.all_reduce(summed)
         if self.step_log is None:
             return
-        task, logits, *layers = summed.tolist()
+        (task,), (logits,), layers, alignment = (t.tolist() for t in summed.split([len(term) for term in terms]))
         values = {"loss/task": task, "loss/layers": sum(layers) / len(layers), "loss/logits": logits}
         values |= {f"layer_distance/{i:02d}": distance for i, distance in enumerate(layers)}
+        if any(alignment):
+            converted = self.objective.mixers
+            values |= {f"alignment/{i:02d}": distance for i, distance in zip(converted, alignment, strict=True)}
         values |= {"gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
         self.step_log.write(step, values | {"skipped_steps": self.num_skipped})
 
@@ -222,7 +233,7 @@ class CaldBrain(Brain):
         if stage == Stage.TRAIN:
             self.train_sampler.start = self.step
         else:
-            self.references, self.hypotheses = {}, {}
+            self.results = {}
 
     def _fit_train(self, train_set, epoch: int, enable: bool) -> None:
         # A run that had ended before: its checkpoint is from after its last validation.
@@ -238,22 +249,21 @@ class CaldBrain(Brain):
             super()._fit_valid(valid_set, epoch, enable)
 
     def evaluate_batch(self, batch, stage: Stage) -> Tensor:
-        """Greedy hypotheses of a validation batch; returns the mean loss of a unit."""
+        """Results of a validation batch; returns the mean loss of a unit."""
         task = self.settings.task
         with torch.no_grad(), self.evaluation_ctx:
             inputs, lengths = model_inputs(batch, self.plain)
-            logits = self.plain(**inputs).logits
-            loss = task.loss(logits, lengths, batch)
-        for utterance, reference, said in zip(
-            batch.id, batch.text, task.hypotheses(logits, lengths, batch, self.models.processor.tokenizer), strict=True
-        ):
-            self.references[utterance], self.hypotheses[utterance] = reference, said
-        return loss.detach().cpu() / max(1, task.count(batch))
+            outputs = task.outputs(self.plain(**inputs))
+            followed = task.outputs(self.teacher(**inputs)) if task.compares else None
+            loss = task.loss(outputs, lengths, batch)
+        results = task.results(outputs, followed, lengths, batch, self.models.processor)
+        self.results.update(zip(batch.id, results, strict=True))
+        return loss.detach().cpu() / max(1, int(task.units(batch).sum()))
 
     def on_stage_end(self, stage: Stage, stage_loss: float, epoch: int | None = None) -> None:
         if stage != Stage.VALID:
             return
-        metric = self.settings.task.score(self.references, self.hypotheses)
+        metric = self.settings.task.score(self.results)
         name = self.settings.task.metric
         logger.info("epoch %d, step %d: validation %s %.2f %%", epoch, self.optimizer_step, name, metric)
         if metric <= self.best_metric:

@@ -1,17 +1,15 @@
 """Teacher, student and processor of an experiment."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2Processor
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cald_speech.checkpoints import from_pretrained, load_config
 from cald_speech.conversion import ConversionReport, convert
-from cald_speech.data.text import make_processor
 from cald_speech.errors import UserError
 from cald_speech.families import Family, family_of
-from cald_speech.hub import check_source
+from cald_speech.tasks.base import Processor
 from cald_speech.training.settings import Settings
 
 
@@ -22,12 +20,16 @@ class Models:
     family: Family
     student: PreTrainedModel
     teacher: PreTrainedModel | None
-    processor: Wav2Vec2Processor
+    processor: Processor
     conversion: ConversionReport
 
 
-def build_models(settings: Settings, train_texts: Iterable[str]) -> Models:
+def build_models(settings: Settings, train: Path) -> Models:
     """Load the teacher, start the student from the weights that the guidance mode asks for, and convert it.
+
+    train : the manifest of the training set, of which a vocabulary is made where no model brings one.
+
+    A student that is given (``settings.student``) goes on from what it is, converted or not.
 
     Raises UserError where a model is missing from the settings, cannot be loaded, or does not fit the other.
     """
@@ -44,14 +46,16 @@ def build_models(settings: Settings, train_texts: Iterable[str]) -> Models:
             "or hub id of a fine-tuned model (hparams/teacher.yaml trains one), or --guidance unguided"
         )
     start = settings.source if guidance.starts_from == "source" and settings.source is not None else settings.teacher
+    if settings.student is not None:
+        start = settings.student
     if start is None:
         raise UserError("no model to start from: give --source (pretrained weights) or --teacher (a fine-tuned model)")
-    processor = load_processor(settings, train_texts)
-    student = _load_student(start, settings, len(processor.tokenizer))
+    processor = load_processor(settings, train)
+    student = _load_student(start, settings, processor)
     family = family_of(student)
     teacher = None
     if guidance.trains_teacher:
-        teacher = _load_student(start, settings, len(processor.tokenizer))
+        teacher = _load_student(start, settings, processor)
         teacher.load_state_dict(student.state_dict())  # a head that is new is the same in both
     elif guidance.needs_teacher:
         teacher = from_pretrained(settings.teacher, head=settings.task.head)
@@ -61,40 +65,28 @@ def build_models(settings: Settings, train_texts: Iterable[str]) -> Models:
             guidance.check_teacher(teacher)
         except ValueError as error:
             raise UserError(str(error)) from error
-    report = convert(student, family, settings.layer_map, initialise=settings.initialise)
+    if settings.student is not None:
+        report = ConversionReport.of(student, family)
+    else:
+        report = convert(student, family, settings.layer_map, initialise=settings.initialise)
     return Models(family, student, teacher, processor, report)
 
 
-def load_processor(settings: Settings, train_texts: Iterable[str]) -> Wav2Vec2Processor:
-    """That of the first of ``processor``, ``teacher``, ``source`` that has one, or one made from the transcripts."""
-    for place in (settings.processor, settings.teacher, settings.source):
-        if not isinstance(place, str):
-            continue
-        check_source(place)
-        try:
-            return Wav2Vec2Processor.from_pretrained(place)
-        except (OSError, ValueError, TypeError) as error:
-            # A self-supervised encoder has no tokenizer, which is no fault; a processor that was asked for is needed.
-            if place == settings.processor:
-                raise UserError(f"processor: cannot load one from {place!r}: {error}") from error
-    return make_processor(Path(settings.output_folder) / "processor", train_texts)
+def load_processor(settings: Settings, train: Path) -> Processor:
+    """That of the first of ``processor``, ``teacher``, ``student``, ``source`` that has one, or a new one."""
+    places = [p for p in (settings.teacher, settings.student, settings.source) if isinstance(p, str)]
+    folder = Path(settings.output_folder) / "processor"
+    return settings.task.processor(places, settings.processor, folder, train, settings.normaliser)
 
 
-def _load_student(start: str | PretrainedConfig, settings: Settings, vocab_size: int) -> PreTrainedModel:
-    overrides = dict(settings.model_overrides)
+def _load_student(start: str | PretrainedConfig, settings: Settings, processor: Processor) -> PreTrainedModel:
+    task = settings.task
+    config = start if isinstance(start, PretrainedConfig) else load_config(start)
+    overrides = {**settings.model_overrides, **task.head_options(str(start), config, processor)}
     if isinstance(start, PretrainedConfig):
         family = family_of(start)
-        overrides["vocab_size"] = vocab_size
-        return family.load(start, model_class=family.classes[settings.task.head], **overrides)
-    config = load_config(start)
-    # A checkpoint without a head gets one of the tokenizer's size; one with a head must fit it.
-    has_head = any("ForCTC" in name for name in config.architectures or ())
-    if has_head and config.vocab_size != vocab_size:
-        raise UserError(
-            f"the head of {start!r} has {config.vocab_size} outputs and the tokenizer {vocab_size} tokens: give the "
-            "model's own tokenizer with --processor"
-        )
-    return from_pretrained(start, head=settings.task.head, vocab_size=vocab_size, **overrides)
+        return family.load(start, model_class=family.classes[task.head], **overrides)
+    return from_pretrained(start, head=task.head, **overrides)
 
 
 def check_match(teacher: PreTrainedModel, student: PreTrainedModel) -> None:

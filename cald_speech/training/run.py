@@ -18,10 +18,8 @@ from torch import distributed
 
 import cald_speech
 from cald_speech.data.batching import StepSampler, batch_loader, step_loader
-from cald_speech.data.dataset import make_dataset
 from cald_speech.data.joining import Joiner
 from cald_speech.data.manifests import manifest_hash, read_manifest
-from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import AtomicCheckpointer, is_main
@@ -66,10 +64,9 @@ def run(argv: Sequence[str], prepare: Prepare) -> CaldBrain:
         ddp_init_group(run_opts)
     data = prepare_data(settings, prepare)
     seed_everything(settings.seed)
-    texts = [normalise(entry["text"], settings.normaliser) for entry in read_manifest(data["train"]).values()]
-    models = build_models(settings, texts)
+    models = build_models(settings, data["train"])
     if settings.freeze_front_end:
-        models.student.freeze_feature_encoder()
+        models.family.freeze_front_end(models.student)
     logger.info("%s", models.conversion)
     brain = make_brain(settings, data, models, run_opts)
     # Ranks draw different dropout and SpecAugment masks.
@@ -122,7 +119,7 @@ def make_brain(settings: Settings, data: Mapping[str, Path], models: Models, run
         "model": type(models.student).__name__,
         "version": cald_speech.__version__,
         "teacher": str(settings.teacher) if models.teacher is not None else "none",
-        "layers": settings.layer_map.describe(len(conversion.layers)),
+        "layers": conversion.describe_layers(),
         "guidance": type(settings.guidance).__name__.lower(),
         "steps": settings.num_steps,
         "data": f"{data['train'].stem}, manifest {manifest_hash(data['train'])[:12]}",
@@ -140,7 +137,7 @@ def fit(brain: CaldBrain, data: Mapping[str, Path]) -> None:
     """Train until ``num_steps``, resuming from the newest checkpoint if there is one."""
     settings, processor = brain.settings, brain.models.processor
     options = {"normaliser": settings.normaliser, "unknown": settings.unknown_characters}
-    train_set, valid_set = (make_dataset(data[name], processor, **options) for name in ("train", "valid"))
+    train_set, valid_set = (settings.task.dataset(data[name], processor, **options) for name in ("train", "valid"))
     sampler = StepSampler(
         durations(data["train"]),
         settings.max_batch_s,

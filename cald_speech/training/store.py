@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, Wav2Vec2Processor
+from transformers import PreTrainedModel
 
 from cald_speech.errors import UserError
 from cald_speech.model_card import update_facts
+from cald_speech.tasks.base import Processor
 from cald_speech.training.checkpointing import is_main
 
 
 class ModelStore:
     """Saves models under ``folder``; ``facts`` go into every model's card."""
 
-    def __init__(self, folder: Path, processor: Wav2Vec2Processor, facts: dict[str, Any]):
+    def __init__(self, folder: Path, processor: Processor, facts: dict[str, Any]):
         self.folder, self.processor, self.facts = folder, processor, facts
         for old in folder.glob(".*.old") if is_main() else ():
             # Killed between two renames: the new folder is gone with its temporary name, the old one is put back.

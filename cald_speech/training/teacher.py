@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.checkpoints import Checkpointer
-from torch import distributed
 from transformers import PreTrainedModel
 
+from cald_speech.families import family_of
 from cald_speech.training.objective import model_inputs
-from cald_speech.training.optimiser import clip_gradients, parameter_groups
+from cald_speech.training.optimiser import clip_gradients, parameter_groups, sum_gradients
 from cald_speech.training.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class TeacherTraining:
         self.teacher, self.settings = teacher, settings
         teacher.requires_grad_(True)
         if settings.freeze_front_end:
-            teacher.freeze_feature_encoder()
+            family_of(teacher).freeze_front_end(teacher)
         groups = parameter_groups(teacher, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
         # float16 gradients underflow; the student's scaler has seen other gradients.
@@ -49,10 +49,11 @@ class TeacherTraining:
         for batch in batches:
             inputs, lengths = model_inputs(batch, self.teacher)
             with precision:
-                loss = self.settings.task.loss(self.teacher(**inputs).logits, lengths, batch) / max(1.0, count)
+                outputs = self.settings.task.outputs(self.teacher(**inputs))
+                loss = self.settings.task.loss(outputs, lengths, batch) / max(1.0, count)
             self.scaler.scale(loss).backward()
         self.teacher.eval()
-        self._sum_over_ranks()
+        sum_gradients([p for group in self.optimizer.param_groups for p in group["params"]])
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.optimizer, self.settings.max_grad_norm)
         if torch.isfinite(norm):
@@ -61,13 +62,3 @@ class TeacherTraining:
             logger.warning("the teacher's gradient is not finite: its step is skipped")
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-
-    def _sum_over_ranks(self) -> None:
-        """Each rank's loss is its share of one sum, so the gradients are summed; a rank without one adds zeros."""
-        if not distributed.is_initialized() or distributed.get_world_size() == 1:
-            return
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                distributed.all_reduce(parameter.grad)

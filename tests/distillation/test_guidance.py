@@ -2,20 +2,39 @@
 
 import pytest
 
-from cald_speech.distillation import Guidance, Hybrid, LossWeights, Target, Trajectory, Unguided, Waypoint, guidance
+from cald_speech.distillation import (
+    Alignment,
+    Guidance,
+    Hybrid,
+    LossWeights,
+    Target,
+    Trajectory,
+    Unguided,
+    Waypoint,
+    moving,
+)
 from cald_speech.training.settings import Settings
 from tests.training.miniature import ROOT
 
 TASK, GUIDED = LossWeights(1.0, 0.0, 0.0), LossWeights(1.0, 15.0, 0.5)
 UNLABELLED = LossWeights(0.0, 15.0, 1.0)
+ALIGNING = LossWeights(0.0, 0.0, 0.0, alignment=1.0)
 # mode, weights of steps 0 to 4, needs a teacher, starts from
 MODES = {
     "unguided": (Unguided(), [TASK] * 5, False, "source"),
+    "unguided, aligned": (Unguided(align_steps=2), [ALIGNING] * 2 + [TASK] * 3, True, "source"),
+    "alignment": (Alignment(), [ALIGNING] * 5, True, "teacher"),
     "target": (Target(15.0, 0.5), [GUIDED] * 5, True, "teacher"),
     "target without labels": (Target(15.0, 1.0, task=0.0), [UNLABELLED] * 5, True, "teacher"),
     "trajectory": (Trajectory(2, 15.0, 0.5), [GUIDED] * 5, True, "source"),
     "waypoint": (Waypoint("waypoints", 1.0, 15.0, 0.5), [GUIDED] * 5, True, "source"),
     "hybrid": (Hybrid(3, 15.0, 0.5), [GUIDED, GUIDED, GUIDED, TASK, TASK], True, "teacher"),
+    "hybrid, aligned": (
+        Hybrid(2, 15.0, 0.5, align_steps=1),
+        [ALIGNING, GUIDED, GUIDED, TASK, TASK],
+        True,
+        "teacher",
+    ),
 }
 FILES = sorted((ROOT / "hparams" / "guidance").glob("*.yaml"))
 
@@ -23,7 +42,8 @@ FILES = sorted((ROOT / "hparams" / "guidance").glob("*.yaml"))
 @pytest.mark.parametrize("mode, weights, needs_teacher, starts_from", MODES.values(), ids=MODES)
 def test_table(mode, weights, needs_teacher, starts_from):
     assert [mode.weights(step) for step in range(5)] == weights
-    assert [mode.weights(step).needs_teacher for step in range(5)] == [w.layer > 0 for w in weights]
+    assert [mode.weights(step).needs_teacher for step in range(5)] == [w != TASK for w in weights]
+    assert [mode.weights(step).runs_student for step in range(5)] == [w != ALIGNING for w in weights]
     assert (mode.needs_teacher, mode.starts_from) == (needs_teacher, starts_from)
     assert [mode.trains_teacher_at(step) for step in range(5)] == [mode.trains_teacher and s % 2 == 0 for s in range(5)]
 
@@ -57,7 +77,7 @@ def test_a_teacher_that_stands_still(name):
 def test_the_waypoint_ahead(tmp_path, monkeypatch):
     """Step -> the checkpoint followed: the first later than the teacher's step beside it, at last the last."""
     followed = []
-    monkeypatch.setattr(guidance, "take_over", lambda teacher, folder: followed.append(folder.name[-2:]))
+    monkeypatch.setattr(moving, "take_over", lambda teacher, folder: followed.append(folder.name[-2:]))
     mode = Waypoint(_waypoints(tmp_path, 10, 20, 30), teacher_steps=5)
     mode.check(8)
     changed = [mode.update(step, None) for step in range(8)]
@@ -90,6 +110,28 @@ def test_a_trajectory_that_never_moves(update_every):
         Trajectory(update_every).check(5)
 
 
+def test_a_moving_teacher_stands_still_while_the_mixers_are_aligned(tmp_path, monkeypatch):
+    mode = Trajectory(2, align_steps=3)
+    assert [mode.trains_teacher_at(step) for step in range(7)] == [False] * 3 + [True, False, True, False]
+    followed = []
+    monkeypatch.setattr(moving, "take_over", lambda teacher, folder: followed.append(folder.name[-2:]))
+    mode = Waypoint(_waypoints(tmp_path, 10, 20), teacher_steps=5, align_steps=4)
+    assert [mode.update(step, None) for step in range(8)] == [step in (0, 6) for step in range(8)]
+    assert followed == ["10", "20"]
+
+
+@pytest.mark.parametrize("align_steps", [-1, 5, 6])
+@pytest.mark.parametrize("mode", [Target, Unguided])
+def test_alignment_leaves_steps_for_the_mode(mode, align_steps):
+    with pytest.raises(ValueError, match=r"align_steps: expected between 0 and 4 .*`alignment` guidance"):
+        mode(align_steps=align_steps).check(5)
+
+
+def test_a_switch_is_counted_from_the_end_of_the_alignment():
+    with pytest.raises(ValueError, match=r"switch_step: expected between 1 and 2 .*of which 2 align"):
+        Hybrid(3, align_steps=2).check(5)
+
+
 @pytest.mark.parametrize("switch_step", [-1, 0, 5, 6])
 def test_hybrid_needs_both_phases(switch_step):
     with pytest.raises(ValueError, match="switch_step: expected between 1 and 4"):
@@ -110,5 +152,5 @@ def test_state_survives_a_resume(mode):
 
 
 def test_a_mode_says_what_it_lacks():
-    with pytest.raises(NotImplementedError, match="Guidance has no weights"):
+    with pytest.raises(NotImplementedError, match="Guidance has no mode_weights"):
         Guidance().weights(0)

@@ -48,6 +48,28 @@ def test_raw_distance_by_hand():
         assert close(sums[layer], by_hand)
 
 
+def test_cosine_distance_by_hand():
+    (student, lengths), (teacher, _) = states(0), states(1)
+    sums, _ = layer_distances(student, [3 * t for t in teacher], lengths, distance="cosine")
+    for layer in range(NUM_LAYERS):
+        pairs = [(student[layer][b, t], teacher[layer][b, t]) for b, n in enumerate(LENGTHS) for t in range(n)]
+        by_hand = sum(1 - (s @ t) / (s.norm() * t.norm()) for s, t in pairs)
+        assert close(sums[layer], by_hand)
+
+
+def test_cosine_distance_has_no_gradient_at_padding():
+    (student, lengths), (teacher, _) = states(0), states(1)
+    student = [s.requires_grad_() for s in student]
+    sums, _ = layer_distances(student, teacher, lengths, distance="cosine")
+    for gradient in torch.autograd.grad(sums.sum(), student):
+        assert gradient.isfinite().all() and not gradient[1, LENGTHS[1] :].any()
+
+
+def test_an_unknown_distance_is_named():
+    with pytest.raises(ValueError, match="distance: expected one of squared, cosine, got 'city block'"):
+        layer_distances(*(2 * [states(0)[0]]), distance="city block")
+
+
 @both_normalisations
 def test_padding_never_counts(normalise):
     (student, lengths), (teacher, _) = states(0), states(1)

@@ -30,9 +30,9 @@ def build(argv: list[str]) -> tuple[CaldBrain, DynamicItemDataset]:
         ddp_init_group(run_opts)
     data = prepare_data(settings, prepare)
     seed_everything(settings.seed)
-    models = build_models(settings, [])
+    models = build_models(settings, data["train"])
     if settings.freeze_front_end:
-        models.student.freeze_feature_encoder()
+        models.family.freeze_front_end(models.student)
     brain = make_brain(settings, data, models, run_opts)
     brain.on_fit_start()
     brain.modules.train()

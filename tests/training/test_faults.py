@@ -254,7 +254,7 @@ def test_teacher_that_does_not_match(teachers, tmp_path, what, options):
     source = str(write_model(tmp_path / "source", **options))
     settings = Settings(str(tmp_path), teacher=str(teachers["layer"]), source=source, guidance=FromSource())
     with pytest.raises(UserError, match=f"do not match in their {what}: expected the same"):
-        building.build_models(settings, [])
+        building.build_models(settings, tmp_path / "no manifest")
 
 
 # --- experiments that cannot run: one paragraph on stderr, status 2 ---------------------------------------------------
@@ -266,13 +266,22 @@ BROKEN = {
     "no such processor": ({"processor": "nobody/nothing"}, "'nobody/nothing'"),
     "unknown key": ({"num_step": 3}, "unknown key 'num_step'; did you mean 'num_steps'"),
     "unknown key, nothing near": ({"zzz": 3}, "unknown key 'zzz'; the known keys: accumulation"),
-    "unknown guidance": ({"guidance": "trajectoire"}, "expected one of hybrid, target, trajectory, .*'trajectoire'"),
+    "unknown guidance": ({"guidance": "trajectoire"}, "expected one of alignment, hybrid, .*'trajectoire'"),
     "switch past the end": ({"guidance": "hybrid", "switch_step": 4}, "switch_step: expected between 1 and 3"),
     "no switch": ({"guidance": "hybrid"}, "switch_step.*Set the missing key"),
     "unknown start": ({"initialise": "magic"}, "initialise: expected one of attention, random, got 'magic'"),
     "layer weights": ({"layer_weights": [1.0, 2.0, 3.0]}, "layer_weights, .*: expected 2 weights.*got 3"),
     "layer normalisation": ({"layer_normalise": "batch"}, "layer_normalise, .*: expected one of none, layer_norm"),
     "layer reduction": ({"layer_reduce": "max"}, "layer_reduce: .*expected mean or sum, got 'max'"),
+    "layer distance": ({"layer_distance": "far"}, "layer_distance, .*: expected one of squared, cosine"),
+    "unknown loss": ({"loss": "asr"}, "loss: expected one of speech, lm, nlp, got 'asr'"),
+    "unknown normalisation": ({"normalisation": "mean"}, "normalisation: expected one of per_frame, reference"),
+    "unknown mask": ({"teacher_mask": "teacher"}, "teacher_mask: expected one of none, student"),
+    "nothing but alignment": ({"align_steps": 4}, "align_steps: expected between 0 and 3 .*`alignment` guidance"),
+    "aligned, no teacher": (
+        {"teacher": None, "source": "x", "guidance": "unguided", "align_steps": 2},
+        "guidance unguided follows a teacher, and none is set",
+    ),
     "fp16 on a CPU": ({"precision": "fp16"}, "precision: .*fp16.*bf16"),
     "unknown precision": ({"precision": "fp8"}, "precision: .*fp8"),
     "word for a number": ({"num_steps": "many"}, "num_steps: expected an integer.*'many'"),

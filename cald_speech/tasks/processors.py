@@ -1,0 +1,26 @@
+"""Where a task's processor comes from."""
+
+from collections.abc import Sequence
+
+from transformers import ProcessorMixin, SequenceFeatureExtractor
+
+from cald_speech.errors import UserError
+from cald_speech.hub import check_source
+
+
+def first_processor(
+    cls: type[ProcessorMixin] | type[SequenceFeatureExtractor], places: Sequence[str], required: str | None
+) -> ProcessorMixin | SequenceFeatureExtractor | None:
+    """``required``'s processor if it is given, else that of the first of ``places`` (folders, hub ids) that has one.
+
+    Raises UserError where a place does not exist, or the required one has no processor of the class.
+    """
+    for place in places if required is None else (required,):
+        check_source(place)
+        try:
+            return cls.from_pretrained(place)
+        except (OSError, ValueError, TypeError) as error:
+            # A self-supervised encoder has no tokenizer, which is no fault; a processor that was asked for is needed.
+            if place == required:
+                raise UserError(f"processor: cannot load one from {place!r}: {error}") from error
+    return None
