@@ -1,0 +1,160 @@
+"""The drift report: nothing moved means 0, waypoints lie between, and what cannot be compared is refused by name."""
+
+import json
+import shutil
+from statistics import fmean
+
+import pytest
+import torch
+
+from cald_speech import LayerMap, convert
+from cald_speech.checkpoints import from_pretrained
+from cald_speech.evaluation.drift import main
+from cald_speech.families import families
+from cald_speech.mixers import Bidirectional
+from tests.evaluation.layerwise import DURATIONS_S, add_noise, rewrite, write_recordings, write_teacher
+from tests.training.miniature import write_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the teacher, the encoder it came from (without a head), two waypoints, and recordings."""
+    place = tmp_path_factory.mktemp("drift")
+    start = write_teacher(place / "start")
+    rewrite(start, place / "source", lambda model: None, head="base")
+    teacher = rewrite(start, place / "teacher", add_noise(0.2))
+    rewrite(start, place / "waypoints" / "step-0000010", add_noise(0.05))
+    shutil.copytree(teacher, place / "waypoints" / "step-0000020")
+    write_recordings(place, teacher)
+    return place
+
+
+@pytest.fixture
+def drift(place, tmp_path, capsys):
+    """Run the command on folders of ``place``; gives the last line's JSON."""
+
+    def run(teacher="teacher", source="source", *options, manifest="manifest.json"):
+        folders = [str(place / name) for name in (teacher, source, manifest)]
+        main([*folders, "--output", str(tmp_path / "out"), "--quiet", *map(str, options)])
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+def test_the_command(drift, tmp_path):
+    found = drift()
+    assert len(found["layers"]) == 3 and found["mean"] == pytest.approx(fmean(found["layers"]))
+    assert all(0 < distance < 2 for distance in found["layers"])
+    assert found["num_utterances"] == len(DURATIONS_S)
+    assert json.loads((tmp_path / "out" / "drift.json").read_text()) == found
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["drift.json", "drift.png"]
+    assert (tmp_path / "out" / "drift.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_equal_models_have_not_moved(drift):
+    found = drift("start")
+    assert found["mean"] < 1e-6 and found["suggestion"]["modes"][0] == "trajectory"
+
+
+def test_waypoints_lie_on_the_way(drift, place):
+    found = drift("teacher", "source", "--waypoints", place / "waypoints")
+    first, last = found["waypoints"]
+    assert (first["step"], last["step"]) == (10, 20)
+    assert 0 < fmean(first["from_source"]) < fmean(last["from_source"]) == pytest.approx(found["mean"])
+    assert fmean(first["to_teacher"]) > 0 and fmean(last["to_teacher"]) < 1e-6
+
+
+def test_what_people_read(place, tmp_path, capsys):
+    folders = [str(place / name) for name in ("teacher", "source", "manifest.json")]
+    main([*folders, "--output", str(tmp_path), "--waypoints", str(place / "waypoints"), "--quiet"])
+    out = capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")] == [
+        *("layer", "-" * 7, "0", "1", "2", "mean"),
+        *("step", "-" * 6, "10", "20"),
+    ]
+    assert "guidance suggested" in out and "our reading" in out
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_padding_does_not_count(drift, place, norm, request):
+    teacher, source = f"teacher-{norm}", f"source-{norm}"
+    if not (place / teacher).exists():
+        write_teacher(place / source, norm=norm)
+        rewrite(place / source, place / teacher, add_noise(0.2))
+    alone, padded = (drift(teacher, source, "--max_batch_s", seconds) for seconds in (0, 60))
+    assert alone["num_frames"] == padded["num_frames"]
+    assert padded["layers"] == pytest.approx(alone["layers"], rel=1e-4)
+
+
+def test_fewer_utterances_are_spread_over_the_manifest(drift, place):
+    found = drift("teacher", "source", "--utterances", 2)
+    assert found["num_utterances"] == 2
+    frames = [int(seconds * 16_000) for seconds in (DURATIONS_S[0], DURATIONS_S[3])]
+    front_end = families()["wav2vec2"].front_end(from_pretrained(place / "teacher"))
+    assert found["num_frames"] == sum(map(front_end.num_frames, frames))
+
+
+@pytest.fixture(scope="module")
+def unlike(place):
+    """Models that are not like the teacher."""
+    write_model(place / "wider", hidden_size=48, layers=3)
+    write_model(place / "deeper", layers=4)
+    write_model(place / "hubert", "hubert", layers=3)
+    write_model(place / "slower", layers=3, conv_stride=(8, 8, 8))
+
+    def converted(model):
+        convert(model, families()["wav2vec2"], LayerMap(Bidirectional, {0: None}))
+
+    rewrite(place / "teacher", place / "converted", converted)
+    (place / "waypoints-of-another").mkdir()
+    shutil.copytree(place / "deeper", place / "waypoints-of-another" / "step-10")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("wider", "wider differ in their width: expected the same, got 32 and 48"),
+        ("deeper", "deeper differ in their layers: expected the same, got 3 and 4"),
+        ("hubert", "hubert differ in their family: expected the same, got wav2vec2 and hubert"),
+        ("slower", "slower differ in their frames"),
+        ("converted", "converted: expected a model with attention in every layer, got a converted one (Bidirectional"),
+        ("nowhere", "there is no folder"),
+    ],
+)
+def test_models_that_cannot_be_compared(unlike, drift, capsys, source, message):
+    with pytest.raises(SystemExit, match="2"):
+        drift("teacher", source)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--utterances", 0], "--utterances: expected at least 1, got 0"),
+        (["--waypoints", "."], "--waypoints: expected folders called step-<number>"),
+        (["--waypoints", "waypoints-of-another"], "step-10 differ in their layers"),
+        (["--device", "toaster"], "cannot be put on the device 'toaster'"),
+        (["--output", "manifest.json"], "expected a folder to write to"),
+    ],
+)
+def test_options_that_do_not_fit(unlike, drift, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(unlike)
+    with pytest.raises(SystemExit, match="2"):
+        drift("teacher", "source", *options)
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_manifest(drift, capsys, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        drift(manifest="none.json")
+    error = capsys.readouterr().err
+    assert "there is no such manifest" in error and "Traceback" not in error
+    assert not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(drift, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        drift("teacher", "source", "--device", "cuda")
+    assert "no CUDA device" in capsys.readouterr().err
