@@ -10,7 +10,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoModelForCTC, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForCTC,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from cald_speech.conversion import LayerMap, replace_layers
 from cald_speech.errors import UserError
@@ -18,7 +25,7 @@ from cald_speech.families import Family, families, family_of
 from cald_speech.hub import check_source
 from cald_speech.mixers import SCAN_PARAMETERS
 
-AUTO_CLASSES = {"base": AutoModel, "ctc": AutoModelForCTC}
+AUTO_CLASSES = {"base": AutoModel, "ctc": AutoModelForCTC, "classification": AutoModelForAudioClassification}
 
 
 @cache
@@ -47,9 +54,15 @@ def converted_class(family: Family, base: type[PreTrainedModel]) -> type[PreTrai
         except (KeyError, ValueError) as error:
             raise UserError(f"the layer_map in the model's config.json cannot be read: {error}") from error
         replace_layers(self, family, layer_map.factories(len(family.layers(self))), initialise="random")
+        declare_shared(self)
+
+    def tie_weights(self, **kwargs):
+        base.tie_weights(self, **kwargs)  # in the CTC classes it is about adapters alone
+        PreTrainedModel.tie_weights(self, **kwargs)
 
     body = {
         "__init__": __init__,
+        "tie_weights": tie_weights,
         "__doc__": f"A {base.__name__} with linear-time mixers in its layers; built from its config's ``layer_map``.",
         "__module__": __name__,
         "config_class": config_class(family),
@@ -67,10 +80,23 @@ def adopt(model: PreTrainedModel, family: Family, layer_map: LayerMap) -> None:
     cls = converted_class(family, type(model))
     model.__class__ = cls
     model._keep_in_fp32_modules_strict = set(cls._keep_in_fp32_modules_strict)
+    declare_shared(model)
     plain = model.config
     for module in model.modules():
         if getattr(module, "config", None) is plain:
             module.config = config
+
+
+def declare_shared(model: PreTrainedModel) -> None:
+    """Tell transformers which parameters mixers share: a folder then holds them once, and loading shares them again."""
+    names: dict[int, str] = {}
+    shared = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(parameter), name)
+        if first != name and ".mixer." in name:
+            shared[name] = first
+    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}
+    model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}
 
 
 def register() -> None:
@@ -93,7 +119,7 @@ def from_pretrained(
     Arguments
     ---------
     source : a folder, or a Hugging Face hub id.
-    head : ``ctc`` or ``base``.
+    head : ``ctc``, ``classification`` or ``base``.
     dtype : of the weights; A_log, dt_bias and D of converted models stay in float32.
     overrides : values for the config.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cald_speech.evaluation.forward import Mean
 from cald_speech.mixers import Bidirectional, CausalMixer, Mixer
-from cald_speech.mixers.mamba2 import Mamba2Scan
+from cald_speech.mixers.ssd_scan import SSDScan
 from cald_speech.ops import mask_padding
 
 LEFT = 0.01  # of the state, when it counts as forgotten
@@ -32,7 +32,7 @@ def decay(scan: nn.Module, scanned: tuple[Tensor, ...]) -> Tensor | None:
 
 
 @decay.register
-def _(scan: Mamba2Scan, scanned: tuple[Tensor, ...]) -> Tensor:
+def _(scan: SSDScan, scanned: tuple[Tensor, ...]) -> Tensor:
     _, dt = scanned
     return scan.step_sizes(dt) * -scan.decay_rates()
 

@@ -65,7 +65,8 @@ class FrontEnd(NamedTuple):
 class Family:
     """One pretrained architecture: its layers, the slot in each, its attention weights, its front end.
 
-    ``model_type`` is Hugging Face's name; ``classes`` maps a head (``base``, ``ctc``) to the model class with it.
+    ``model_type`` is Hugging Face's name; ``classes`` maps a head (``base``, ``ctc``, ``classification``) to the model
+    class with it.
     """
 
     model_type: str

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from transformers import HubertConfig, HubertForCTC, HubertModel
+from transformers import HubertConfig, HubertForCTC, HubertForSequenceClassification, HubertModel
 from transformers.models.hubert.modeling_hubert import HubertEncoderLayerStableLayerNorm
 
 from cald_speech.families.speech import SpeechFamily
@@ -13,7 +13,11 @@ class HubertFamily(SpeechFamily):
 
     model_type = "hubert"
     config_class = HubertConfig
-    classes: ClassVar = {"base": HubertModel, "ctc": HubertForCTC}
+    classes: ClassVar = {
+        "base": HubertModel,
+        "ctc": HubertForCTC,
+        "classification": HubertForSequenceClassification,
+    }
     pre_norm_layer = HubertEncoderLayerStableLayerNorm
 
 

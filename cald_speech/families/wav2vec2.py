@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2Model
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForSequenceClassification, Wav2Vec2Model
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2EncoderLayerStableLayerNorm
 
 from cald_speech.families.speech import SpeechFamily
@@ -13,7 +13,11 @@ class Wav2Vec2Family(SpeechFamily):
 
     model_type = "wav2vec2"
     config_class = Wav2Vec2Config
-    classes: ClassVar = {"base": Wav2Vec2Model, "ctc": Wav2Vec2ForCTC}
+    classes: ClassVar = {
+        "base": Wav2Vec2Model,
+        "ctc": Wav2Vec2ForCTC,
+        "classification": Wav2Vec2ForSequenceClassification,
+    }
     pre_norm_layer = Wav2Vec2EncoderLayerStableLayerNorm
 
 

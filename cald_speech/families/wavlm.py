@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, WavLMConfig, WavLMForCTC, WavLMModel
+from transformers import PreTrainedModel, WavLMConfig, WavLMForCTC, WavLMForSequenceClassification, WavLMModel
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMEncoderLayerStableLayerNorm
 
 from cald_speech.families.block_attention import BlockAttention, GatedBiasAttention
@@ -54,7 +54,11 @@ class WavLMFamily(SpeechFamily):
 
     model_type = "wavlm"
     config_class = WavLMConfig
-    classes: ClassVar = {"base": WavLMModel, "ctc": WavLMForCTC}
+    classes: ClassVar = {
+        "base": WavLMModel,
+        "ctc": WavLMForCTC,
+        "classification": WavLMForSequenceClassification,
+    }
     pre_norm_layer = WavLMEncoderLayerStableLayerNorm
     slot_class = WavLMMixerSlot
 

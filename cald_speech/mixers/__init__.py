@@ -1,19 +1,32 @@
 """Token mixers, the linear-time modules that take self-attention's place in a layer (floor F1)."""
 
-from cald_speech.mixers.base import SCAN_PARAMETERS, AttentionWeights, CausalMixer, Mixer, MixerFactory, Sweep
+from cald_speech.mixers.base import AttentionWeights, Mixer, MixerFactory, PositionBias, Sweep
 from cald_speech.mixers.bidirectional import Bidirectional
+from cald_speech.mixers.causal import CausalMixer
 from cald_speech.mixers.factory import describe_factory, factory_from
+from cald_speech.mixers.float32 import SCAN_PARAMETERS
+from cald_speech.mixers.gated_linear_attention import GatedLinearAttention
+from cald_speech.mixers.hydra import Hydra
+from cald_speech.mixers.linformer import Linformer
+from cald_speech.mixers.mamba import Mamba
 from cald_speech.mixers.mamba2 import Mamba2
+from cald_speech.mixers.windowed_attention import WindowedAttention
 
 __all__ = [
     "SCAN_PARAMETERS",
     "AttentionWeights",
     "Bidirectional",
     "CausalMixer",
+    "GatedLinearAttention",
+    "Hydra",
+    "Linformer",
+    "Mamba",
     "Mamba2",
     "Mixer",
     "MixerFactory",
+    "PositionBias",
     "Sweep",
+    "WindowedAttention",
     "describe_factory",
     "factory_from",
 ]

@@ -7,18 +7,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cald_speech.ops import mask_padding
-
 MixerFactory = Callable[[int, int], "Mixer"]
 """(d_model, num_heads) -> Mixer; in yaml ``!name:cald_speech.mixers.Mamba2`` with any keyword arguments."""
 
-# The scans' decay rates, step sizes and skip weights, by name. They stay in float32 whatever the model's dtype (decays
-# and steps are exponentiated: rounding changes how far a layer remembers) and have no weight decay (which would too).
-SCAN_PARAMETERS = ("A_log", "dt_bias", "D")
 
-# Frames that a CPU's inference handles at once, over all sequences: enough for full-speed projections (each product
-# packs its weights anew), and little enough that what a layer makes of them stays near the caches.
-FRAMES_PER_BLOCK = 1024
+@dataclass(frozen=True)
+class PositionBias:
+    """What an attention adds to its scores for the distance from query to key, scaled by a gate of the query's frame.
+
+    With a, b = sigmoid(gate x_h + gate_bias) of the query's input x_h, cut into heads, head h adds
+    ``(a (b scale_h - 1) + 2) by_distance[h, key - query]``: WavLM's (arXiv 2110.13900, section 3.1).
+
+    by_distance : (H, 2M + 1) for the distances from -M to M, whose ends stand for all beyond them; gate : (2, d);
+    gate_bias : (2,); scale : (H,).
+    """
+
+    by_distance: Tensor
+    gate: Tensor
+    gate_bias: Tensor
+    scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class AttentionWeights:
 
     q : (H, d, D) query projection, for each of H heads of size d and model width D; k, v : (G, d, D) with G dividing H
     (G < H: grouped-query attention); o : (D, H, d) output projection. The biases q_bias (H, d), k_bias, v_bias (G, d)
-    and o_bias (D,) are None where the attention has none.
+    and o_bias (D,) are None where the attention has none; so is position_bias.
     """
 
     q: Tensor
@@ -38,6 +45,7 @@ class AttentionWeights:
     k_bias: Tensor | None = None
     v_bias: Tensor | None = None
     o_bias: Tensor | None = None
+    position_bias: PositionBias | None = None
 
     def with_output_scaled(self, factor: float) -> "AttentionWeights":
         """The same attention with its output multiplied by ``factor``: for mixers whose outputs are summed."""
@@ -94,104 +102,9 @@ class Mixer(nn.Module):
         """
         return frozenset()
 
+    def share_with(self, first: "Mixer") -> None:
+        """Take over what ``first`` holds for both; the default shares nothing.
 
-class Streams(NamedTuple):
-    """What a causal mixer's input projection hands on: ``scanned`` for the scan, ``gate`` for the end."""
-
-    scanned: tuple[Tensor, ...]
-    gate: Tensor | None
-
-
-class Scan(nn.Module):
-    """The part of a causal mixer that looks across time, over the streams of its projection."""
-
-    def forward(
-        self, streams: tuple[Tensor, ...], lengths: Tensor | None, *, state: Any, reverse: bool
-    ) -> tuple[Tensor, Any]:
-        """The streams to (B, T, ...), and the state after the scan's last frame."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward()")
-
-    def with_reverse(self, other: "Scan", streams: tuple[Tensor, ...], lengths: Tensor | None) -> Tensor:
-        """This scan forwards plus ``other`` in reverse, over the same streams: a scan that can reads them once."""
-        past, _ = self(streams, lengths, state=None, reverse=False)
-        future, _ = other(streams, lengths, state=None, reverse=True)
-        return past + future
-
-
-class CausalMixer(Mixer):
-    """A mixer whose frame t sees frames <= t only (>= t with ``reverse``), in three parts that can be shared.
-
-    ``project`` and ``finish`` work on each frame alone; only ``scan`` looks across time and carries a state. Any
-    chunking of the input, in either direction, gives the same result when the state is handed on.
-    """
-
-    scan: Scan
-
-    def project(self, x: Tensor) -> Streams:
-        """(B, T, D) to the streams that the scan and the gate need."""
-        raise NotImplementedError(f"{type(self).__name__} has no project()")
-
-    def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
-        """The scan's output (B, T, ...) and the gate to (B, T, D)."""
-        raise NotImplementedError(f"{type(self).__name__} has no finish()")
-
-    def new_scan(self) -> Scan:
-        """Another, freshly initialised scan over the same streams: for the second direction."""
-        raise NotImplementedError(f"{type(self).__name__} has no new_scan()")
-
-    def sweeps(self) -> tuple[Sweep, ...]:
-        return (Sweep(lambda x, partial, state: self(x, state=state, return_state=True)),)
-
-    def forward(
-        self,
-        x: Tensor,
-        lengths: Tensor | None = None,
-        *,
-        state: Any = None,
-        return_state: bool = False,
-        reverse: bool = False,
-    ) -> Tensor | tuple[Tensor, Any]:
-        """(B, T, D) to (B, T, D); with ``return_state`` also what the next piece needs as ``state``.
-
-        Inference on a CPU runs block by block in its caches, and makes nothing of full length but the output.
+        Conversion calls it on each mixer whose entry in the layer map equals that of an earlier one, ``first``; what is
+        taken over stands in a model's folder once.
         """
-        if in_blocks(x):
-            out, state = self.infer(x, lengths, state=state, reverse=reverse)
-        else:
-            streams = self.project(x)
-            y, state = self.scan(streams.scanned, lengths, state=state, reverse=reverse)
-            out = mask_padding(self.finish(y, streams.gate), lengths)
-        return (out, state) if return_state else out
-
-    def infer(
-        self,
-        x: Tensor,
-        lengths: Tensor | None = None,
-        *,
-        state: Any = None,
-        reverse: bool = False,
-        add_to: Tensor | None = None,
-    ) -> tuple[Tensor, Any]:
-        """What :meth:`forward` gives and the state, block by block without gradients; added to ``add_to`` in place."""
-        num_frames, out, held = x.size(1), add_to, None
-        size = max(64, FRAMES_PER_BLOCK // max(1, x.size(0)))
-        starts = range(0, num_frames, size)
-        for start in reversed(starts) if reverse else starts:
-            frames = slice(start, min(start + size, num_frames))
-            valid = None if lengths is None else (lengths - start).clamp(0, frames.stop - start)
-            streams = self.project(x[:, frames])
-            y, state = self.scan(streams.scanned, valid, state=state, reverse=reverse)
-            piece = mask_padding(self.finish(y, streams.gate), valid)
-            if out is None:
-                out = piece.new_empty(*x.shape[:2], piece.size(2))
-            # The streams live until the next block has its own: memory that is handed back and asked for again with
-            # every block would cost its page faults.
-            held = (streams, y)
-            out[:, frames].copy_(piece) if add_to is None else out[:, frames].add_(piece)
-        del held
-        return out, state
-
-
-def in_blocks(x: Tensor) -> bool:
-    """Whether ``x`` (B, T, D) is more than one block of inference on a CPU."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and x.size(0) * x.size(1) > FRAMES_PER_BLOCK

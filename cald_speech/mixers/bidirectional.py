@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cald_speech.mixers.base import AttentionWeights, CausalMixer, Mixer, Sweep, in_blocks
+from cald_speech.mixers.base import AttentionWeights, Mixer, Sweep
+from cald_speech.mixers.causal import CausalMixer, in_blocks
 from cald_speech.mixers.mamba2 import Mamba2
 from cald_speech.ops import mask_padding
 

@@ -46,4 +46,5 @@ def factory_from(description: dict[str, Any]) -> MixerFactory:
 
 
 def _known_mixers(base: type[Mixer]) -> dict[str, type[Mixer]]:
-    return {c.__name__: c for sub in base.__subclasses__() for c in (sub, *_known_mixers(sub).values())}
+    known = {c.__name__: c for sub in base.__subclasses__() for c in (sub, *_known_mixers(sub).values())}
+    return {name: c for name, c in known.items() if c.forward is not Mixer.forward}  # what can be run

@@ -18,12 +18,14 @@ class Task:
     """What a head is trained for. ``head`` names the family's model class, ``metric`` the figure that is reported.
 
     Losses are sums; the trainer divides them by their ``units`` summed over all ranks and accumulated batches.
-    ``compares`` says that results are made of the teacher's output too.
+    ``compares`` says that results are made of the teacher's output too, ``framewise`` that there is an output (B, T, V)
+    for each frame, and not (B, V) for each utterance.
     """
 
     head: str
     metric: str
     compares = False
+    framewise = True
 
     # --- data and processor -----------------------------------------------------------------------------------------
 
@@ -59,7 +61,7 @@ class Task:
         return output.logits
 
     def loss(self, outputs: Tensor, lengths: Tensor, batch: PaddedBatch) -> Tensor:
-        """The loss summed over the batch, a float32 scalar, from outputs (B, T, V) and (B,) valid frames."""
+        """The loss summed over the batch, a float32 scalar, from outputs and (B,) valid frames."""
         raise NotImplementedError(f"{type(self).__name__} has no loss()")
 
     # --- results ----------------------------------------------------------------------------------------------------

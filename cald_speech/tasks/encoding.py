@@ -7,15 +7,14 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
-from transformers import SequenceFeatureExtractor, Wav2Vec2FeatureExtractor
+from transformers import SequenceFeatureExtractor
 from transformers.utils import ModelOutput
 
-from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.data.dataset import labelled_dataset
 from cald_speech.data.manifests import read_manifest
 from cald_speech.ops import mask_padding
 from cald_speech.tasks.base import Task
-from cald_speech.tasks.processors import first_processor
+from cald_speech.tasks.processors import feature_extractor
 
 
 class Encoding(Task):
@@ -36,8 +35,7 @@ class Encoding(Task):
     def processor(
         self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str
     ) -> SequenceFeatureExtractor:
-        found = first_processor(Wav2Vec2FeatureExtractor, places, required)
-        return found or Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, return_attention_mask=True)
+        return feature_extractor(places, required)
 
     def dataset(
         self, manifest: Path, processor: SequenceFeatureExtractor, *, normaliser: str, unknown: str

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from transformers import ProcessorMixin, SequenceFeatureExtractor
+from transformers import ProcessorMixin, SequenceFeatureExtractor, Wav2Vec2FeatureExtractor
 
+from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.errors import UserError
 from cald_speech.hub import check_source
 
@@ -24,3 +25,9 @@ def first_processor(
             if place == required:
                 raise UserError(f"processor: cannot load one from {place!r}: {error}") from error
     return None
+
+
+def feature_extractor(places: Sequence[str], required: str | None) -> SequenceFeatureExtractor:
+    """The same for a task without text: the first one's feature extractor, or a new one."""
+    found = first_processor(Wav2Vec2FeatureExtractor, places, required)
+    return found or Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, return_attention_mask=True)

@@ -7,8 +7,6 @@ the losses are divided by are known before the first backward pass.
 
 import logging
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 
@@ -17,11 +15,14 @@ from speechbrain import Brain, Stage
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
 from torch import Tensor, distributed
 
-from cald_speech.errors import UserError
+from cald_speech.data.inputs import model_inputs
 from cald_speech.training.checkpointing import AtomicCheckpointer, RandomState, is_main
+from cald_speech.training.interruption import Interruption
 from cald_speech.training.logs import StepLog
+from cald_speech.training.losses import Counts, Losses, step_values
 from cald_speech.training.models import Models
-from cald_speech.training.objective import Counts, Losses, Objective, model_inputs
+from cald_speech.training.nonfinite import SkippedSteps
+from cald_speech.training.objective import Objective
 from cald_speech.training.optimiser import clip_gradients, parameter_groups, sum_gradients
 from cald_speech.training.settings import Settings
 from cald_speech.training.store import ModelStore
@@ -41,13 +42,13 @@ class Progress:
     def save(self, path: Path) -> None:
         brain = self.brain
         state = {"guidance": brain.settings.guidance.state_dict(), "best_metric": brain.best_metric}
-        torch.save(state | {"num_skipped": brain.num_skipped}, path)
+        torch.save(state | {"num_skipped": brain.skipped.count}, path)
 
     @mark_as_loader
     def load(self, path: Path, end_of_epoch: bool) -> None:
         state = torch.load(path)
         self.brain.settings.guidance.load_state_dict(state["guidance"])
-        self.brain.best_metric, self.brain.num_skipped = state["best_metric"], state["num_skipped"]
+        self.brain.best_metric, self.brain.skipped.count = state["best_metric"], state["num_skipped"]
 
 
 class CaldBrain(Brain):
@@ -70,9 +71,8 @@ class CaldBrain(Brain):
         self.plain = models.student
         self.world_size = distributed.get_world_size() if distributed.is_initialized() else 1
         self.optimizer_step_limit = settings.num_steps
-        self.stop_signal: int | None = None
-        self.skipped: list[list[str]] = []
-        self.num_skipped = 0
+        self.interruption = Interruption()
+        self.skipped = SkippedSteps(settings.nonfinite_patience)
         self.step_log: StepLog | None = None
         self.best_metric = float("inf")
         self.has_ended = False
@@ -96,22 +96,6 @@ class CaldBrain(Brain):
             self.step_log = StepLog(self.store.folder, self.optimizer_step)
         if self.optimizer_step:
             logger.info("resumed at optimiser step %d of %d", self.optimizer_step, self.settings.num_steps)
-
-    @contextmanager
-    def stopping_on_signals(self) -> Iterator[None]:
-        """Inside, SIGTERM and Ctrl-C let the running step finish, save and leave; a second Ctrl-C leaves at once."""
-
-        def stop(number, frame):
-            if self.stop_signal is not None:
-                raise KeyboardInterrupt
-            self.stop_signal = number
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     # --- one optimiser step -----------------------------------------------------------------------------------------
 
@@ -169,9 +153,9 @@ class CaldBrain(Brain):
         )
         if finite:
             self.scaler.step(self.optimizer)
-            self.skipped.clear()
+            self.skipped.taken()
         else:
-            self._skip([i for b in batches for i in b.id])
+            self.skipped.skip(self.optimizer_step, [i for b in batches for i in b.id])
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -183,49 +167,23 @@ class CaldBrain(Brain):
         distributed.all_reduce(flag, distributed.ReduceOp.MIN)
         return bool(flag)
 
-    def _skip(self, utterances: list[str]) -> None:
-        self.skipped.append(utterances)
-        self.num_skipped += 1
-        logger.warning(
-            "step %d: loss or gradient is not finite, step skipped (%d so far); utterances: %s",
-            self.optimizer_step,
-            self.num_skipped,
-            " ".join(utterances),
-        )
-        if len(self.skipped) >= self.settings.nonfinite_patience:
-            raise UserError(
-                f"{len(self.skipped)} optimiser steps in a row had a loss or gradient that is not finite, the last at "
-                f"step {self.optimizer_step}, with the utterances {' '.join(self.skipped[-1])}. Look at these "
-                "utterances, lower learning_rate, or use --precision=fp32. The last checkpoint is from before"
-            )
-
     def _log_step(self, step: int, losses: list[Losses], norm: float) -> None:
         """The step's loss terms over all ranks, the distance of each layer, the learning rate."""
-        names = ("task", "logits", "layers", "alignment")
-        terms = [torch.stack([getattr(loss, name) for loss in losses]).sum(0).reshape(-1) for name in names]
-        summed = torch.cat(terms).double()
-        if self.world_size > 1:
-            distributed.all_reduce(summed)
+        values = step_values(losses, list(self.objective.mixers))
         if self.step_log is None:
             return
-        (task,), (logits,), layers, alignment = (t.tolist() for t in summed.split([len(term) for term in terms]))
-        values = {"loss/task": task, "loss/layers": sum(layers) / len(layers), "loss/logits": logits}
-        values |= {f"layer_distance/{i:02d}": distance for i, distance in enumerate(layers)}
-        if any(alignment):
-            converted = self.objective.mixers
-            values |= {f"alignment/{i:02d}": distance for i, distance in zip(converted, alignment, strict=True)}
         values |= {"gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
-        self.step_log.write(step, values | {"skipped_steps": self.num_skipped})
+        self.step_log.write(step, values | {"skipped_steps": self.skipped.count})
 
     def _asked_to_stop(self) -> bool:
-        return not self._all_ranks(self.stop_signal is None)
+        return not self._all_ranks(self.interruption.signal is None)
 
     def _stop(self) -> None:
         logger.warning(
             "stopped by a signal after optimiser step %d; a checkpoint is saved: the same command goes on from it",
             self.optimizer_step,
         )
-        raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
+        raise SystemExit(128 + (self.interruption.signal or signal.SIGTERM))
 
     # --- epochs -----------------------------------------------------------------------------------------------------
 

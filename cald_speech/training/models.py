@@ -96,6 +96,7 @@ def check_match(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
         "width": (teacher.config.hidden_size, student.config.hidden_size),
         "layers": (teacher.config.num_hidden_layers, student.config.num_hidden_layers),
         "vocabulary": (teacher.config.vocab_size, student.config.vocab_size),
+        "labels": (teacher.config.num_labels, student.config.num_labels),
         "frame rate": (tuple(teacher.config.conv_stride), tuple(student.config.conv_stride)),
     }
     for name, (ours, theirs) in pairs.items():

@@ -1,13 +1,13 @@
 """The loss of CALD on one batch: task, hidden states and logits, each a sum over units counted beforehand."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cald_speech.data.inputs import model_inputs, utterance_frames
 from cald_speech.distillation import (
     LossWeights,
     captured_slots,
@@ -19,29 +19,9 @@ from cald_speech.distillation import (
 )
 from cald_speech.errors import UserError
 from cald_speech.families import Family
-from cald_speech.families.lengths import frame_lengths
 from cald_speech.families.masks import SharedMasks
+from cald_speech.training.losses import Counts, Losses
 from cald_speech.training.settings import Settings
-
-
-@dataclass
-class Counts:
-    """Units of one optimiser step, over all its batches and ranks: what the loss sums are divided by."""
-
-    task: float
-    frames: float
-    batches: float
-
-
-@dataclass
-class Losses:
-    """Loss terms of one batch, each a share of the step's mean, so that they add up over batches and ranks."""
-
-    total: Tensor  # the weighted sum of the terms, with gradient
-    task: Tensor
-    layers: Tensor  # of each compared state; zeros where no teacher is followed
-    logits: Tensor
-    alignment: Tensor  # of each converted layer; zeros but while the mixers are aligned
 
 
 class Objective:
@@ -105,14 +85,15 @@ class Objective:
             reduced = reduce_layers(losses.layers, self.form.layers, self.form.reduce)
             losses.total = losses.total + weights.layer * reduced
         if weights.logits:
-            losses.logits = self._divergence(outputs, teacher_outputs, compared) / frames
+            units = frames if self.settings.task.framewise else task_units
+            losses.logits = self._divergence(outputs, teacher_outputs, compared) / units
             losses.total = losses.total + weights.logits * losses.logits
 
     # --- units ------------------------------------------------------------------------------------------------------
 
     def _units(self, batch: PaddedBatch) -> tuple[int, int]:
         """Characters or utterances of the task, and compared frames."""
-        lengths = frame_lengths(sample_lengths(batch), self.student.config)
+        lengths = utterance_frames(batch, self.student)
         frames = int(lengths.sum()) if self.form.masked else len(lengths) * int(lengths.max())
         units = self.settings.task.units(batch)
         if self._drops_hopeless():
@@ -154,6 +135,8 @@ class Objective:
 
     def _divergence(self, student: Tensor, teacher: Tensor, lengths: Tensor | None) -> Tensor:
         form = self.form
+        if not self.settings.task.framewise:
+            student, teacher, lengths = student[:, None], teacher[:, None], None
         return logit_loss(
             student,
             teacher,
@@ -184,16 +167,3 @@ class Objective:
             raise UserError(f"{keys}: {error}") from error
         if self.settings.guidance.weights(0).alignment and not self.mixers:
             raise UserError("align_steps: expected a layer_map that converts a layer, got one that keeps them all")
-
-
-def sample_lengths(batch: PaddedBatch) -> Tensor:
-    """(B,) samples of audio of each utterance, from SpeechBrain's relative lengths."""
-    return (batch.wav.lengths * batch.wav.data.size(1)).round().long()
-
-
-def model_inputs(batch: PaddedBatch, model: PreTrainedModel) -> tuple[dict[str, Tensor], Tensor]:
-    """What a speech model is called with, and its (B,) output lengths in frames; on the model's device."""
-    wav = batch.wav.data.to(model.device)
-    samples = sample_lengths(batch).to(model.device)
-    mask = (torch.arange(wav.size(1), device=wav.device) < samples[:, None]).long()
-    return {"input_values": wav, "attention_mask": mask}, frame_lengths(samples, model.config)

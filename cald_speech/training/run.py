@@ -154,7 +154,7 @@ def fit(brain: CaldBrain, data: Mapping[str, Path]) -> None:
     brain.train_sampler = sampler
     epochs = EpochCounter(limit=sys.maxsize)  # num_steps ends the run
     brain.checkpointer.add_recoverable("epochs", epochs)
-    with brain.stopping_on_signals():
+    with brain.interruption.watched():
         brain.fit(
             epochs,
             step_loader(train_set, sampler, joiner=joiner, num_workers=settings.num_workers),

@@ -8,8 +8,8 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.checkpoints import Checkpointer
 from transformers import PreTrainedModel
 
+from cald_speech.data.inputs import model_inputs
 from cald_speech.families import family_of
-from cald_speech.training.objective import model_inputs
 from cald_speech.training.optimiser import clip_gradients, parameter_groups, sum_gradients
 from cald_speech.training.settings import Settings
 

@@ -35,18 +35,22 @@ def prepare(
     num_train: int = 8_000,
     num_valid: int = 200,
     held_out_speaker: str | None = None,
+    label: str = "text",
     seed: int = 0,
     download: bool = False,
 ) -> dict[str, Path]:
     """Join the clips in data_folder/recordings; return {"train", "valid", "test": manifest}, written once.
 
     With `held_out_speaker`, train and valid do without that speaker, and "test-<speaker>" has 300 strings of all of the
-    speaker's clips; "test" stays the same 1,000 strings of everybody. `seed` draws the train and valid strings.
+    speaker's clips; "test" stays the same 1,000 strings of everybody. `label` is what stands as an entry's text: the
+    digit words ("text") or the "speaker". `seed` draws the train and valid strings.
 
     Raises: UserError, where the data set or clips of it are missing, the speaker is unknown, or test_strings.json is
     not the committed one.
     """
     data_folder, output_folder = Path(data_folder).absolute(), Path(output_folder)
+    if label not in ("text", "speaker"):
+        raise UserError(f"label: expected text or speaker, but came {label!r}.")
     if download and not (data_folder / "recordings").is_dir():
         download_recordings(data_folder)
     clips = _find_clips(data_folder)
@@ -65,7 +69,9 @@ def prepare(
         sets[f"test-{held_out_speaker}"] = test_strings(held_out_speaker)
     load = cache(partial(_load_clip, clips, data_folder))
     return {
-        name: _materialise(name, strings, data_folder, output_folder, partial(join, load=load, perturb=name == "train"))
+        name: _materialise(
+            name, strings, data_folder, output_folder, partial(join, load=load, perturb=name == "train"), label
+        )
         for name, strings in sets.items()
     }
 
@@ -111,11 +117,13 @@ def _materialise(
     data_folder: Path,
     output_folder: Path,
     render: Callable[[DigitString], torch.Tensor],
+    label: str,
 ) -> Path:
     """Write the audio and the manifest of one set, unless the record in the audio folder says they are there."""
     folder, manifest = (output_folder / "audio" / name).absolute(), output_folder / "manifests" / f"{name}.json"
     record = folder / ".done"
     content = json.dumps([_RECIPE_VERSION, str(data_folder), {key: asdict(string) for key, string in strings.items()}])
+    content += "" if label == "text" else label
     wanted = hashlib.sha256(content.encode()).hexdigest()
     if record.is_file() and manifest.is_file() and record.read_text() == wanted + manifest_hash(manifest):
         return manifest
@@ -125,7 +133,12 @@ def _materialise(
         samples, path = render(string), folder / f"{key}.flac"
         write_audio(path, samples)
         duration_s = len(samples) / SAMPLE_RATE
-        entries[key] = {"audio": path, "duration_s": duration_s, "text": string.text, "speaker": string.speaker}
+        entries[key] = {
+            "audio": path,
+            "duration_s": duration_s,
+            "text": getattr(string, label),
+            "speaker": string.speaker,
+        }
     write_manifest(manifest, entries)
     with whole_file(record) as unfinished:
         unfinished.write_text(wanted + manifest_hash(manifest))

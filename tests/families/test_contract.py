@@ -235,7 +235,7 @@ def test_lengths_of_one_batch_do_not_stay_for_the_next(family):
 def test_attention_weights_are_the_layers_own(family, norm):
     model = tiny_model(family, norm)
     layer = family.layers(model)[1]
-    weights = family.attention_weights(layer)
+    weights = family.attention_weights(model, layer)
     assert weights.q.shape == weights.k.shape == weights.v.shape == (2, 16, 32) and weights.o.shape == (32, 2, 16)
     assert torch.equal(weights.k.reshape(32, 32), layer.attention.k_proj.weight)
     assert torch.equal(weights.v_bias.flatten(), layer.attention.v_proj.bias)
@@ -253,7 +253,7 @@ def test_attention_weights_are_the_layers_own(family, norm):
 def test_attention_weights_of_a_converted_layer_are_refused(family):
     model = converted(family, "layer", MAPS["first converted"])
     with pytest.raises(ValueError, match="expected a layer with attention, got one with Bidirectional"):
-        family.attention_weights(family.layers(model)[0])
+        family.attention_weights(model, family.layers(model)[0])
 
 
 @both_norms

@@ -13,7 +13,16 @@ from cald_speech.errors import UserError
 from cald_speech.families import families
 from cald_speech.longform import AudioSource, buffers, encode_long, predicted_peak_bytes, stream_logits
 from cald_speech.longform.encoder import BlockSizes
-from cald_speech.mixers import Bidirectional, Mamba2, Mixer
+from cald_speech.mixers import (
+    Bidirectional,
+    GatedLinearAttention,
+    Hydra,
+    Linformer,
+    Mamba,
+    Mamba2,
+    Mixer,
+    WindowedAttention,
+)
 from tests.helpers import TOLERANCE, relative_error, tiny_model
 
 FAMILIES = families()
@@ -41,6 +50,16 @@ MAPS = {
     "one that cannot be cut": LayerMap(Smoothing),
     "all sorts": LayerMap(None, {0: SHARED, 2: Mamba2, 3: Bidirectional}),
     "first kept": LayerMap(partial(SHARED, expand=2), {0: None}),
+    "windowed attention": LayerMap(partial(WindowedAttention, window=6)),
+    "one of each": LayerMap(
+        partial(Bidirectional, mixer=Mamba),
+        {
+            0: Hydra,
+            1: partial(WindowedAttention, window=6),
+            2: partial(SHARED, mixer=GatedLinearAttention),
+            3: Linformer,
+        },
+    ),
 }
 # Convolutions, positions, layers; the positional convolution of the tiny models reaches 8 frames to either side.
 SIZES = {"one frame": (1, 1, 1), "odd": (3, 7, 5), "between": (20, 17, 30), "a computer's": (50, 2048, 512)}
@@ -343,6 +362,7 @@ def test_predicted_memory_is_that_of_the_buffers(monkeypatch):
         (MAPS["separate projections"], 2 * 32),
         (MAPS["shared, expanded"], 32 + 64),
         (MAPS["first kept"], 32 + 64 + 32),
+        (MAPS["windowed attention"], 32 + 32 + 2 * 2),
     ):
         model = make(FAMILIES["wav2vec2"], layer_map=layer_map)
         short, long = (predicted_peak_bytes(model, s) for s in (20.0, 40.0))

@@ -8,7 +8,21 @@ import pytest
 import torch
 
 from cald_speech import mixers
-from cald_speech.mixers import Bidirectional, CausalMixer, Mamba2, Mixer, base, describe_factory, factory_from
+from cald_speech.mixers import (
+    Bidirectional,
+    CausalMixer,
+    GatedLinearAttention,
+    Hydra,
+    Linformer,
+    Mamba,
+    Mamba2,
+    Mixer,
+    WindowedAttention,
+    causal,
+    describe_factory,
+    factory_from,
+)
+from cald_speech.mixers.causal import Scan
 from tests.helpers import TOLERANCE, flip_valid, gradients, padded_batch, relative_error, worst_gradient
 
 WIDTH, HEADS = 32, 4
@@ -35,11 +49,32 @@ FACTORIES = {name: cls for name, cls in vars(mixers).items() if is_concrete(cls)
     "Bidirectional shared": partial(Bidirectional, share_projections=True),
     "Bidirectional shared without convolution": partial(Bidirectional, share_projections=True, d_conv=0),
     "Bidirectional shared paper": partial(Bidirectional, share_projections=True, **PAPER),
+    "Mamba of CALD's Pythia": partial(Mamba, expand=2.5, bias=False),
+    "Mamba narrow": partial(Mamba, d_state=3, dt_rank=1, d_conv=2, chunk_size=4),
+    "Bidirectional Mamba": partial(Bidirectional, mixer=Mamba, expand=2),
+    "Bidirectional shared Mamba": partial(Bidirectional, mixer=Mamba, share_projections=True),
+    "Gated linear attention grouped": partial(GatedLinearAttention, n_groups=2, d_state=4, expand=2, bias=False),
+    "Bidirectional gated linear attention": partial(Bidirectional, mixer=GatedLinearAttention),
+    "Bidirectional shared gated linear attention": partial(
+        Bidirectional, mixer=GatedLinearAttention, share_projections=True
+    ),
+    "Hydra paper": partial(Hydra, **PAPER),
+    "Hydra expanded": partial(Hydra, expand=2, n_groups=2, chunk_size=4),
+    "Linformer kv": partial(Linformer, k=5, max_length=300, sharing="kv", bias=False),
+    "Linformer layer": partial(Linformer, k=5, max_length=300, sharing="layer"),
+    "Windowed attention narrow": partial(WindowedAttention, window=3, bias=False),
+    "Windowed attention with a position bias": partial(WindowedAttention, window=7, position_bias=True),
 }
 CAUSAL = {name: factory for name, factory in FACTORIES.items() if issubclass(mixer_class(factory), CausalMixer)}
+SCANNING = {
+    name: factory
+    for name, factory in FACTORIES.items()
+    if any(isinstance(module, Scan) for module in factory(WIDTH, HEADS).modules())
+}
 BOTH_WAYS = {name: factory for name, factory in FACTORIES.items() if mixer_class(factory) is Bidirectional}
 
 every_mixer = pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
+every_scanning_mixer = pytest.mark.parametrize("factory", SCANNING.values(), ids=SCANNING)
 every_causal_mixer = pytest.mark.parametrize("factory", CAUSAL.values(), ids=CAUSAL)
 directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
@@ -55,7 +90,10 @@ def in_float32(mixer: Mixer) -> dict[str, torch.Tensor]:
 
 
 def test_the_exported_mixers_are_found():
-    assert {"Mamba2", "Bidirectional"} <= FACTORIES.keys()
+    exported = {"Bidirectional", "GatedLinearAttention", "Hydra", "Linformer", "Mamba", "Mamba2", "WindowedAttention"}
+    assert exported <= FACTORIES.keys()
+    assert {"Mamba", "Mamba2", "GatedLinearAttention"} <= CAUSAL.keys()
+    assert {*CAUSAL, *BOTH_WAYS, "Hydra"} <= SCANNING.keys()
 
 
 @every_mixer
@@ -192,7 +230,7 @@ def test_factory_round_trip_through_json(factory):
     assert torch.equal(build(again)(x, lengths), build(factory)(x, lengths))
 
 
-@every_mixer
+@every_scanning_mixer
 @pytest.mark.parametrize("backend", ["naive", "torch"])
 def test_backend_is_an_option_and_does_not_matter(factory, backend):
     x, lengths = padded_batch(LENGTHS, WIDTH)
@@ -202,7 +240,7 @@ def test_backend_is_an_option_and_does_not_matter(factory, backend):
 
 @every_mixer
 def test_inference_in_blocks_equals_training_at_once(factory, monkeypatch):
-    monkeypatch.setattr(base, "FRAMES_PER_BLOCK", 64)
+    monkeypatch.setattr(causal, "FRAMES_PER_BLOCK", 64)
     mixer = build(factory)
     x, lengths = padded_batch((200, 131, 64, 0), WIDTH)
     expected = mixer(x, lengths)
@@ -233,7 +271,7 @@ def test_sweeps_in_pieces_equal_the_whole(factory, sizes):
 @every_causal_mixer
 @directions
 def test_blocks_carry_the_state(factory, reverse, monkeypatch):
-    monkeypatch.setattr(base, "FRAMES_PER_BLOCK", 64)
+    monkeypatch.setattr(causal, "FRAMES_PER_BLOCK", 64)
     mixer = build(factory)
     x, lengths = padded_batch((200, 131), WIDTH)
     _, state = mixer(x, lengths, return_state=True)

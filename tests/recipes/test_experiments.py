@@ -16,8 +16,8 @@ from cald_speech.model_card import read_facts
 from cald_speech.training.run import run
 from tests.training.miniature import ROOT, SPLITS, load_module, prepare, write_corpus, write_experiment, write_model
 
-# Run by tests of their own: tests/benchmarks, tests/recipes/test_align.py.
-ELSEWHERE = {"long_audio", "align"}
+# Run by tests of their own: tests/benchmarks, tests/recipes/test_align.py and test_coffee_orders.py.
+ELSEWHERE = {"long_audio", "align", "coffee", "coffee_teacher", "speakers", "speakers_teacher"}
 EXPERIMENTS = sorted(path for path in (ROOT / "hparams").glob("*.yaml") if path.stem not in ELSEWHERE)
 FAMILIES = {"hubert": {"family": "hubert"}, "wavlm": {"family": "wavlm", "letters": ascii_lowercase}}
 DEPTHS = {key: {"layers": 24} for key in ("hybrid_layers", "windowed_layers")}
@@ -71,6 +71,7 @@ def models_for(path, folder) -> dict[str, str]:
 
 CASES = [(path, {}) for path in EXPERIMENTS]
 CASES += [(ROOT / "hparams" / "mamba.yaml", {"guidance": "unguided"})]
+CASES += [(ROOT / "hparams" / "linformer.yaml", {"layer_map": {"default": {"sharing": "layer"}}})]
 CASES += [(ROOT / "hparams" / "digits.yaml", {"guidance": "hybrid", "switch_step": 1})]
 
 
@@ -83,7 +84,7 @@ def test_experiment(path, keys, corpus, clips, digits, tmp_path):
     overrides |= {"output_folder": str(tmp_path / "run"), "prepare_folder": str(tmp_path / "data")}
     argv = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
     brain = run([str(path), *argv, "--noprogressbar"], digits if is_digits else prepare)
-    assert brain.optimizer_step == 2 and brain.num_skipped == 0
+    assert brain.optimizer_step == 2 and brain.skipped.count == 0
     model = cald_speech.from_pretrained(tmp_path / "run" / "model")
     assert all(torch.equal(value, brain.plain.state_dict()[name]) for name, value in model.state_dict().items())
     kept = sum(layer == "attention" for layer in brain.models.conversion.layers)

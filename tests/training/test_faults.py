@@ -62,7 +62,7 @@ def test_a_spoilt_step_is_skipped(experiment, start, spoilt, caplog):
     brain = start(experiment(num_steps=6, nonfinite_patience=2))
     changed = [not same(*pair) for pair in zip(weights, [*weights[1:], brain.plain.state_dict()], strict=True)]
     assert changed == [True, True, False, True, False, True]
-    assert brain.num_skipped == 2 and "step 2: loss or gradient is not finite" in caplog.text
+    assert brain.skipped.count == 2 and "step 2: loss or gradient is not finite" in caplog.text
     lines = [json.loads(line) for line in (brain.store.folder / "train_log.jsonl").read_text().splitlines()]
     assert [line["skipped_steps"] for line in lines if "loss/task" in line] == [0, 0, 1, 1, 2, 2]
     assert all(value.isfinite().all() for value in brain.plain.state_dict().values())

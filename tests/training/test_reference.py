@@ -12,8 +12,8 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch.nn import functional as F
 
+from cald_speech.data.inputs import model_inputs
 from cald_speech.mixers import Bidirectional
-from cald_speech.training.objective import model_inputs
 from cald_speech.training.schedules import WarmupSchedule
 from tests.helpers import padded_batch, relative_error
 from tests.training.one_step import IN_BATCHES, build, padded

@@ -153,7 +153,7 @@ def test_a_signal_saves_and_leaves(experiment, start, monkeypatch, number, where
     original = getattr(CaldBrain, method)
 
     def interrupted(brain, *args, **kwargs):
-        if brain.optimizer_step in (2, len(brain.train_sampler.steps)) and brain.stop_signal is None:
+        if brain.optimizer_step in (2, len(brain.train_sampler.steps)) and brain.interruption.signal is None:
             os.kill(os.getpid(), number)
         return original(brain, *args, **kwargs)
 

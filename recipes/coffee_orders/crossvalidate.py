@@ -1,0 +1,91 @@
+"""Spoken intent over all orders: five folds, each tested with models that never heard it; teacher, guided, unguided.
+
+    python recipes/coffee_orders/crossvalidate.py --data_folder ../shared/data/coffee_orders --jobs 2
+
+Stopped and started again, it goes on where it was. Prints a table, and one JSON line last.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import numpy as np
+from prepare import NUM_FOLDS, prepare
+
+from cald_speech.errors import UserError
+from cald_speech.evaluation.labels import classify_folder
+from cald_speech.evaluation.report import format_table
+from cald_speech.tasks.bootstrap import bootstrap_interval, paired_bootstrap
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path("results/coffee")
+MODELS = {"teacher": "coffee_teacher.yaml", "target": "coffee.yaml", "unguided": "coffee.yaml"}
+PLUMBING = 60.0  # a teacher below this accuracy says nothing about conversion
+
+
+@click.command()
+@click.option("--data_folder", type=Path, default="data/coffee_orders", show_default=True)
+@click.option("--jobs", default=1, show_default=True, help="Folds at once, one thread each.")
+def main(data_folder: Path, jobs: int) -> None:
+    """Cross-validate teacher and students."""
+    try:
+        tests = [prepare(data_folder, RESULTS / "data", fold=fold)["test"] for fold in range(NUM_FOLDS)]
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda fold: _train_fold(fold, data_folder), range(NUM_FOLDS)))
+        found: dict[str, dict[str, tuple[str, str]]] = {name: {} for name in MODELS}
+        for name in MODELS:
+            for fold, test in enumerate(tests):
+                folder = RESULTS / f"{name}-fold{fold}"
+                found[name] |= classify_folder(folder / "model", test, folder / "test.json")
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    rows = summarise(found)
+    print(format_table(rows))
+    if rows[1]["accuracy %"] < PLUMBING:
+        print(f"plumbing: the teacher is below {PLUMBING:.0f} %, so this says nothing about conversion")
+    print(json.dumps(rows))
+
+
+def _train_fold(fold: int, data_folder: Path) -> None:
+    """Teacher first; a run that has ended ends at once."""
+    for name, experiment in MODELS.items():
+        folder = RESULTS / f"{name}-fold{fold}"
+        words = [f"--data_folder={data_folder}", f"--fold={fold}", f"--output_folder={folder}", "--noprogressbar"]
+        words += [] if name == "teacher" else [f"--guidance={name}"]
+        command = [sys.executable, "recipes/coffee_orders/train.py", f"hparams/{experiment}", *words]
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "log.txt", "a") as log:
+            status = subprocess.call(
+                command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT
+            )
+        if status:
+            raise UserError(f"the training of {name}, fold {fold}, failed; see {folder / 'log.txt'}")
+
+
+def summarise(found: dict[str, dict[str, tuple[str, str]]]) -> list[dict]:
+    """A row for the majority class, and for each model with its interval and its difference from the teacher."""
+    ids = sorted(found["teacher"])
+    labels = [found["teacher"][i][0] for i in ids]
+    majority, count = Counter(labels).most_common(1)[0]
+    rows = [{"model": f"majority class ({majority})", "right": count, "of": len(ids)}]
+    rows[0]["accuracy %"] = 100 * count / len(ids)
+    right = {name: np.array([label == guess for label, guess in map(of.get, ids)]) for name, of in found.items()}
+    ones = np.ones(len(ids), int)
+    for name, hits in right.items():
+        rows.append({"model": name, "right": int(hits.sum()), "of": len(ids), "accuracy %": 100 * hits.mean()})
+        rows[-1] |= dict(zip(("low", "high"), bootstrap_interval(hits.astype(int), ones), strict=True))
+        teacher = right["teacher"]
+        rows[-1] |= {"it alone": int((hits & ~teacher).sum()), "teacher alone": int((~hits & teacher).sum())}
+        difference = paired_bootstrap(hits.astype(int), teacher.astype(int), ones)
+        rows[-1] |= dict(zip(("minus teacher", "diff low", "diff high"), difference, strict=True))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

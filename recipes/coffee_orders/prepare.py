@@ -1,0 +1,60 @@
+"""Spoken drink orders (Picovoice speech-to-intent benchmark) to manifests: the drink is the label, folds are by file.
+
+<data_folder>/labels.json maps file names to {"slots": {"coffeeDrink": ...}}, <data_folder>/flac holds the audio.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from cald_speech.data.audio import audio_info
+from cald_speech.data.manifests import write_manifest
+from cald_speech.errors import UserError
+
+SLOT = "coffeeDrink"
+NUM_FOLDS = 5
+_WAY_OUT = "The orders are in github.com/Picovoice/speech-to-intent-benchmark: pass their folder as --data_folder."
+
+
+def prepare(data_folder: Path, output_folder: Path, *, fold: int = 0) -> dict[str, Path]:
+    """Write output_folder/manifests/{train,valid,test}-<fold>.json: test is the fold, valid the next, train the rest.
+
+    A file's fold is a hash of its name, so that it stays where it is whatever else there is.
+
+    Raises: UserError, where labels.json or a file that it names is missing, or there is no such fold.
+    """
+    data_folder = Path(data_folder).absolute()
+    if not 0 <= fold < NUM_FOLDS:
+        raise UserError(f"fold: expected 0 to {NUM_FOLDS - 1}, got {fold}")
+    if not (data_folder / "labels.json").is_file():
+        raise UserError(f"expected the orders' labels in {data_folder}/labels.json; it is not there. {_WAY_OUT}")
+    labels = json.loads((data_folder / "labels.json").read_text())
+    orders = {name: entry["slots"][SLOT] for name, entry in labels.items() if SLOT in entry["slots"]}
+    missing = [name for name in orders if not (data_folder / "flac" / name).is_file()]
+    if missing:
+        raise UserError(
+            f"expected {len(orders)} orders in {data_folder / 'flac'}, but {len(missing)} are missing, the first: "
+            f"{missing[0]}. {_WAY_OUT}"
+        )
+    sets: dict[str, dict] = {"train": {}, "valid": {}, "test": {}}
+    for name, drink in sorted(orders.items()):
+        path = data_folder / "flac" / name
+        num_samples, rate = audio_info(path)
+        offset = (fold_of(name) - fold) % NUM_FOLDS
+        which = {0: "test", 1: "valid"}.get(offset, "train")
+        sets[which][Path(name).stem] = {"audio": path, "duration_s": num_samples / rate, "text": drink}
+    manifests = {which: Path(output_folder) / "manifests" / f"{which}-{fold}.json" for which in sets}
+    for which, path in manifests.items():
+        write_manifest(path, sets[which])
+    return manifests
+
+
+def fold_of(name: str) -> int:
+    """The fold of a file.
+
+    Example
+    -------
+    >>> fold_of("05b2d348-4ab5-4ccc-a17e-3ccb3907b272.flac")
+    1
+    """
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % NUM_FOLDS

@@ -1,0 +1,16 @@
+"""Spoken intent on real speech: which drink is ordered. Fine-tune a teacher, then convert and distil it.
+
+    python recipes/coffee_orders/train.py hparams/coffee_teacher.yaml --data_folder ../shared/data/coffee_orders
+    python recipes/coffee_orders/train.py hparams/coffee.yaml --data_folder ../shared/data/coffee_orders
+
+recipes/coffee_orders/crossvalidate.py does so for all five folds.
+"""
+
+import sys
+
+from prepare import prepare
+
+from cald_speech.training.run import train
+
+if __name__ == "__main__":
+    train(sys.argv[1:], prepare)

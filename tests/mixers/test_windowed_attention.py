@@ -1,0 +1,155 @@
+"""Windowed attention: attention with a band for a mask, the kept attention once the window is wide, linear in T."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cald_speech import LayerMap, convert
+from cald_speech.errors import UserError
+from cald_speech.families import families
+from cald_speech.mixers import WindowedAttention
+from cald_speech.mixers.banded import LEAST_QUERIES
+from tests.helpers import TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
+
+WIDTH, HEADS, HEAD_DIM = 32, 4, 8
+FAMILIES = families()
+every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+def full_attention(mixer: WindowedAttention, x: torch.Tensor) -> torch.Tensor:
+    """Attention of one sequence (T, D) with a (T, T) mask for its band."""
+    q, k, v = (p(x).unflatten(1, (HEADS, HEAD_DIM)).transpose(0, 1) for p in (mixer.q_proj, mixer.k_proj, mixer.v_proj))
+    distance = torch.arange(len(x)) - torch.arange(len(x))[:, None]
+    scores = q @ k.transpose(1, 2) / HEAD_DIM**0.5
+    if mixer.position_bias is not None:
+        scores = scores + mixer.position_bias.gates(x[None])[0] * mixer.position_bias.at(distance)
+    scores = scores.masked_fill(distance.abs() > mixer.window, -torch.inf)
+    return mixer.out_proj((scores.softmax(-1) @ v).transpose(0, 1).flatten(1))
+
+
+@pytest.mark.parametrize("position_bias", [False, True], ids=["plain", "position bias"])
+@pytest.mark.parametrize("window", [1, 7, 16, 64, 500])
+@pytest.mark.parametrize("lengths", [(200, 31), (33, 32), (1, 0), (7, 5)], ids=str)
+@torch.no_grad()
+def test_is_attention_with_a_band_for_a_mask(window, lengths, position_bias):
+    mixer = WindowedAttention(WIDTH, HEADS, window=window, position_bias=position_bias)
+    x, lengths = padded_batch(lengths, WIDTH)
+    y = mixer(x, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        assert relative_error(y[row, :length], full_attention(mixer, x[row, :length])) <= TOLERANCE["rounding"]
+        assert not y[row, length:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1, 5, 40, 300])
+@torch.no_grad()
+def test_two_sweeps_are_the_whole(size, dtype):
+    """The scores are some 70 here, where numbers of half precision are half apart; past and future weigh exactly."""
+    mixer = WindowedAttention(WIDTH, HEADS, window=20, position_bias=True)
+    mixer.q_proj.bias.fill_(5.0)
+    mixer.k_proj.bias.fill_(5.0)
+    mixer.to(dtype)
+    x = padded_batch((160,), WIDTH)[0].to(dtype)
+    past, future = mixer.sweeps()
+    partial, state = [], None
+    for block in x.split(size, 1):
+        out, state = past.step(block, None, state)
+        assert out.dtype == dtype and state.keys.size(2) <= 20
+        partial.append(out)
+    outputs, state = [], None
+    for block, left in zip(reversed(x.split(size, 1)), reversed(partial), strict=True):
+        out, state = future.step(block, left, state)
+        assert out.dtype == dtype and state.keys.size(2) <= 20
+        outputs.append(out)
+    limit = TOLERANCE["rounding" if dtype == torch.float32 else "bfloat16"]
+    assert relative_error(torch.cat(outputs[::-1], dim=1), mixer(x)) <= limit
+
+
+class LargestTensor(TorchDispatchMode):
+    """Counts the numbers in the largest tensor that is made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+@pytest.mark.parametrize("position_bias", [False, True], ids=["plain", "position bias"])
+def test_memory_grows_with_the_length_and_not_with_its_square(position_bias):
+    mixer = WindowedAttention(WIDTH, HEADS, window=10, position_bias=position_bias)
+    for num_frames in (1_000, 4_000):
+        x = torch.randn(1, num_frames, WIDTH, requires_grad=True)
+        with LargestTensor() as made:
+            mixer(x).sum().backward()
+        # A block of 32 queries has 52 keys; rounded up to whole blocks.
+        assert num_frames * WIDTH <= made.largest <= HEADS * (num_frames + LEAST_QUERIES) * 52
+
+
+def outputs(model) -> list[torch.Tensor]:
+    audio, mask = audio_batch((8000, 5000))
+    frames = model._get_feat_extract_output_lengths(torch.tensor([8000, 5000])).tolist()
+    with torch.no_grad():
+        return [row[:length] for row, length in zip(model(audio, attention_mask=mask).logits, frames, strict=True)]
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("layers", [(0, 1, 2), (1,), (0, 2)], ids=str)
+@every_family
+def test_a_wide_window_is_the_kept_attention(family, layers, norm):
+    model = tiny_model(family, norm)
+    for layer in family.layers(model):
+        torch.nn.init.normal_(layer.attention.q_proj.weight)  # scores that matter
+    if family.model_type == "wavlm":
+        for name, parameter in model.named_parameters():
+            if "rel_attn" in name or "gru_rel" in name:
+                torch.nn.init.normal_(parameter)
+    expected = outputs(model)
+    factory = partial(WindowedAttention, window=30, position_bias=family.model_type == "wavlm")
+    report = convert(model, family, LayerMap(None, dict.fromkeys(layers, factory)))
+    assert not report.new
+    for got, wanted in zip(outputs(model), expected, strict=True):
+        assert relative_error(got, wanted) <= TOLERANCE["rounding"]
+
+
+def test_a_narrow_window_is_not():
+    family = FAMILIES["hubert"]
+    model = tiny_model(family)
+    for layer in family.layers(model):
+        torch.nn.init.normal_(layer.attention.q_proj.weight)
+    expected = outputs(model)
+    convert(model, family, LayerMap(partial(WindowedAttention, window=2)))
+    assert relative_error(outputs(model)[0], expected[0]) > 1e-3
+
+
+@torch.no_grad()
+def test_wavlms_bias_far_beyond_its_table():
+    """Beyond its maximum distance WavLM's bias is that of the maximum; the table ends there too."""
+    family = FAMILIES["wavlm"]
+    attention = family.layers(tiny_model(family, num_buckets=16, max_distance=20))[0].attention
+    torch.nn.init.normal_(attention.rel_attn_embed.weight)
+    torch.nn.init.normal_(attention.gru_rel_pos_linear.weight)
+    x, _ = padded_batch((70,), 32)
+    expected = attention(x)[0]
+    model = tiny_model(family, num_buckets=16, max_distance=20)
+    family.layers(model)[0].attention.load_state_dict(attention.state_dict())
+    convert(model, family, LayerMap(None, {0: partial(WindowedAttention, window=70, position_bias=True)}))
+    assert relative_error(family.mixer(family.layers(model)[0])(x), expected) <= TOLERANCE["rounding"]
+
+
+def test_a_position_bias_without_a_place_is_named():
+    with pytest.raises(UserError, match=r"layer 0: .*needs position_bias: True .*initialise: random"):
+        convert(tiny_model(FAMILIES["wavlm"]), FAMILIES["wavlm"], LayerMap(WindowedAttention))
+    biased = partial(WindowedAttention, position_bias=True)
+    with pytest.raises(UserError, match=r"layer 0: position_bias: .*Leave it False"):
+        convert(tiny_model(FAMILIES["hubert"]), FAMILIES["hubert"], LayerMap(biased))
+
+
+def test_a_window_of_nothing_is_named():
+    with pytest.raises(ValueError, match="window: expected at least 1 frame"):
+        WindowedAttention(WIDTH, HEADS, window=0)

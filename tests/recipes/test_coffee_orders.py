@@ -1,0 +1,90 @@
+"""Spoken intent on a miniature of the orders: folds, a teacher, its students, and what each says."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from cald_speech.data.audio import SAMPLE_RATE, write_audio
+from cald_speech.data.manifests import read_manifest
+from cald_speech.errors import UserError
+from cald_speech.evaluation.labels import classify_folder
+from cald_speech.training.run import run
+from tests.training.miniature import ROOT, load_module, write_model
+
+recipe = load_module(ROOT / "recipes" / "coffee_orders" / "prepare.py")
+SMALL = {"num_steps": 4, "max_batch_s": 5, "log_every_steps": 1, "validate_every_epochs": 1}
+
+
+def labels_of(text: str) -> list[str]:
+    line = text[text.index("labels:") + len("labels:") :].split("]")[0] + "]"
+    return yaml.safe_load(line.strip())
+
+
+DRINKS = labels_of((ROOT / "hparams" / "coffee_teacher.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def orders(tmp_path_factory):
+    """Thirty orders in the benchmark's layout: the drink is the pitch of a tone."""
+    folder = tmp_path_factory.mktemp("orders")
+    entries = {}
+    for number in range(30):
+        drink = number % len(DRINKS)
+        entries[f"{number}.flac"] = {"intent": "orderDrink", "slots": {"coffeeDrink": DRINKS[drink], "size": "large"}}
+        tone = 0.3 * torch.sin(torch.arange(SAMPLE_RATE // 2 + 400 * number) * 0.05 * (drink + 1))
+        write_audio(folder / "flac" / f"{number}.flac", tone)
+    entries["tea.flac"] = {"intent": "orderTea", "slots": {}}
+    (folder / "labels.json").write_text(json.dumps(entries))
+    return folder
+
+
+def test_every_order_is_tested_once(orders, tmp_path):
+    tested = []
+    for fold in range(recipe.NUM_FOLDS):
+        sets = {name: read_manifest(path) for name, path in recipe.prepare(orders, tmp_path, fold=fold).items()}
+        assert sum(map(len, sets.values())) == 30 and len(set().union(*sets.values())) == 30
+        tested += sets["test"]
+    assert sorted(tested) == sorted(str(number) for number in range(30))
+
+
+@pytest.mark.parametrize("guidance", ["target", "unguided", "hybrid"])
+def test_teacher_and_student(orders, tmp_path, guidance):
+    common = SMALL | {"data_folder": str(orders), "prepare_folder": str(tmp_path / "data")}
+    encoder = write_model(tmp_path / "encoder", head="base")
+    teacher = start(
+        "coffee_teacher.yaml", common | {"source": str(encoder), "output_folder": str(tmp_path / "teacher")}
+    )
+    keys = {"teacher": str(teacher.store.folder / "model"), "output_folder": str(tmp_path / "student")}
+    student = start("coffee.yaml", common | keys | {"guidance": guidance, "switch_step": 2, "alpha_logits": 1.0})
+    assert type(student.plain).__name__ == "CaldWav2Vec2ForSequenceClassification"
+    lines = [json.loads(line) for line in (student.store.folder / "train_log.jsonl").read_text().splitlines()]
+    assert (lines[0]["loss/layers"] > 0) == (lines[0]["loss/logits"] > 0) == (guidance != "unguided")
+    manifest = tmp_path / "data" / "manifests" / "valid-0.json"
+    found = classify_folder(student.store.folder / "model", manifest, tmp_path / "report.json")
+    assert found.keys() == read_manifest(manifest).keys()
+    assert 100 * sum(label != guess for label, guess in found.values()) / len(found) == student.best_metric
+
+
+def start(experiment: str, keys: dict):
+    words = [f"--{key}={value}" for key, value in keys.items()]
+    return run([str(ROOT / "hparams" / experiment), *words, "--noprogressbar"], recipe.prepare)
+
+
+def test_labels_that_the_task_does_not_know(orders, tmp_path):
+    encoder = write_model(tmp_path / "encoder", head="base")
+    keys = SMALL | {"data_folder": str(orders), "source": str(encoder), "output_folder": str(tmp_path / "run")}
+    task = "!new:cald_speech.tasks.classification.Classification {labels: [tea, latte]}"
+    with pytest.raises(UserError, match=r"train-0\.json: expected the labels tea, latte, got .* for utterance"):
+        start("coffee_teacher.yaml", keys | {"task": task})
+
+
+def test_what_is_missing_is_named(orders, tmp_path):
+    with pytest.raises(UserError, match=r"labels\.json; it is not there.*Picovoice"):
+        recipe.prepare(tmp_path, tmp_path)
+    with pytest.raises(UserError, match="fold: expected 0 to 4, got 5"):
+        recipe.prepare(orders, tmp_path, fold=5)
+    (tmp_path / "labels.json").write_text((orders / "labels.json").read_text())
+    with pytest.raises(UserError, match=r"30 orders in .*, but 30 are missing, the first: "):
+        recipe.prepare(tmp_path, tmp_path)
