@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from cald_speech.evaluation.forward import Mean
-from cald_speech.mixers import Bidirectional, CausalMixer, Mixer
+from cald_speech.mixers import Bidirectional, CausalMixer, Hydra, Mixer
+from cald_speech.mixers.mamba import MambaScan
 from cald_speech.mixers.ssd_scan import SSDScan
 from cald_speech.ops import mask_padding
 
@@ -23,37 +24,56 @@ LEAST = 1e-12  # a head that never forgets gets a long memory, not an infinite o
 
 
 @singledispatch
-def decay(scan: nn.Module, scanned: tuple[Tensor, ...]) -> Tensor | None:
+def scan_decay(scan: nn.Module, scanned: tuple[Tensor, ...], lengths: Tensor | None, reverse: bool) -> Tensor | None:
     """dt |A| of each frame and head, (B, T, H), from the streams of the mixer's projection; None for no such decay.
 
-    A scan of another kind joins in with ``decay.register``.
+    A scan of another kind joins in with ``scan_decay.register``.
     """
     return None
 
 
-@decay.register
-def _(scan: SSDScan, scanned: tuple[Tensor, ...]) -> Tensor:
+@scan_decay.register
+def _(scan: SSDScan, scanned: tuple[Tensor, ...], lengths: Tensor | None, reverse: bool) -> Tensor:
     _, dt = scanned
     return scan.step_sizes(dt) * -scan.decay_rates()
 
 
+@scan_decay.register
+def _(scan: MambaScan, scanned: tuple[Tensor], lengths: Tensor | None, reverse: bool) -> Tensor:
+    # Every channel is a head; of its state's entries, the one that remembers longest.
+    x, _ = scan.conv1d(scanned[0], lengths, state=None, reverse=reverse)
+    return scan.step_sizes(x) * scan.A_log.float().exp().min(-1).values
+
+
 @singledispatch
-def directions(mixer: Mixer) -> dict[str, tuple[CausalMixer, nn.Module]]:
-    """Each direction's scan, and the mixer whose projection it reads; none for a mixer without scans."""
+def decays(mixer: Mixer, x: Tensor, lengths: Tensor | None) -> dict[str, Tensor | None]:
+    """dt |A| by direction for an input (B, T, D); none for a mixer without scans. Others join with ``register``."""
     return {}
 
 
-@directions.register
-def _(mixer: CausalMixer) -> dict[str, tuple[CausalMixer, nn.Module]]:
-    return {"forwards": (mixer, mixer.scan)}
+@decays.register
+def _(mixer: CausalMixer, x: Tensor, lengths: Tensor | None) -> dict[str, Tensor | None]:
+    return {"forwards": scan_decay(mixer.scan, mixer.project(x).scanned, lengths, False)}
 
 
-@directions.register
-def _(mixer: Bidirectional) -> dict[str, tuple[CausalMixer, nn.Module]]:
+@decays.register
+def _(mixer: Bidirectional, x: Tensor, lengths: Tensor | None) -> dict[str, Tensor | None]:
     past = mixer.forwards
-    if mixer.share_projections:
-        return {"forwards": (past, past.scan), "backwards": (past, mixer.backward_scan)}
-    return {"forwards": (past, past.scan), "backwards": (mixer.backwards, mixer.backwards.scan)}
+    future, scan = (past, mixer.backward_scan) if mixer.share_projections else (mixer.backwards, mixer.backwards.scan)
+    return {
+        "forwards": scan_decay(past.scan, past.project(x).scanned, lengths, False),
+        "backwards": scan_decay(scan, future.project(x).scanned, lengths, True),
+    }
+
+
+@decays.register
+def _(mixer: Hydra, x: Tensor, lengths: Tensor | None) -> dict[str, Tensor | None]:
+    (xBC, per_head), _ = mixer.project(x)
+    past, future, _ = per_head.chunk(3, dim=-1)
+    return {
+        "forwards": scan_decay(mixer.scan, (xBC, past), lengths, False),
+        "backwards": scan_decay(mixer.backward_scan, (xBC, future), lengths, True),
+    }
 
 
 class MemoryMeter:
@@ -75,8 +95,7 @@ class MemoryMeter:
     def __call__(self, mixer: Mixer, args: tuple[Tensor, ...], output: Any) -> None:
         """The forward hook: ``args`` are x (B, T, D) and, where something is padded, lengths (B,)."""
         x, lengths = (*args, None)[:2]
-        for direction, (projecting, scan) in directions(mixer).items():
-            per_frame = decay(scan, projecting.project(x).scanned)
+        for direction, per_frame in decays(mixer, x, lengths).items():
             if per_frame is not None:
                 count = x.size(0) * x.size(1) if lengths is None else lengths.sum()
                 self.means.setdefault(direction, Mean()).add(mask_padding(per_frame, lengths).sum((0, 1)), count)

@@ -67,7 +67,7 @@ class MambaScan(Scan):
         dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)
         y, ssm_state = selective_scan(
             x,
-            F.softplus(self.dt_proj(dt).float() + self.dt_bias.float()),
+            self._step_sizes(dt),
             -self.A_log.float().exp(),
             B.unsqueeze(2),
             C.unsqueeze(2),
@@ -79,6 +79,13 @@ class MambaScan(Scan):
             **self.options,
         )
         return y, MambaState(conv_state, ssm_state)
+
+    def step_sizes(self, x: Tensor) -> Tensor:
+        """What the convolution put out, (B, T, channels), to dt > 0, the same, in float32."""
+        return self._step_sizes(self.x_proj(x).split(self.sizes, dim=-1)[0])
+
+    def _step_sizes(self, dt: Tensor) -> Tensor:
+        return F.softplus(self.dt_proj(dt).float() + self.dt_bias.float())
 
 
 class Mamba(CausalMixer):

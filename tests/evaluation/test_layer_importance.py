@@ -14,7 +14,7 @@ from cald_speech.evaluation.layer_costs import converted_alone, mixers_of, with_
 from cald_speech.evaluation.layer_importance import main
 from cald_speech.evaluation.layer_ranking import overrides_yaml
 from cald_speech.families import families, family_of
-from cald_speech.mixers import Bidirectional, Mamba2, Mixer
+from cald_speech.mixers import Bidirectional, Hydra, Mamba, Mamba2, Mixer
 from tests.evaluation.layerwise import DURATIONS_S, rewrite, write_recordings, write_teacher
 from tests.helpers import audio_batch, padded_batch, relative_error, tiny_model
 from tests.training.miniature import write_model
@@ -157,6 +157,23 @@ def test_memory_is_that_of_the_mean_decay_over_valid_frames(share, d_conv):
             torch.testing.assert_close(left, torch.full((4,), 0.01), rtol=1e-4, atol=0)
     assert set(meters[5].frames()) == {"forwards", "backwards"}
     assert not mixer._forward_hooks
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", [Hydra(32, 4), Bidirectional(32, 4, mixer=Mamba)], ids=["Hydra", "Mamba"])
+def test_memory_by_hand_where_the_steps_are_constant(mixer):
+    scans = {"forwards": getattr(mixer, "forwards", mixer).scan}
+    scans["backwards"] = mixer.backwards.scan if isinstance(mixer, Bidirectional) else mixer.backward_scan
+    for weight in [p for name, p in mixer.named_parameters() if name.endswith(("in_proj.weight", "dt_proj.weight"))]:
+        weight.zero_()
+    for bias in [p for name, p in mixer.named_parameters() if name.endswith("in_proj.bias")]:
+        bias.zero_()
+    with metered({0: mixer}) as meters:
+        mixer(*padded_batch((9, 4), 32))
+    for direction, scan in scans.items():
+        slowest = scan.A_log.exp() if scan.A_log.dim() == 1 else scan.A_log.exp().min(-1).values
+        expected = math.log(100) / (F.softplus(scan.dt_bias) * slowest)
+        torch.testing.assert_close(torch.tensor(meters[0].frames()[direction]), expected, rtol=1e-4, atol=0)
 
 
 @torch.no_grad()
