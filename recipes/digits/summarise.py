@@ -89,7 +89,7 @@ def _row(
         "minus teacher": difference,
         "low": low,
         "high": high,
-        "relative %": 100 * (mean(rates) - teacher) / teacher,
+        "relative %": 100 * (mean(rates) - teacher) / teacher if teacher else None,
         "seconds": mean(sum(run["seconds"] for run in student.runs) for student in students),
         "peak GiB": max(run["peak_gib"] for student in students for run in student.runs),
     }

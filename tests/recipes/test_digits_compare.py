@@ -1,0 +1,113 @@
+"""The grid: every cell is an experiment, stages come first, what has ended is not trained again, the table adds up."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from cald_speech.errors import UserError
+from cald_speech.evaluation.report import write_report
+from cald_speech.tasks.wer import score
+from cald_speech.training.run import parse
+from tests.training.miniature import ROOT
+
+DIGITS = ROOT / "recipes" / "digits"
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """The recipe's modules; ``prepare`` is also the name of other recipes' modules."""
+    names = [path.stem for path in DIGITS.glob("*.py")]
+    monkeypatch.syspath_prepend(str(DIGITS))
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import compare
+
+    yield compare
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_every_cell_is_an_experiment(recipe, tmp_path):
+    (tmp_path / "waypoints" / "step-0008000").mkdir(parents=True)
+    for name, cell in recipe.CELLS.items():
+        words = [f"--waypoints={tmp_path / 'waypoints'}", "--data_folder=x", *cell.arguments(seed=3)]
+        settings, _ = parse([str(ROOT / "hparams" / "digits_grid.yaml"), *words])
+        assert settings.seed == 3 and settings.num_steps == cell.steps, name
+        assert type(settings.guidance).__name__.lower() == cell.keys["guidance"], name
+        # Equal steps: what a student goes on from is counted in.
+        before = 0 if cell.student is None else recipe.CELLS[cell.student].steps
+        assert not cell.is_result or before + cell.steps == 200, name
+        schedule = settings.schedule
+        assert settings.guidance.align_steps + schedule.warmup_steps + schedule.decay_steps == cell.steps, name
+
+
+def test_a_stage_comes_before_those_that_go_on_from_it(recipe, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(recipe, "train_one", lambda name, seed, *folders: trained.append((name, seed)))
+    names = recipe._with_stages(["target, aligned on all audio", "target"])
+    assert names == ["target", "alignment, all audio", "target, aligned on all audio"]
+    recipe.train_all([(name, seed) for name in names for seed in (0, 1)], tmp_path, tmp_path, jobs=3)
+    assert len(trained) == 6
+    for seed in (0, 1):
+        assert trained.index(("alignment, all audio", seed)) < trained.index(("target, aligned on all audio", seed))
+    with pytest.raises(UserError, match=r"--only: expected cells of unguided, target, .*, got tarjet"):
+        recipe._with_stages(["tarjet"])
+
+
+def test_what_has_ended_is_not_trained_again_and_what_fails_is_named(recipe, tmp_path, monkeypatch):
+    commands = []
+
+    class Failing:
+        def __init__(self, words, **options):
+            commands.append(words)
+            self.pid = None
+
+    monkeypatch.setattr(recipe.subprocess, "Popen", Failing)
+    monkeypatch.setattr(recipe.os, "wait4", lambda *args: (0, 1, None))
+    folder = recipe.folder_of(tmp_path, "target, random", 2)
+    assert folder.name == "target-random-seed2"
+    with pytest.raises(UserError, match=r"'target, random', seed 2, failed; see .*log\.txt"):
+        recipe.train_one("target, random", 2, tmp_path, tmp_path)
+    assert "--initialise=random" in commands[0] and not (folder / "run.json").exists()
+    (folder / "run.json").write_text("{}")
+    recipe.train_one("target, random", 2, tmp_path, tmp_path)
+    assert len(commands) == 1
+
+
+def test_the_table_and_the_figures(recipe, tmp_path, monkeypatch):
+    references = {f"t{i}": "ONE TWO" for i in range(6)}
+    summarise = sys.modules["summarise"]
+
+    class String:
+        def __init__(self, number):
+            self.clips = (f"1_x_{number % 2}", f"2_x_{number % 2}")
+
+    strings = {key: String(i) for i, key in enumerate(references)}
+    monkeypatch.setattr(summarise, "test_strings", lambda: strings)
+    about = {"manifest_hash": "0", "normaliser": "none", "model": "m", "decoder": "greedy", "split": "test"}
+    write_report(tmp_path / "grid" / "teacher_report", score(references, references), **about)
+    with SummaryWriter(str(tmp_path / "teacher" / "tensorboard")) as board:
+        board.add_scalar("loss/task", 1.0, 0, walltime=100.0)
+        board.add_scalar("loss/task", 0.5, 9, walltime=160.0)
+    students = []
+    for name, wrong in (("target", 1), ("unguided", 3)):
+        for seed in (0, 1):
+            folder = tmp_path / "grid" / f"{name}-seed{seed}"
+            said = references | {f"t{i}": "ONE SIX" for i in range(wrong + seed)}
+            write_report(folder / "report", score(references, said), **about)
+            (folder / "run.json").write_text(json.dumps({"seconds": 10.0 + seed, "peak_gib": 1.0 + seed}))
+            lines = [{"step": 9, "layer_distance/00": 0.5 * (name == "target")}, {"step": 9, "valid/WER": 20.0}]
+            lines += [{"step": 19, "valid/WER": 10.0}]
+            (folder / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            students.append(summarise.Student(name, seed, folder, None, 20))
+    rows = summarise.summarise(students, tmp_path / "grid", tmp_path / "teacher", tmp_path)
+    guided, unguided = rows
+    assert guided["WER %"] == pytest.approx(np.mean([100 / 12, 200 / 12])) and guided["seeds"] == "8.33 16.67"
+    assert guided["minus teacher"] == pytest.approx(guided["WER %"]) and guided["low"] <= guided["high"]
+    assert unguided["spread"] == pytest.approx(100 / 12) and unguided["seconds"] == 10.5 and unguided["peak GiB"] == 2
+    assert summarise.training_seconds(tmp_path / "teacher") == pytest.approx(60)
+    for name in ("table.md", "wer.png", "distances.png"):
+        assert (tmp_path / "grid" / name).stat().st_size > 0
