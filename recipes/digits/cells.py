@@ -4,21 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-STEPS = 200
-ALIGN_STEPS = 50
+TEACHER_STEPS = 8000  # of its fine-tuning, which the waypoints are spread over
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One student: ``keys`` on top of the experiment; ``student`` names the cell whose model it goes on from.
+    """One student: its ``steps``, ``keys`` on top of the experiment, and the ``student`` cell that it goes on from.
 
     ``mixer`` is the yaml of the mixer's factory, without the package's name, and None for that of digits.yaml.
     """
 
+    steps: int
     keys: Mapping[str, Any] = field(default_factory=dict)
     mixer: str | None = None
     student: str | None = None
-    steps: int = STEPS
     is_result: bool = True  # False: a stage of other cells, not a row
 
     def arguments(self, seed: int) -> list[str]:
@@ -36,40 +35,48 @@ def schedule(steps: int) -> str:
     return f"{cls} {{warmup_steps: 20, decay_steps: {steps - 20}, shape: cosine, floor: 0.02}}"
 
 
-RANDOM = {"initialise": "random"}
-ALIGNED = {"align_steps": ALIGN_STEPS, "schedule": schedule(STEPS - ALIGN_STEPS)}
-# All 8,000 strings, whose transcripts neither the alignment nor the layer loss looks at.
-ALL_AUDIO = {"corpus": "{num_train: 8000}", "prepare_folder": "results/digits/data", "validate_every_epochs": 100}
+def make_cells(steps: int) -> dict[str, Cell]:
+    """The grid at so many steps for each student, a quarter of them for the alignment where there is one."""
+    align_steps = steps // 4
+    left = steps - align_steps
+    random, own_source = {"initialise": "random"}, {"source": "null"}
+    aligned = {"align_steps": align_steps, "schedule": schedule(left)}
+    # All 8,000 strings, whose transcripts neither the alignment nor the layer loss looks at.
+    all_audio = {"corpus": "{num_train: 8000}", "prepare_folder": "results/digits/data", "validate_every_epochs": 100}
 
-CELLS = {
-    # modes, from attention weights
-    "unguided": Cell({"guidance": "unguided", "source": "null"}),
-    "target": Cell({"guidance": "target"}),
-    "hybrid": Cell({"guidance": "hybrid"}),
-    "trajectory": Cell({"guidance": "trajectory"}),
-    "waypoint": Cell({"guidance": "waypoint"}),
-    "unguided from source": Cell({"guidance": "unguided"}),
-    # starts
-    "unguided, random": Cell({"guidance": "unguided", "source": "null"} | RANDOM),
-    "target, random": Cell({"guidance": "target"} | RANDOM),
-    "target, aligned": Cell({"guidance": "target"} | ALIGNED),
-    "target, random, aligned": Cell({"guidance": "target"} | RANDOM | ALIGNED),
-    "alignment, all audio": Cell(
-        {"guidance": "alignment", "schedule": schedule(ALIGN_STEPS)} | ALL_AUDIO, steps=ALIGN_STEPS, is_result=False
-    ),
-    "target, aligned on all audio": Cell(
-        {"guidance": "target", "schedule": schedule(STEPS - ALIGN_STEPS)},
-        student="alignment, all audio",
-        steps=STEPS - ALIGN_STEPS,
-    ),
-    "target, no labels, all audio": Cell({"guidance": "target", "alpha_task": 0.0} | ALL_AUDIO),
-    # mixers, target guided from attention weights
-    "target, separate projections": Cell({"guidance": "target"}, "Bidirectional {chunk_size: 32}"),
-    "target, gated linear attention": Cell(
-        {"guidance": "target"}, "Bidirectional {mixer: !name:cald_speech.mixers.GatedLinearAttention }"
-    ),
-    "target, Hydra": Cell({"guidance": "target"}, "Hydra {}"),
-    "target, Mamba": Cell({"guidance": "target"}, "Bidirectional {mixer: !name:cald_speech.mixers.Mamba }"),
-    "target, Linformer": Cell({"guidance": "target"}, "Linformer {k: 64, max_length: 512}"),
-    "target, window of 16": Cell({"guidance": "target"}, "WindowedAttention {window: 16}"),
-}
+    def cell(guidance: str, *keys: Mapping[str, Any], steps: int = steps, **options) -> Cell:
+        merged = {"guidance": guidance, "schedule": schedule(steps), "switch_step": steps // 2}
+        merged["teacher_steps"] = TEACHER_STEPS / steps
+        for more in keys:
+            merged |= more
+        return Cell(steps, merged, **options)
+
+    def with_mixer(mixer: str) -> Cell:
+        return cell("target", mixer=mixer)
+
+    return {
+        # modes, from attention weights; unguided from the teacher's weights too, as guided students start
+        "unguided": cell("unguided", own_source),
+        "target": cell("target"),
+        "hybrid": cell("hybrid"),
+        "trajectory": cell("trajectory"),
+        "waypoint": cell("waypoint"),
+        "unguided from source": cell("unguided"),
+        # starts
+        "unguided, random": cell("unguided", own_source, random),
+        "target, random": cell("target", random),
+        "target, aligned": cell("target", aligned),
+        "target, random, aligned": cell("target", random, aligned),
+        "alignment, all audio": cell("alignment", all_audio, steps=align_steps, is_result=False),
+        "target, aligned on all audio": cell("target", steps=left, student="alignment, all audio"),
+        "target, no labels, all audio": cell("target", {"alpha_task": 0.0}, all_audio),
+        # mixers, target guided from attention weights
+        "target, separate projections": with_mixer("Bidirectional {chunk_size: 32}"),
+        "target, gated linear attention": with_mixer(
+            "Bidirectional {mixer: !name:cald_speech.mixers.GatedLinearAttention }"
+        ),
+        "target, Hydra": with_mixer("Hydra {}"),
+        "target, Mamba": with_mixer("Bidirectional {mixer: !name:cald_speech.mixers.Mamba }"),
+        "target, Linformer": with_mixer("Linformer {k: 64, max_length: 512}"),
+        "target, window of 16": with_mixer("WindowedAttention {window: 16}"),
+    }

@@ -11,13 +11,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
 import click
-from cells import CELLS, Cell
+from cells import Cell, make_cells
 from prepare import prepare
 from summarise import Student, summarise
 
@@ -33,55 +33,59 @@ ROOT = Path(__file__).resolve().parents[2]
 @click.option("--output_folder", type=Path, default="results/digits/grid", show_default=True)
 @click.option("--only", multiple=True, help="Cells to train, by name; default: all.")
 @click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--steps", default=200, show_default=True, help="Of each student, the stages before it counted in.")
 @click.option("--jobs", default=1, show_default=True, help="Trainings at once, one thread each.")
-def main(data_folder: Path, output_folder: Path, only: Sequence[str], seeds: str, jobs: int) -> None:
+def main(data_folder: Path, output_folder: Path, only: Sequence[str], seeds: str, steps: int, jobs: int) -> None:
     """Train and compare the cells of the grid."""
     try:
-        names = _with_stages(only or CELLS)
+        cells = _with_stages(make_cells(steps), only)
         numbers = [int(seed) for seed in seeds.split(",")]
         prepare(data_folder, Path("results/digits/data"))  # not twice at once, by the first trainings
         prepare(data_folder, Path("results/digits/data_hundredth"), num_train=80)
-        train_all([(name, seed) for name in names for seed in numbers], data_folder, output_folder, jobs)
+        train_all(cells, numbers, data_folder, output_folder, jobs)
         test = prepare(data_folder, Path("results/digits/data"))["test"]
-        students = list(_evaluated(names, numbers, output_folder, test))
+        students = list(_evaluated(cells, numbers, output_folder, test))
         print(json.dumps(summarise(students, output_folder, Path("results/digits/teacher"), test)))
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
 
 
-def _with_stages(names: Sequence[str]) -> list[str]:
-    """The cells in the grid's order, with those that others go on from before them."""
-    unknown = [name for name in names if name not in CELLS]
+def _with_stages(cells: Mapping[str, Cell], only: Sequence[str]) -> dict[str, Cell]:
+    """Those of the grid that are wanted (all, if none is named), and those that they go on from, in its order."""
+    unknown = [name for name in only if name not in cells]
     if unknown:
-        raise UserError(f"--only: expected cells of {', '.join(CELLS)}, got {', '.join(unknown)}")
-    wanted = {*names, *(CELLS[name].student for name in names)}
-    return [name for name in CELLS if name in wanted]
+        raise UserError(f"--only: expected cells of {', '.join(cells)}, got {', '.join(unknown)}")
+    named = only or list(cells)
+    wanted = {*named, *(cells[name].student for name in named)}
+    return {name: cell for name, cell in cells.items() if name in wanted}
 
 
-def train_all(runs: Sequence[tuple[str, int]], data_folder: Path, output_folder: Path, jobs: int) -> None:
+def train_all(
+    cells: Mapping[str, Cell], seeds: Sequence[int], data_folder: Path, output_folder: Path, jobs: int
+) -> None:
     """Train what has not ended yet, ``jobs`` at once. Raises UserError for the first that fails."""
+    runs = [(name, seed) for name in cells for seed in seeds]
     ended = {run: Event() for run in runs}
 
     def one(run: tuple[str, int]) -> None:
         name, seed = run
         try:
-            stage = CELLS[name].student
+            stage = cells[name].student
             if stage is not None:
                 ended[stage, seed].wait()
-            train_one(name, seed, data_folder, output_folder)
+            train_one(name, cells[name], seed, data_folder, output_folder)
         finally:
             ended[run].set()
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(one, run) for run in runs]
-        for future in futures:
+        for future in [pool.submit(one, run) for run in runs]:
             future.result()
 
 
-def train_one(name: str, seed: int, data_folder: Path, output_folder: Path) -> None:
+def train_one(name: str, cell: Cell, seed: int, data_folder: Path, output_folder: Path) -> None:
     """One student in a process of its own; its time and memory go to ``run.json``, which says that it has ended."""
-    cell, folder = CELLS[name], folder_of(output_folder, name, seed)
+    folder = folder_of(output_folder, name, seed)
     if (folder / "run.json").is_file():
         return
     words = [sys.executable, "recipes/digits/train.py", "hparams/digits_grid.yaml", f"--data_folder={data_folder}"]
@@ -110,15 +114,14 @@ def folder_of(output_folder: Path, name: str, seed: int) -> Path:
     return output_folder / f"{name.replace(', ', '-').replace(' ', '_')}-seed{seed}"
 
 
-def _evaluated(names: Sequence[str], seeds: Sequence[int], output_folder: Path, test: Path) -> Iterator[Student]:
-    for name in names:
-        for seed in seeds if CELLS[name].is_result else ():
+def _evaluated(cells: Mapping[str, Cell], seeds: Sequence[int], output_folder: Path, test: Path) -> Iterator[Student]:
+    for name, cell in cells.items():
+        for seed in seeds if cell.is_result else ():
             folder = folder_of(output_folder, name, seed)
             if not (folder / "report").is_dir():
                 evaluate_folder(folder / "model", test, folder / "report", split="test", progress=False)
-            stage = CELLS[name].student
-            before = None if stage is None else folder_of(output_folder, stage, seed)
-            yield Student(name, seed, folder, before, CELLS[name].steps)
+            before = None if cell.student is None else folder_of(output_folder, cell.student, seed)
+            yield Student(name, seed, folder, before, cell.steps)
 
 
 if __name__ == "__main__":

@@ -121,8 +121,7 @@ def _draw_curves(by_cell: Mapping[str, Sequence[Student]], path: Path, teacher_s
         by_seconds.plot([earlier + own * step / students[0].steps for step in steps], rates, marker=".")
     by_steps.set(xlabel="student steps", ylabel="WER % of the validation strings", yscale="log")
     by_seconds.set(xlabel="seconds, the teacher's fine-tuning included where one is followed")
-    by_steps.legend(fontsize=7)
-    figure.suptitle(f"Mean of the seeds; the teacher has {teacher:.2f} % on the test strings")
+    by_steps.legend(fontsize=7, title=f"teacher: {teacher:.2f} % (test)")
     _save(figure, path)
 
 

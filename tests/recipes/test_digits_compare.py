@@ -32,29 +32,32 @@ def recipe(monkeypatch):
 
 def test_every_cell_is_an_experiment(recipe, tmp_path):
     (tmp_path / "waypoints" / "step-0008000").mkdir(parents=True)
-    for name, cell in recipe.CELLS.items():
+    cells = recipe.make_cells(120)
+    for name, cell in cells.items():
         words = [f"--waypoints={tmp_path / 'waypoints'}", "--data_folder=x", *cell.arguments(seed=3)]
         settings, _ = parse([str(ROOT / "hparams" / "digits_grid.yaml"), *words])
         assert settings.seed == 3 and settings.num_steps == cell.steps, name
         assert type(settings.guidance).__name__.lower() == cell.keys["guidance"], name
         # Equal steps: what a student goes on from is counted in.
-        before = 0 if cell.student is None else recipe.CELLS[cell.student].steps
-        assert not cell.is_result or before + cell.steps == 200, name
+        before = 0 if cell.student is None else cells[cell.student].steps
+        assert not cell.is_result or before + cell.steps == 120, name
         schedule = settings.schedule
         assert settings.guidance.align_steps + schedule.warmup_steps + schedule.decay_steps == cell.steps, name
 
 
 def test_a_stage_comes_before_those_that_go_on_from_it(recipe, tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(recipe, "train_one", lambda name, seed, *folders: trained.append((name, seed)))
-    names = recipe._with_stages(["target, aligned on all audio", "target"])
-    assert names == ["target", "alignment, all audio", "target, aligned on all audio"]
-    recipe.train_all([(name, seed) for name in names for seed in (0, 1)], tmp_path, tmp_path, jobs=3)
+    monkeypatch.setattr(recipe, "train_one", lambda name, cell, seed, *folders: trained.append((name, seed)))
+    grid = recipe.make_cells(200)
+    cells = recipe._with_stages(grid, ["target, aligned on all audio", "target"])
+    assert list(cells) == ["target", "alignment, all audio", "target, aligned on all audio"]
+    recipe.train_all(cells, (0, 1), tmp_path, tmp_path, jobs=3)
     assert len(trained) == 6
     for seed in (0, 1):
         assert trained.index(("alignment, all audio", seed)) < trained.index(("target, aligned on all audio", seed))
+    assert recipe._with_stages(grid, ()) == grid
     with pytest.raises(UserError, match=r"--only: expected cells of unguided, target, .*, got tarjet"):
-        recipe._with_stages(["tarjet"])
+        recipe._with_stages(grid, ["tarjet"])
 
 
 def test_what_has_ended_is_not_trained_again_and_what_fails_is_named(recipe, tmp_path, monkeypatch):
@@ -67,13 +70,14 @@ def test_what_has_ended_is_not_trained_again_and_what_fails_is_named(recipe, tmp
 
     monkeypatch.setattr(recipe.subprocess, "Popen", Failing)
     monkeypatch.setattr(recipe.os, "wait4", lambda *args: (0, 1, None))
-    folder = recipe.folder_of(tmp_path, "target, random", 2)
+    name, cell = "target, random", recipe.make_cells(200)["target, random"]
+    folder = recipe.folder_of(tmp_path, name, 2)
     assert folder.name == "target-random-seed2"
     with pytest.raises(UserError, match=r"'target, random', seed 2, failed; see .*log\.txt"):
-        recipe.train_one("target, random", 2, tmp_path, tmp_path)
+        recipe.train_one(name, cell, 2, tmp_path, tmp_path)
     assert "--initialise=random" in commands[0] and not (folder / "run.json").exists()
     (folder / "run.json").write_text("{}")
-    recipe.train_one("target, random", 2, tmp_path, tmp_path)
+    recipe.train_one(name, cell, 2, tmp_path, tmp_path)
     assert len(commands) == 1
 
 
