@@ -20,6 +20,11 @@ class Cell:
     student: str | None = None
     is_result: bool = True  # False: a stage of other cells, not a row
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher must have been fine-tuned: not where all begins with the pretrained weights."""
+        return "source" in self.keys or self.keys["guidance"] not in ("unguided", "trajectory")
+
     def arguments(self, seed: int) -> list[str]:
         """Words for train.py, but for folders."""
         words = [f"--{key}={value}" for key, value in {"seed": seed, "num_steps": self.steps, **self.keys}.items()]

@@ -121,7 +121,8 @@ def _evaluated(cells: Mapping[str, Cell], seeds: Sequence[int], output_folder: P
             if not (folder / "report").is_dir():
                 evaluate_folder(folder / "model", test, folder / "report", split="test", progress=False)
             before = None if cell.student is None else folder_of(output_folder, cell.student, seed)
-            yield Student(name, seed, folder, before, cell.steps)
+            earlier = 0 if cell.student is None else cells[cell.student].steps
+            yield Student(name, seed, folder, before, cell.steps, earlier, cell.needs_teacher)
 
 
 if __name__ == "__main__":

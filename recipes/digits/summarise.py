@@ -1,36 +1,37 @@
 """What compare.py's students came to: a table, and figures of WER against steps and seconds, and of layer distances."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib
 import numpy as np
 from clip_bootstrap import errors_of_words
+from grid_figures import draw_curves, draw_distances, training_seconds
 from prepare import test_strings
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cald_speech.evaluation.report import format_table, read_result
 from cald_speech.evaluation.run import evaluate_folder
 from cald_speech.files import whole_file
 from cald_speech.tasks.bootstrap import paired_bootstrap
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 
 @dataclass(frozen=True)
 class Student:
-    """One trained student of the grid; ``before`` is the run that it went on from, ``steps`` its own."""
+    """One trained student of the grid; ``before`` is the run that it went on from, of ``earlier_steps``.
+
+    ``needs_teacher`` says that the teacher had to be fine-tuned first.
+    """
 
     name: str
     seed: int
     folder: Path
     before: Path | None
     steps: int
+    earlier_steps: int = 0
+    needs_teacher: bool = True
 
     @property
     def runs(self) -> list[dict[str, float]]:
@@ -69,8 +70,8 @@ def summarise(students: Sequence[Student], output_folder: Path, teacher: Path, t
     with whole_file(output_folder / "table.md") as unfinished:
         unfinished.write_text(table)
     print(table)
-    _draw_curves(by_cell, output_folder / "wer.png", training_seconds(teacher), result.words.rate)
-    _draw_distances(by_cell, output_folder / "distances.png")
+    draw_curves(by_cell, output_folder / "wer.png", training_seconds(teacher), result.words.rate)
+    draw_distances(by_cell, output_folder / "distances.png")
     return rows
 
 
@@ -93,57 +94,3 @@ def _row(
         "seconds": mean(sum(run["seconds"] for run in student.runs) for student in students),
         "peak GiB": max(run["peak_gib"] for student in students for run in student.runs),
     }
-
-
-def training_seconds(folder: Path) -> float:
-    """From a run's first logged step to its last, by the clock: pauses count."""
-    times = [event.wall_time for event in _events(folder, "loss/task")]
-    return max(times) - min(times)
-
-
-def _events(folder: Path, tag: str) -> Sequence[Any]:
-    board = EventAccumulator(str(folder / "tensorboard"))
-    board.Reload()
-    return board.Scalars(tag)
-
-
-def _draw_curves(by_cell: Mapping[str, Sequence[Student]], path: Path, teacher_seconds: float, teacher: float) -> None:
-    """Validation WER, the mean of the seeds, against steps and against seconds with the teacher's counted in."""
-    figure, (by_steps, by_seconds) = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    for name, students in by_cell.items():
-        steps = [step for step, _ in students[0].valid]
-        rates = np.mean([[rate for _, rate in student.valid] for student in students], axis=0)
-        earlier = mean(sum(run["seconds"] for run in student.runs[:-1]) for student in students)
-        own = mean(student.runs[-1]["seconds"] for student in students)
-        if not name.startswith("unguided"):
-            earlier += teacher_seconds
-        by_steps.plot(steps, rates, marker=".", label=name)
-        by_seconds.plot([earlier + own * step / students[0].steps for step in steps], rates, marker=".")
-    by_steps.set(xlabel="student steps", ylabel="WER % of the validation strings", yscale="log")
-    by_seconds.set(xlabel="seconds, the teacher's fine-tuning included where one is followed")
-    by_steps.legend(fontsize=7, title=f"teacher: {teacher:.2f} % (test)")
-    _save(figure, path)
-
-
-def _draw_distances(by_cell: Mapping[str, Sequence[Student]], path: Path) -> None:
-    """The distance that the layer loss sees after each layer, at the last logged step under guidance."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, students in by_cell.items():
-        found = [last for student in students if (last := _last_distances(student)) is not None]
-        if found:
-            axes.plot(np.mean(found, axis=0), marker="o", label=name)
-    axes.set(xlabel="layer", ylabel="squared distance of the normed states", yscale="log", xticks=range(4))
-    axes.legend(fontsize=7)
-    _save(figure, path)
-
-
-def _last_distances(student: Student) -> list[float] | None:
-    lines: Iterable = map(json.loads, (student.folder / "train_log.jsonl").read_text().splitlines())
-    found = [[v for key, v in line.items() if key.startswith("layer_distance/")] for line in lines]
-    return next((distances for distances in reversed(found) if any(distances)), None)
-
-
-def _save(figure: plt.Figure, path: Path) -> None:
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=110, format="png")
-    plt.close(figure)

@@ -41,6 +41,7 @@ def test_every_cell_is_an_experiment(recipe, tmp_path):
         # Equal steps: what a student goes on from is counted in.
         before = 0 if cell.student is None else cells[cell.student].steps
         assert not cell.is_result or before + cell.steps == 120, name
+        assert cell.needs_teacher == (name not in ("trajectory", "unguided from source")), name
         schedule = settings.schedule
         assert settings.guidance.align_steps + schedule.warmup_steps + schedule.decay_steps == cell.steps, name
 
@@ -112,6 +113,6 @@ def test_the_table_and_the_figures(recipe, tmp_path, monkeypatch):
     assert guided["WER %"] == pytest.approx(np.mean([100 / 12, 200 / 12])) and guided["seeds"] == "8.33 16.67"
     assert guided["minus teacher"] == pytest.approx(guided["WER %"]) and guided["low"] <= guided["high"]
     assert unguided["spread"] == pytest.approx(100 / 12) and unguided["seconds"] == 10.5 and unguided["peak GiB"] == 2
-    assert summarise.training_seconds(tmp_path / "teacher") == pytest.approx(60)
+    assert sys.modules["grid_figures"].training_seconds(tmp_path / "teacher") == pytest.approx(60)
     for name in ("table.md", "wer.png", "distances.png"):
         assert (tmp_path / "grid" / name).stat().st_size > 0
