@@ -10,22 +10,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForAudioClassification,
-    AutoModelForCTC,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from cald_speech.conversion import LayerMap, replace_layers
 from cald_speech.errors import UserError
 from cald_speech.families import Family, families, family_of
 from cald_speech.hub import check_source
 from cald_speech.mixers import SCAN_PARAMETERS
-
-AUTO_CLASSES = {"base": AutoModel, "ctc": AutoModelForCTC, "classification": AutoModelForAudioClassification}
 
 
 @cache
@@ -53,7 +44,9 @@ def converted_class(family: Family, base: type[PreTrainedModel]) -> type[PreTrai
             layer_map = LayerMap.from_dict(config.layer_map)
         except (KeyError, ValueError) as error:
             raise UserError(f"the layer_map in the model's config.json cannot be read: {error}") from error
-        replace_layers(self, family, layer_map.factories(len(family.layers(self))), initialise="random")
+        # transformers' generic heads build their base model by its config, so that it is a converted one by now.
+        if not any(family.mixer(layer) for layer in family.layers(self)):
+            replace_layers(self, family, layer_map.factories(len(family.layers(self))), initialise="random")
         declare_shared(self)
 
     def tie_weights(self, **kwargs):
@@ -67,6 +60,7 @@ def converted_class(family: Family, base: type[PreTrainedModel]) -> type[PreTrai
         "__module__": __name__,
         "config_class": config_class(family),
         "_keep_in_fp32_modules_strict": {*(base._keep_in_fp32_modules_strict or ()), *SCAN_PARAMETERS},
+        "_is_stateful": family.causal,  # a scan's state cannot be taken back, as assisted generation would
     }
     return type(f"Cald{base.__name__}", (base,), body)
 
@@ -107,7 +101,7 @@ def register() -> None:
         for head, base in family.classes.items():
             cls = converted_class(family, base)
             globals()[cls.__name__] = cls  # so that the classes pickle
-            AUTO_CLASSES[head].register(config, cls, exist_ok=True)
+            family.auto_classes[head].register(config, cls, exist_ok=True)
         globals()[config.__name__] = config
 
 
@@ -119,16 +113,17 @@ def from_pretrained(
     Arguments
     ---------
     source : a folder, or a Hugging Face hub id.
-    head : ``ctc``, ``classification`` or ``base``.
+    head : one that the family has: ``base``, ``classification``, ``ctc`` (speech), ``lm`` or ``masked_lm`` (text).
     dtype : of the weights; A_log, dt_bias and D of converted models stay in float32.
     overrides : values for the config.
 
-    Raises UserError where the model cannot be had, is truncated, or is of an architecture not known here.
+    Raises UserError where the model cannot be had, is truncated, is of an architecture not known here, or has no such
+    head.
     """
     source = str(source)
     config = load_config(source)
     family = family_of(config)
-    base = family.classes[head]
+    base = family.class_with(head)
     model_class = converted_class(family, base) if isinstance(config, config_class(family)) else base
     try:
         return family.load(source, model_class=model_class, dtype=dtype, **overrides).eval()

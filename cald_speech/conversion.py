@@ -6,6 +6,7 @@ the attention weights they replace. Which layers are converted is a value, the :
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from cald_speech.errors import UserError
 from cald_speech.families import Family
-from cald_speech.mixers import MixerFactory, describe_factory, factory_from
+from cald_speech.mixers import CausalMixer, MixerFactory, describe_factory, factory_from
 
 STARTS = ("attention", "random")
 
@@ -117,7 +118,8 @@ def convert(
     Raises
     ------
     UserError
-        for a layer that does not exist, or a mixer whose geometry does not allow a start from the attention weights.
+        for a layer that does not exist, a mixer that would see the future in a causal model, or one whose geometry does
+        not allow a start from the attention weights.
 
     Example
     -------
@@ -158,8 +160,9 @@ def replace_layers(
 ) -> set[str]:
     """Put the mixers in; returns the names of the parameters that now hold attention weights."""
     family.prepare(model)
-    names = {id(module): name for name, module in model.named_modules()}
-    copied, firsts = set(), {}
+    if family.causal:
+        check_causal(family, factories)
+    held, firsts = {}, {}
     for index, factory in enumerate(factories):
         if factory is None:
             continue
@@ -174,12 +177,24 @@ def replace_layers(
         mixer.to(weights.q.dtype)
         if initialise == "attention":
             try:
-                held = mixer.init_from_attention(weights)
+                held[mixer] = mixer.init_from_attention(weights)
             except ValueError as error:
                 raise UserError(f"layer {index}: {error} (initialise: random)") from error
-            copied |= {f"{names[id(layer)]}.attention.mixer.{name}" for name in held}
         first = firsts.setdefault(repr(describe_factory(factory)), mixer)
         if first is not mixer:
             mixer.share_with(first)
         family.replace_attention(model, index, mixer)
-    return copied
+    return {f"{place}.{name}" for place, module in model.named_modules() for name in held.get(module, ())}
+
+
+def check_causal(family: Family, factories: list[MixerFactory | None]) -> None:
+    """Raise UserError where a mixer would let a causal model's layer see what comes after a frame."""
+    for index, factory in enumerate(factories):
+        name = type_name(factory)  # raises for what is no mixer
+        mixer_class = factory.func if isinstance(factory, partial) else factory
+        if mixer_class is not None and not issubclass(mixer_class, CausalMixer):
+            raise UserError(
+                f"layer_map: {family.model_type} models are causal, and in layer {index} {name} would see the tokens "
+                "that are to be predicted. Expected a causal mixer (Mamba, Mamba2, GatedLinearAttention, without "
+                "Bidirectional around it), or None to keep the attention"
+            )

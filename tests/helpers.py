@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cald_speech.families import Family
+from cald_speech.families import Family, families
+from cald_speech.families.speech import SpeechFamily
+from cald_speech.families.text import TextFamily
+
+SPEECH = {name: family for name, family in families().items() if isinstance(family, SpeechFamily)}
+TEXT = {name: family for name, family in families().items() if isinstance(family, TextFamily)}
 
 # Largest difference allowed, as a fraction of the largest expected value.
 TOLERANCE = {

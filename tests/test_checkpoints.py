@@ -14,7 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCTC,
-    BertConfig,
+    DistilBertConfig,
     Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Processor,
@@ -24,11 +24,10 @@ from transformers import (
 import cald_speech
 from cald_speech import LayerMap, convert
 from cald_speech.errors import UserError
-from cald_speech.families import families
 from cald_speech.mixers import Bidirectional, Mamba2
-from tests.helpers import TOLERANCE, audio_batch, relative_error, tiny_model
+from tests.helpers import SPEECH, TOLERANCE, audio_batch, relative_error, tiny_model
 
-FAMILIES = families()
+FAMILIES = SPEECH
 SHARED = partial(Bidirectional, share_projections=True)
 MAPS = {
     "all converted": LayerMap(SHARED),
@@ -288,8 +287,8 @@ FAULTS = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "cannot load a model from .*config.json"),
     "config cut": (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
     "another architecture": (
-        lambda folder: BertConfig().save_pretrained(folder),
-        "'bert' is not known: expected one of",
+        lambda folder: DistilBertConfig().save_pretrained(folder),
+        "'distilbert' is not known: expected one of",
     ),
     "unknown architecture": (edit_config(model_type="none such"), "none such"),
     "another depth": (edit_config(num_hidden_layers=4), r"missing \(wav2vec2.encoder.layers.3"),

@@ -11,11 +11,10 @@ from cald_speech import LayerMap, convert
 from cald_speech.checkpoints import converted_class
 from cald_speech.conversion import ConversionReport
 from cald_speech.errors import UserError
-from cald_speech.families import families
 from cald_speech.mixers import Bidirectional, GatedLinearAttention, Hydra, Linformer, Mamba, Mamba2, WindowedAttention
-from tests.helpers import audio_batch, tiny_model
+from tests.helpers import SPEECH, audio_batch, tiny_model
 
-FAMILIES = families()
+FAMILIES = SPEECH
 SHARED = partial(Bidirectional, share_projections=True)
 MAPS = {
     "kept": LayerMap(),

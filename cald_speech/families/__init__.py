@@ -7,8 +7,9 @@ from pkgutil import iter_modules
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cald_speech.errors import UserError
-from cald_speech.families.base import Family, FrontEnd, Moments, Opened
+from cald_speech.families.base import Family, Opened
 from cald_speech.families.block_attention import BlockAttention
+from cald_speech.families.front_end import FrontEnd, Moments
 
 
 @cache
@@ -18,7 +19,7 @@ def families() -> dict[str, Family]:
     Example
     -------
     >>> sorted(families())
-    ['hubert', 'wav2vec2', 'wavlm']
+    ['bert', 'gpt_neox', 'hubert', 'llama', 'roberta', 'wav2vec2', 'wavlm']
     """
     modules = [import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__)]
     found = [vars(module)["FAMILY"] for module in modules if "FAMILY" in vars(module)]

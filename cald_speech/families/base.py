@@ -1,15 +1,18 @@
 """What the rest of the house knows about a pretrained architecture, and nothing more (floor F2)."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
-from operator import mul
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from cald_speech.errors import UserError
 from cald_speech.families.block_attention import BlockAttention
+from cald_speech.families.front_end import FrontEnd
+from cald_speech.families.lengths import Lengths
+from cald_speech.families.loading import load_checked
+from cald_speech.families.slot import MixerSlot
 from cald_speech.mixers import AttentionWeights, Mixer
 
 
@@ -21,67 +24,80 @@ class Opened(NamedTuple):
     after: Callable[[Tensor, Tensor], Tensor]
 
 
-class Moments(NamedTuple):
-    """Mean and variance of each channel over all of an audio, (C,) each."""
-
-    mean: Tensor
-    variance: Tensor
-
-
-class FrontEnd(NamedTuple):
-    """What stands around the layers of a speech encoder: from audio to frames, and the norm at the end.
-
-    Frames [a, b) of ``convolutions`` are made of the samples [a * stride, (b - 1) * stride + receptive_field) alone,
-    but where ``normed`` is a convolution: its output is normalised over all of the audio. For a piece of audio,
-    ``convolutions`` then takes the :class:`Moments` of that output over the whole as ``moments``.
-    """
-
-    convolutions: Callable[..., Tensor]  # (B, samples) -> (B, C, T)
-    projection: Callable[[Tensor], Tensor]  # (B, T, C) -> (B, T, D)
-    positions: nn.Module  # the positional convolution, (B, T, D) -> (B, T, D)
-    input_norm: nn.Module  # after adding the positions; Identity in pre-norm models
-    output_norm: nn.Module  # after the last layer; Identity in post-norm models
-    kernels: tuple[int, ...]  # of each convolution, in samples of its input
-    strides: tuple[int, ...]
-    positions_reach: int  # frames that the positional convolution sees on either side
-    normed: nn.Conv1d | None  # the first convolution, where its output is normalised over time
-
-    @property
-    def stride(self) -> int:
-        """Samples from one frame to the next."""
-        return math.prod(self.strides)
-
-    @property
-    def receptive_field(self) -> int:
-        """Samples that one frame is made of."""
-        steps = accumulate(self.strides[:-1], mul, initial=1)
-        return 1 + sum((kernel - 1) * step for kernel, step in zip(self.kernels, steps, strict=True))
-
-    def num_frames(self, num_samples: int) -> int:
-        """Frames that so many samples give."""
-        return max(0, (num_samples - self.receptive_field) // self.stride + 1)
-
-
 class Family:
-    """One pretrained architecture: its layers, the slot in each, its attention weights, its front end.
+    """One pretrained architecture: its layers, the slot in each, its attention weights, its heads.
 
-    ``model_type`` is Hugging Face's name; ``classes`` maps a head (``base``, ``ctc``, ``classification``) to the model
-    class with it.
+    ``model_type`` is Hugging Face's name; ``classes`` maps a head (``base``, ``ctc``, ``lm``, ``classification``, ...)
+    to the model class with it, ``auto_classes`` to the Auto class that finds it. What :meth:`load` lets pass are names
+    that begin with one of the patterns in ``head_names`` (a new head) or ``leftover_names`` (what pretraining alone
+    needed, what older releases saved), behind the base model's prefix.
     """
 
     model_type: str
     config_class: type[PretrainedConfig]
     classes: Mapping[str, type[PreTrainedModel]]
+    auto_classes: Mapping[str, Any]
+    default_head: str
+    head_names: tuple[str, ...]
+    leftover_names: tuple[str, ...]
+    config_defaults: ClassVar[Mapping[str, Any]] = {}
+    causal: bool = False  # True: no layer sees what comes after a frame, and no mixer may
+
+    def class_with(self, head: str) -> type[PreTrainedModel]:
+        """The model class with this head. Raises UserError for one that the family does not have."""
+        if head not in self.classes:
+            raise UserError(
+                f"head: expected one of {', '.join(self.classes)}, which is what {self.model_type} models have, got "
+                f"{head!r}"
+            )
+        return self.classes[head]
 
     def load(
-        self, source: str | PretrainedConfig, *, model_class: type[PreTrainedModel] | None = None, **overrides: Any
+        self,
+        source: str | PretrainedConfig,
+        *,
+        model_class: type[PreTrainedModel] | None = None,
+        dtype: torch.dtype = torch.float32,
+        **overrides: Any,
     ) -> PreTrainedModel:
-        """A prepared model from a hub id or folder, or one with random weights from a config."""
-        raise NotImplementedError
+        """A prepared model from a hub id or folder, or one with random weights from a config.
+
+        ``overrides`` are set in its config. Raises UserError where the source cannot be had or holds other weights than
+        the model needs: only a head may be missing, and only what pretraining alone needed may be left over.
+        """
+        cls = model_class or self.class_with(self.default_head)
+        overrides = {**self.config_defaults, **overrides}
+        if isinstance(source, PretrainedConfig):
+            config = type(source).from_dict({**source.to_dict(), **overrides})
+            return self.prepare(cls(config).to(dtype))
+        return self.prepare(load_checked(cls, source, self.head_names, self.leftover_names, dtype=dtype, **overrides))
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Make padding invisible to the model, in place; converting and loading do this themselves."""
         raise NotImplementedError
+
+    def new_lengths(self, base: PreTrainedModel) -> Lengths:
+        """What is to read the lengths of each batch that the base model gets; may change its modules to use them."""
+        raise NotImplementedError
+
+    def context(self, model: PreTrainedModel) -> Lengths:
+        """The model's lengths, put in place when they are first asked for."""
+        base = model.base_model
+        context = base.__dict__.get("cald_lengths")
+        if context is None:
+            context = base.__dict__["cald_lengths"] = self.new_lengths(base)
+            base.register_forward_pre_hook(context.hook, with_kwargs=True)
+        return context
+
+    def traits(self, config: PretrainedConfig) -> dict[str, Any]:
+        """What two models must share, by its name for people, before their states and logits can be compared."""
+        return {
+            "family": self.model_type,
+            "width": config.hidden_size,
+            "layers": config.num_hidden_layers,
+            "vocabulary": config.vocab_size,
+            "labels": config.num_labels,
+        }
 
     def layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """The layers, first to last; each has one slot."""
@@ -97,11 +113,15 @@ class Family:
 
     def mixer(self, layer: nn.Module) -> Mixer | None:
         """What fills the layer's slot; None where attention was kept."""
-        raise NotImplementedError
+        slot = self.slot_ends(layer)[0]
+        return slot.mixer if isinstance(slot, MixerSlot) else None
 
-    def block_attention(self, model: PreTrainedModel, layer: nn.Module) -> BlockAttention:
-        """The attention that a layer of ``model`` kept, as something that takes its queries block by block."""
-        raise NotImplementedError
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The attention in the layer's slot; raises ValueError for a layer that is converted."""
+        mixer = self.mixer(layer)
+        if mixer is not None:
+            raise ValueError(f"expected a layer with attention, got one with {type(mixer).__name__}")
+        return self.slot_ends(layer)[0]
 
     def layer_arguments(self, model: PreTrainedModel, x: Tensor, lengths: Tensor | None) -> dict[str, Any]:
         """What the encoder hands to each layer, beside its input, for an input like ``x`` (B, T, D)."""
@@ -119,14 +139,20 @@ class Family:
         """The norm that the last layer's output goes through before the head; Identity if there is none."""
         raise NotImplementedError
 
-    def front_end(self, model: PreTrainedModel) -> FrontEnd:
-        """The pieces before and around the layers."""
-        raise NotImplementedError
-
-    def freeze_front_end(self, model: PreTrainedModel) -> None:
-        """What stands before the first layer and needs no training: its parameters get no gradient from here on."""
-        raise NotImplementedError
-
     def head(self, model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         """From the final norm's output (B, T, D) to logits (B, T, V). Raises UserError for a model without a head."""
         raise NotImplementedError
+
+    def front_end(self, model: PreTrainedModel) -> FrontEnd:
+        """The pieces between audio and layers. Raises UserError where the model reads no audio, as here."""
+        raise UserError(
+            f"expected a model that hears audio, got {type(model).__name__}: {self.model_type} models read text, and "
+            "have no front end for audio. Give a speech encoder"
+        )
+
+    def block_attention(self, model: PreTrainedModel, layer: nn.Module) -> BlockAttention:
+        """The attention that a layer of a speech encoder kept, as something that takes its queries block by block."""
+        raise NotImplementedError
+
+    def freeze_front_end(self, model: PreTrainedModel) -> None:
+        """Let what makes frames of audio have no gradient from here on; without a front end, nothing is frozen."""

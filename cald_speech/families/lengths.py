@@ -25,16 +25,22 @@ def frame_lengths(samples: Tensor, config: PretrainedConfig) -> Tensor:
     return samples.clamp(min=0)
 
 
-class LengthContext:
-    """The lengths of the batch that a model is working on; None where nothing is padded.
+class Lengths:
+    """Of the batch that a model is working on: ``frames`` (B,) that are valid in its layers, None where all are."""
 
-    ``samples`` (B,) counts samples of audio, ``frames`` (B,) frames after the convolutional front end.
-    """
+    frames: Tensor | None = None
+
+    def hook(self, base: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Forward pre-hook of the base model, which reads the lengths off its arguments."""
+        raise NotImplementedError
+
+
+class LengthContext(Lengths):
+    """Those of audio: ``samples`` (B,) before the convolutional front end, ``frames`` after it."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         self.config = config
         self.samples: Tensor | None = None
-        self.frames: Tensor | None = None
 
     def hook(self, base: nn.Module, args: tuple, kwargs: dict) -> None:
         """Forward pre-hook of the base model: reads ``attention_mask``, (B, samples) ones and zeros."""

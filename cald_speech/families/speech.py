@@ -1,101 +1,61 @@
 """What wav2vec2, HuBERT and WavLM have in common: the front end, both layer layouts, and the slot's place."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForAudioClassification, AutoModelForCTC, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.utils import logging
 
 from cald_speech.errors import UserError
-from cald_speech.families.base import Family, FrontEnd, Moments, Opened
+from cald_speech.families.base import Family, Opened
 from cald_speech.families.block_attention import BlockAttention
+from cald_speech.families.front_end import FrontEnd, Moments
 from cald_speech.families.lengths import LengthAwareGroupNorm, LengthContext, convolve_normed
+from cald_speech.families.slot import MixerSlot
 from cald_speech.mixers import AttentionWeights, Mixer
 from cald_speech.ops import valid_frames
-
-# A self-supervised checkpoint has no head and carries what only its pretraining needed.
-HEAD_PREFIXES = ("lm_head.", "projector.", "classifier.", "layer_weights")
-PRETRAINING_PREFIXES = ("quantizer.", "project_q.", "project_hid.", "label_embs_concat", "final_proj.", "mask_emb")
-
-
-class MixerSlot(nn.Module):
-    """Stands where ``layer.attention`` stood: Hugging Face's call on the outside, a mixer on the inside."""
-
-    def __init__(self, mixer: Mixer, context: LengthContext):
-        super().__init__()
-        self.mixer = mixer
-        self.context = context
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
-        """(B, T, D) to (B, T, D) and no attention weights. Lengths come from the context, masks are not looked at."""
-        return self.mixer(hidden_states, self.context.frames), None
 
 
 class SpeechFamily(Family):
     """A Hugging Face speech encoder. A subclass names its classes; WavLM changes the slot too."""
 
+    auto_classes: ClassVar = {
+        "base": AutoModel,
+        "ctc": AutoModelForCTC,
+        "classification": AutoModelForAudioClassification,
+    }
+    default_head = "ctc"
+    # LayerDrop would make teacher and student skip different layers.
+    config_defaults: ClassVar = {"layerdrop": 0.0}
+    # A self-supervised checkpoint has no head and carries what only its pretraining needed. masked_spec_embed exists
+    # only where SpecAugment is on; a checkpoint made without it starts it at random.
+    head_names = (r"lm_head\.", r"projector\.", r"classifier\.", "layer_weights", "masked_spec_embed")
+    leftover_names = (
+        r"quantizer\.",
+        r"project_q\.",
+        r"project_hid\.",
+        "label_embs_concat",
+        r"final_proj\.",
+        "mask_emb",
+    )
     pre_norm_layer: type[nn.Module]
     slot_class: Callable[..., MixerSlot] = MixerSlot
-
-    def load(
-        self,
-        source: str | PretrainedConfig,
-        *,
-        model_class: type[PreTrainedModel] | None = None,
-        dtype: torch.dtype = torch.float32,
-        **overrides: Any,
-    ) -> PreTrainedModel:
-        """A prepared model; ``overrides`` are set in its config (LayerDrop is 0 unless they say otherwise).
-
-        Raises UserError where the source cannot be had or holds other weights than the model needs: only a head may
-        be missing, and only what pretraining alone needed may be left over.
-        """
-        cls = model_class or self.classes["ctc"]
-        # LayerDrop would make teacher and student skip different layers.
-        overrides = {"layerdrop": 0.0} | overrides
-        if isinstance(source, PretrainedConfig):
-            config = type(source).from_dict({**source.to_dict(), **overrides})
-            return self.prepare(cls(config).to(dtype))
-        try:
-            # Other sizes are not ignored: _check_loaded names them, and all else that does not fit.
-            with _quiet():
-                model, info = cls.from_pretrained(
-                    source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **overrides
-                )
-        except OSError as error:
-            raise UserError(
-                f"cannot load the model {source!r}: {error}. Expected a folder with config.json and model.safetensors, "
-                "or a Hugging Face hub id and a network. Without a network, download it elsewhere "
-                "(`huggingface-cli download`) and give the folder"
-            ) from error
-        # A parameter that mixers share, and that the checkpoint lacks, has no values but is not told as missing.
-        info["missing_keys"] = {*info["missing_keys"], *(n for n, p in model.named_parameters() if p.is_meta)}
-        _check_loaded(str(source), self.base_prefix(model), info)
-        return self.prepare(model)
-
-    @staticmethod
-    def base_prefix(model: PreTrainedModel) -> str:
-        return f"{model.base_model_prefix}."
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         self.context(model)
         return model
 
-    def context(self, model: PreTrainedModel) -> LengthContext:
-        """The model's lengths, put in place (with the length-aware norm) when they are first asked for."""
-        base = model.base_model
-        context = base.__dict__.get("cald_lengths")
-        if context is None:
-            context = base.__dict__["cald_lengths"] = LengthContext(base.config)
-            base.register_forward_pre_hook(context.hook, with_kwargs=True)
-            first = base.feature_extractor.conv_layers[0]
-            if base.config.feat_extract_norm == "group":
-                first.layer_norm = LengthAwareGroupNorm.replacing(first.layer_norm, first.conv, context)
+    def new_lengths(self, base: PreTrainedModel) -> LengthContext:
+        """Lengths, and the length-aware norm that reads them."""
+        context = LengthContext(base.config)
+        first = base.feature_extractor.conv_layers[0]
+        if base.config.feat_extract_norm == "group":
+            first.layer_norm = LengthAwareGroupNorm.replacing(first.layer_norm, first.conv, context)
         return context
+
+    def traits(self, config: PretrainedConfig) -> dict[str, Any]:
+        return super().traits(config) | {"frame rate": tuple(config.conv_stride)}
 
     def layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         return model.base_model.encoder.layers
@@ -123,9 +83,6 @@ class SpeechFamily(Family):
     def slot_ends(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
         return layer.attention, layer.attention
 
-    def mixer(self, layer: nn.Module) -> Mixer | None:
-        return layer.attention.mixer if isinstance(layer.attention, MixerSlot) else None
-
     def block_attention(self, model: PreTrainedModel, layer: nn.Module) -> BlockAttention:
         return BlockAttention(layer.attention)
 
@@ -138,9 +95,7 @@ class SpeechFamily(Family):
         }
 
     def attention_weights(self, model: PreTrainedModel, layer: nn.Module) -> AttentionWeights:
-        attention = layer.attention
-        if isinstance(attention, MixerSlot):
-            raise ValueError(f"expected a layer with attention, got one with {type(attention.mixer).__name__}")
+        attention = self.attention(layer)
         heads = attention.num_heads
         projections = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
         weights = {name: p.weight.unflatten(0, (heads, -1)) for name, p in projections.items()}
@@ -197,33 +152,3 @@ class SpeechFamily(Family):
         if not isinstance(model, self.classes["ctc"]):
             raise UserError(f"expected a model with a CTC head, got {type(model).__name__}. Load it with head='ctc'")
         return model.lm_head
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No report of transformers' own on what did not fit: its result is read and judged here."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
-def _check_loaded(source: str, prefix: str, info: dict) -> None:
-    """Only a head may be missing from a checkpoint, and only pretraining's own weights may be left over."""
-    # masked_spec_embed exists only where SpecAugment is on; a checkpoint made without it starts it at random.
-    missing = [k for k in info["missing_keys"] if not k.startswith(HEAD_PREFIXES) and "masked_spec_embed" not in k]
-    allowed = (*HEAD_PREFIXES, *PRETRAINING_PREFIXES)
-    unexpected = [
-        k
-        for k in info["unexpected_keys"]
-        if not k.removeprefix(prefix).startswith(allowed) and "masked_spec_embed" not in k
-    ]
-    mismatched = [f"{k}: {tuple(had)} for {tuple(wanted)}" for k, had, wanted in info["mismatched_keys"]]
-    for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another size", mismatched)):
-        if keys:
-            raise UserError(
-                f"the weights in {source!r} do not fit this model: {len(keys)} {kind} ({', '.join(sorted(keys)[:3])}, "
-                "...). Expected a checkpoint of the same architecture that config.json describes"
-            )

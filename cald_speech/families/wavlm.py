@@ -10,7 +10,8 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMEncode
 
 from cald_speech.families.block_attention import BlockAttention, GatedBiasAttention
 from cald_speech.families.lengths import LengthContext
-from cald_speech.families.speech import MixerSlot, SpeechFamily
+from cald_speech.families.slot import MixerSlot
+from cald_speech.families.speech import SpeechFamily
 from cald_speech.mixers import AttentionWeights, Mixer, PositionBias
 from cald_speech.ops import valid_frames
 

@@ -85,23 +85,17 @@ def _load_student(start: str | PretrainedConfig, settings: Settings, processor: 
     overrides = {**settings.model_overrides, **task.head_options(str(start), config, processor)}
     if isinstance(start, PretrainedConfig):
         family = family_of(start)
-        return family.load(start, model_class=family.classes[task.head], **overrides)
+        return family.load(start, model_class=family.class_with(task.head), **overrides)
     return from_pretrained(start, head=task.head, **overrides)
 
 
 def check_match(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     """Raise UserError unless hidden states and logits of the two can be compared."""
-    pairs = {
-        "family": (family_of(teacher).model_type, family_of(student).model_type),
-        "width": (teacher.config.hidden_size, student.config.hidden_size),
-        "layers": (teacher.config.num_hidden_layers, student.config.num_hidden_layers),
-        "vocabulary": (teacher.config.vocab_size, student.config.vocab_size),
-        "labels": (teacher.config.num_labels, student.config.num_labels),
-        "frame rate": (tuple(teacher.config.conv_stride), tuple(student.config.conv_stride)),
-    }
-    for name, (ours, theirs) in pairs.items():
-        if ours != theirs:
+    ours, theirs = (family_of(model).traits(model.config) for model in (teacher, student))
+    for name, its in ours.items():
+        other = theirs.get(name)
+        if its != other:
             raise UserError(
-                f"teacher and student do not match in their {name}: expected the same, got {ours} and {theirs}. "
+                f"teacher and student do not match in their {name}: expected the same, got {its} and {other}. "
                 "Set `source` to the pretrained model the teacher was fine-tuned from, or leave it out"
             )

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from cald_speech.distillation import captured_states
-from cald_speech.families import families
-from tests.helpers import audio_batch, tiny_model
+from tests.helpers import SPEECH, audio_batch, tiny_model
 
-FAMILIES = families()
+FAMILIES = SPEECH
 every_model = pytest.mark.parametrize("norm", ["group", "layer"])
 
 

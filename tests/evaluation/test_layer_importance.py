@@ -13,13 +13,13 @@ from cald_speech.evaluation.effective_memory import MemoryMeter, metered
 from cald_speech.evaluation.layer_costs import converted_alone, mixers_of, with_mixer_of
 from cald_speech.evaluation.layer_importance import main
 from cald_speech.evaluation.layer_ranking import overrides_yaml
-from cald_speech.families import families, family_of
+from cald_speech.families import family_of
 from cald_speech.mixers import Bidirectional, Hydra, Mamba, Mamba2, Mixer
 from tests.evaluation.layerwise import DURATIONS_S, rewrite, write_recordings, write_teacher
-from tests.helpers import audio_batch, padded_batch, relative_error, tiny_model
+from tests.helpers import SPEECH, audio_batch, padded_batch, relative_error, tiny_model
 from tests.training.miniature import write_model
 
-FAMILIES = families()
+FAMILIES = SPEECH
 NEEDED = 1
 
 

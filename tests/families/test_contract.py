@@ -1,4 +1,7 @@
-"""What every family promises, on tiny random models and both front-end norms. A new family is found here by itself."""
+"""What every family of speech encoders promises, on tiny random models and both front-end norms.
+
+A new family is found here by itself; test_text_contract.py has the same promises of families that read text.
+"""
 
 from functools import partial
 
@@ -7,13 +10,22 @@ import torch
 from transformers import PreTrainedModel
 
 from cald_speech import LayerMap, convert
-from cald_speech.families import families, family_of
+from cald_speech.families import family_of
 from cald_speech.families.block_attention import GatedBiasAttention
 from cald_speech.longform import AudioSource, stream_logits
 from cald_speech.mixers import Bidirectional
-from tests.helpers import TOLERANCE, audio_batch, gradients, relative_error, tiny_config, tiny_model, worst_gradient
+from tests.helpers import (
+    SPEECH,
+    TOLERANCE,
+    audio_batch,
+    gradients,
+    relative_error,
+    tiny_config,
+    tiny_model,
+    worst_gradient,
+)
 
-FAMILIES = families()
+FAMILIES = SPEECH
 NORMS = ("group", "layer")
 LAYERS = 3
 SHARED = partial(Bidirectional, share_projections=True)

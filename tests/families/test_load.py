@@ -6,10 +6,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2ForPreTraining
 
 from cald_speech.errors import UserError
-from cald_speech.families import families
-from tests.helpers import tiny_config, tiny_model
+from tests.helpers import SPEECH, tiny_config, tiny_model
 
-FAMILIES = families()
+FAMILIES = SPEECH
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 both_norms = pytest.mark.parametrize("norm", ["group", "layer"])
 

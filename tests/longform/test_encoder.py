@@ -10,7 +10,6 @@ from transformers import Wav2Vec2FeatureExtractor
 from cald_speech import LayerMap, convert
 from cald_speech.data.audio import read_audio
 from cald_speech.errors import UserError
-from cald_speech.families import families
 from cald_speech.longform import AudioSource, buffers, encode_long, predicted_peak_bytes, stream_logits
 from cald_speech.longform.encoder import BlockSizes
 from cald_speech.mixers import (
@@ -23,9 +22,9 @@ from cald_speech.mixers import (
     Mixer,
     WindowedAttention,
 )
-from tests.helpers import TOLERANCE, relative_error, tiny_model
+from tests.helpers import SPEECH, TOLERANCE, relative_error, tiny_model
 
-FAMILIES = families()
+FAMILIES = SPEECH
 SHARED = partial(Bidirectional, share_projections=True)
 
 

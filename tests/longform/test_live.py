@@ -7,15 +7,14 @@ import torch
 
 from cald_speech import LayerMap, convert
 from cald_speech.errors import UserError
-from cald_speech.families import families
 from cald_speech.longform import AudioSource, latency_s, stream
 from cald_speech.longform.front import measure
 from cald_speech.longform.streamer import Streamer
 from cald_speech.mixers import Bidirectional, Mamba2
-from tests.helpers import TOLERANCE, relative_error, tiny_model
+from tests.helpers import SPEECH, TOLERANCE, relative_error, tiny_model
 from tests.longform.test_encoder import MAPS, audio, both_norms, every_family, make, whole
 
-FAMILIES = families()
+FAMILIES = SPEECH
 # Every head forgets within some ten frames, as heads do that have learnt what is near.
 DECAYING = {"dt_range": (0.05, 0.1), "A_range": (2.0, 4.0)}
 SHARED = partial(Bidirectional, share_projections=True)

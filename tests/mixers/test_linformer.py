@@ -10,12 +10,11 @@ from safetensors.torch import load_file, save_file
 import cald_speech
 from cald_speech import LayerMap, convert
 from cald_speech.errors import UserError
-from cald_speech.families import families
 from cald_speech.mixers import Bidirectional, Linformer
-from tests.helpers import TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
+from tests.helpers import SPEECH, TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
 
 WIDTH, HEADS = 32, 4
-FAMILIES = families()
+FAMILIES = SPEECH
 SHARED = partial(Linformer, k=7, max_length=60, sharing="layer")
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 

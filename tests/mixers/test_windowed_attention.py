@@ -8,13 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cald_speech import LayerMap, convert
 from cald_speech.errors import UserError
-from cald_speech.families import families
 from cald_speech.mixers import WindowedAttention
 from cald_speech.mixers.banded import LEAST_QUERIES
-from tests.helpers import TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
+from tests.helpers import SPEECH, TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
 
 WIDTH, HEADS, HEAD_DIM = 32, 4, 8
-FAMILIES = families()
+FAMILIES = SPEECH
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from cald_speech import LayerMap, convert
-from cald_speech.families import families
 from cald_speech.mixers import Bidirectional
 from cald_speech.training.optimiser import clip_gradients, parameter_groups
-from tests.helpers import tiny_model
+from tests.helpers import SPEECH, tiny_model
 
-FAMILIES = families()
+FAMILIES = SPEECH
 
 
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)

@@ -110,7 +110,9 @@ class SelectiveScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, saved = ctx.saved_tensors[: ctx.num_inputs], ctx.saved_tensors[ctx.num_inputs :]
+        # Read once: under non-reentrant gradient checkpointing a second reading is refused.
+        every = ctx.saved_tensors
+        tensors, saved = every[: ctx.num_inputs], every[ctx.num_inputs :]
         return None, *run_backward(ctx.plan, tensors, saved, grad_y, grad_state)
 
 

@@ -1,0 +1,46 @@
+"""Llama (Touvron et al., arXiv 2302.13971), with grouped keys and values from its second release on."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    PreTrainedModel,
+)
+
+from cald_speech.families.decoder import DecoderFamily
+from cald_speech.mixers import AttentionWeights
+
+
+class LlamaFamily(DecoderFamily):
+    """All sizes of releases 1 to 3, and whatever else says ``llama`` in its config."""
+
+    model_type = "llama"
+    config_class = LlamaConfig
+    classes: ClassVar = {
+        "base": LlamaModel,
+        "lm": LlamaForCausalLM,
+        "classification": LlamaForSequenceClassification,
+    }
+    slot_name = "self_attn"
+    cache_argument = "past_key_values"
+    norm_name = "norm"
+
+    def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        x = x + y
+        return x + layer.mlp(layer.post_attention_layernorm(x))
+
+    def attention_weights(self, model: PreTrainedModel, layer: nn.Module) -> AttentionWeights:
+        """Keys and values have ``num_key_value_heads`` heads, each for several of the queries'."""
+        attention, output = self.attention(layer), self.attention(layer).o_proj
+        projections = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
+        shape = (-1, attention.head_dim)
+        weights = {name: p.weight.unflatten(0, shape) for name, p in projections.items()}
+        biases = {f"{n}_bias": p.bias.unflatten(0, shape) for n, p in projections.items() if p.bias is not None}
+        return AttentionWeights(**weights, o=output.weight.unflatten(1, shape), **biases, o_bias=output.bias)
+
+
+FAMILY = LlamaFamily()

@@ -1,0 +1,69 @@
+"""Checkpoints of others: what does not fit the model is named, not passed over."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from cald_speech.errors import UserError
+
+
+def load_checked(
+    cls: type[PreTrainedModel], source: str, head_names: Sequence[str], leftover_names: Sequence[str], **options: Any
+) -> PreTrainedModel:
+    """A ``cls`` model from a folder or hub id, in which nothing but a head is new.
+
+    Arguments
+    ---------
+    head_names : patterns of names, behind the base model's prefix, that may be missing or left over.
+    leftover_names : the same for names that may only be left over.
+    options : dtype and the config's values, as ``from_pretrained`` takes them.
+
+    Raises UserError where the source cannot be had, or its weights do not fit.
+    """
+    try:
+        # Other sizes are not ignored: _check_loaded names them, and all else that does not fit.
+        with _quiet():
+            model, info = cls.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except OSError as error:
+        raise UserError(
+            f"cannot load the model {source!r}: {error}. Expected a folder with config.json and model.safetensors, "
+            "or a Hugging Face hub id and a network. Without a network, download it elsewhere "
+            "(`huggingface-cli download`) and give the folder"
+        ) from error
+    # A parameter that mixers share, and that the checkpoint lacks, has no values but is not told as missing.
+    missing = {*info["missing_keys"], *(n for n, p in model.named_parameters() if p.is_meta)}
+    prefix = f"{model.base_model_prefix}."
+    mismatched = [f"{k}: {tuple(had)} for {tuple(wanted)}" for k, had, wanted in info["mismatched_keys"]]
+    _refuse(source, "missing", _others(missing, prefix, head_names))
+    _refuse(source, "unexpected", _others(info["unexpected_keys"], prefix, (*head_names, *leftover_names)))
+    _refuse(source, "of another size", mismatched)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No report of transformers' own on what did not fit: its result is read and judged here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _others(names: Sequence[str], prefix: str, patterns: Sequence[str]) -> list[str]:
+    """The names that, behind the prefix, begin with none of the patterns."""
+    allowed = re.compile("|".join(patterns))
+    return [name for name in names if not allowed.match(name.removeprefix(prefix))]
+
+
+def _refuse(source: str, kind: str, names: Sequence[str]) -> None:
+    if names:
+        raise UserError(
+            f"the weights in {source!r} do not fit this model: {len(names)} {kind} ({', '.join(sorted(names)[:3])}, "
+            "...). Expected a checkpoint of the same architecture that config.json describes"
+        )

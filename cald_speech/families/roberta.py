@@ -1,0 +1,23 @@
+"""RoBERTa (Liu et al., arXiv 1907.11692)."""
+
+from typing import ClassVar
+
+from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification, RobertaModel
+
+from cald_speech.families.encoder import EncoderFamily
+
+
+class RobertaFamily(EncoderFamily):
+    """Base and large; CALD converts the base model to Linformer."""
+
+    model_type = "roberta"
+    config_class = RobertaConfig
+    classes: ClassVar = {
+        "base": RobertaModel,
+        "masked_lm": RobertaForMaskedLM,
+        "classification": RobertaForSequenceClassification,
+    }
+    masked_lm_head = "lm_head"
+
+
+FAMILY = RobertaFamily()

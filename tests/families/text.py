@@ -1,0 +1,112 @@
+"""Tiny random text models of every family and layout, and padded batches of tokens for them."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from cald_speech import LayerMap, convert
+from cald_speech.families import Family
+from cald_speech.mixers import Bidirectional, GatedLinearAttention, Linformer, Mamba, Mamba2
+from tests.helpers import TEXT
+
+LAYERS, WIDTH, HEADS, VOCABULARY = 3, 32, 4, 50
+LENGTHS = (11, 7, 1, 4)
+SHARED = partial(Bidirectional, share_projections=True)
+SHARED_LINFORMER = partial(Linformer, k=5, max_length=16, sharing="layer")
+# Beside each family's config as it is.
+LAYOUTS = {
+    "gpt_neox": {"sequential": {"use_parallel_residual": False}, "without biases": {"attention_bias": False}},
+    "llama": {"with biases": {"attention_bias": True, "num_key_value_heads": 4}},
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 1},
+    "llama": {"num_key_value_heads": 2},
+}
+
+
+class Case(NamedTuple):
+    """A family in one of its layouts."""
+
+    family: Family
+    options: dict[str, Any]
+
+    def config(self, **options) -> PretrainedConfig:
+        common = {
+            "hidden_size": WIDTH,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "intermediate_size": 64,
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 64,
+            "pad_token_id": 0,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "initializer_range": 0.2,
+        }
+        defaults = DEFAULTS.get(self.family.model_type, {})
+        return self.family.config_class(**{**common, **defaults, **self.options, **options})
+
+    def model(self, head: str | None = None, seed: int = 0, **options) -> PreTrainedModel:
+        """Prepared, in evaluation mode, with biases that are not zero."""
+        torch.manual_seed(seed)
+        family = self.family
+        model = family.load(self.config(**options), model_class=family.class_with(head or family.default_head))
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.2)
+        return model.eval()
+
+    def converted(self, chosen: str, head: str | None = None, **options) -> PreTrainedModel:
+        """By the layer map of that name; the paper's mixers have no start from attention that fits."""
+        model = self.model(head, **options)
+        convert(model, self.family, self.maps()[chosen], initialise="random" if chosen == "paper" else "attention")
+        return model.eval()
+
+    def maps(self) -> dict[str, LayerMap]:
+        first, second = (Mamba2, GatedLinearAttention) if self.family.causal else (SHARED, Bidirectional)
+        return {
+            "kept": LayerMap(),
+            "all converted": LayerMap(first),
+            "first converted": LayerMap(None, {0: second}),
+            "middle kept": LayerMap(first, {1: None}),
+            "paper": LayerMap(partial(Mamba, expand=2.5) if self.family.causal else SHARED_LINFORMER),
+        }
+
+
+MAPS = ("kept", "all converted", "first converted", "middle kept", "paper")
+CASES = {name: Case(family, {}) for name, family in TEXT.items()} | {
+    f"{name} {layout}": Case(TEXT[name], options)
+    for name, layouts in LAYOUTS.items()
+    for layout, options in layouts.items()
+}
+CAUSAL = {name: case for name, case in CASES.items() if case.family.causal}
+ENCODERS = {name: case for name, case in CASES.items() if not case.family.causal}
+
+
+def tokens_and_mask(
+    lengths: Sequence[int] = LENGTHS, *, left: bool = False, pad: int = 0, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(B, max) random tokens, ``pad`` at the padding, and the (B, max) attention mask."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    tokens = torch.randint(5, VOCABULARY, mask.shape, generator=generator).where(mask.bool(), pad)
+    if left:
+        tokens, mask = (torch.stack([row.roll(-n) for row, n in zip(t, lengths, strict=True)]) for t in (tokens, mask))
+    return tokens, mask
+
+
+def valid_logits(model: PreTrainedModel, *, left: bool = False, lengths: Sequence[int] = LENGTHS) -> list[Tensor]:
+    """The logits of each row of one padded batch, without the padding."""
+    tokens, mask = tokens_and_mask(lengths, left=left, pad=model.config.pad_token_id)
+    logits = model(tokens, attention_mask=mask).logits
+    return [row[valid] for row, valid in zip(logits, mask.bool(), strict=True)]
+
+
+def logits_alone(model: PreTrainedModel, lengths: Sequence[int] = LENGTHS) -> list[Tensor]:
+    tokens, _ = tokens_and_mask(lengths)
+    return [model(tokens[row : row + 1, :length]).logits[0] for row, length in enumerate(lengths)]
