@@ -290,6 +290,11 @@ def test_the_module_is_the_same_command(model, talk, repository):
     assert done.stdout.split() == [word.text for word in transcribe(model, talk)]
 
 
+def _heed_ctrl_c():
+    """A shell makes what it runs in the background deaf to Ctrl-C, tests and all that they start included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_real_ctrl_c_ends_with_130(model, talk, repository, tmp_path):
     # twenty minutes of audio, so that the signal comes while the encoder runs
     soundfile.write(talk, np.tile(soundfile.read(talk)[0], 100), 16_000)
@@ -303,7 +308,7 @@ def test_a_real_ctrl_c_ends_with_130(model, talk, repository, tmp_path):
         "--output",
         str(tmp_path / "o"),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=repository)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=repository, preexec_fn=_heed_ctrl_c)
     try:
         while not (tmp_path / "o" / "talk.partial.txt").exists():
             assert process.poll() is None, process.stderr.read()
