@@ -1,6 +1,14 @@
-"""What a classifier says of each utterance of a manifest."""
+"""What a classifier says of each utterance of a manifest.
 
+    python -m cald_speech.evaluation.labels results/speakers/teacher/model results/speakers/data/manifests/test.json
+
+Prints one JSON line: how many are right, of how many, the accuracy in percent and its 95 % bootstrap interval.
+"""
+
+import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +21,7 @@ from cald_speech.data.inputs import model_inputs
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
+from cald_speech.tasks.bootstrap import bootstrap_interval
 from cald_speech.tasks.processors import feature_extractor
 
 
@@ -47,3 +56,25 @@ def classify_folder(
     with whole_file(report) as unfinished:
         unfinished.write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a model with a classification head")
+    parser.add_argument("manifest", type=Path, help='a recipe\'s JSON file, whose "text" is the label')
+    parser.add_argument("--report", type=Path, help="where label and guess of each utterance go (beside the model)")
+    args = parser.parse_args(argv)
+    try:
+        report = args.report or Path(args.model).parent / f"{args.manifest.stem}_labels.json"
+        found = classify_folder(args.model, args.manifest, report)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    right = [int(label == guess) for label, guess in found.values()]
+    interval = bootstrap_interval(right, [1] * len(right)) if len(right) > 1 else None
+    summary = {"model": args.model, "right": sum(right), "of": len(right), "accuracy": 100 * sum(right) / len(right)}
+    print(json.dumps(summary | {"interval": interval}))
+
+
+if __name__ == "__main__":
+    main()
