@@ -50,7 +50,7 @@ def layer_distances(
         raise ValueError(f"normalise: expected one of {', '.join(NORMALISATIONS)}, got {normalise!r}")
     if distance not in DISTANCES:
         raise ValueError(f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}")
-    if len(student) != len(teacher) or any(s.shape != t.shape for s, t in zip(student, teacher, strict=False)):
+    if len(student) != len(teacher) or any(s.shape != t.shape for s, t in zip(student, teacher, strict=True)):
         raise ValueError(
             f"expected the same hidden states of student and teacher, got {[tuple(s.shape) for s in student]} and "
             f"{[tuple(t.shape) for t in teacher]}"
