@@ -1,19 +1,23 @@
 """Audio files in and out: whatever soundfile reads becomes float32, mono, 16 kHz."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 from torchaudio.functional import resample
 
+from cald_speech.audio_headers import cut_off
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
 
 SAMPLE_RATE = 16_000
 # The receptive field of one frame of the wav2vec2 front end, 25 ms: shorter audio gives no frame at all.
 MIN_SAMPLES = 400
-_UNKNOWN_SIZE = 0xFFFFFFFF
+# Manifests keep starts and durations to 0.1 ms, so that their sum may be so much beyond the end of the file.
+_ROUNDING_S = 2e-4
 
 
 class AudioError(UserError):
@@ -23,7 +27,7 @@ class AudioError(UserError):
 def audio_info(path: str | Path) -> tuple[int, int]:
     """Read the header of an audio file: (samples per channel at its own rate, its rate in Hz).
 
-    Raises: AudioError, where the file is missing, not audio, or ends before its header says.
+    Raises: AudioError, where the file is missing, not audio, or ends before its header says (FLAC: see `ends_early`).
 
     Example
     -------
@@ -36,7 +40,9 @@ def audio_info(path: str | Path) -> tuple[int, int]:
     path = Path(path)
     if not path.is_file():
         raise AudioError(f"{path}: there is no such audio file. Check the path, or prepare the data again.")
-    _refuse_cut_off_wav(path)
+    shortened = cut_off(path)
+    if shortened:
+        raise AudioError(f"{path}: {shortened}. {_MEND}")
     try:
         info = soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
@@ -46,43 +52,84 @@ def audio_info(path: str | Path) -> tuple[int, int]:
     return info.frames, info.samplerate
 
 
-def read_audio(path: str | Path, *, min_samples: int = MIN_SAMPLES) -> torch.Tensor:
-    """Read a whole audio file as (N,) float32 mono at 16 kHz, full scale being 1.
+def ends_early(path: str | Path) -> bool:
+    """Whether the last sample cannot be had. A FLAC file's header says nothing of how many bytes follow it."""
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            file.seek(max(0, file.frames - 1))
+            return len(file.read(1)) < min(1, file.frames)
+    except soundfile.LibsndfileError:
+        return True
 
-    More channels are averaged, other rates are resampled. `min_samples` counts at 16 kHz.
 
-    Raises: AudioError, where the file is missing, unreadable, truncated, empty, too short, or holds NaN or infinity.
+def read_audio(
+    path: str | Path, *, min_samples: int = MIN_SAMPLES, start_s: float = 0.0, duration_s: float | None = None
+) -> torch.Tensor:
+    """Read an audio file, or a segment of it, as (N,) float32 mono at 16 kHz, full scale being 1.
+
+    More channels are averaged, other rates are resampled. `min_samples` counts at 16 kHz. Of a segment of `duration_s`
+    seconds from `start_s` on (None: to the end) nothing else is decoded, so that a long recording is never in memory;
+    where the rate is another one, the resampling filter does not see beyond the segment's edges.
+
+    Raises: AudioError, where the file is missing, unreadable, truncated, empty, too short, holds NaN or infinity, or
+    ends before the segment does.
 
     Example
     -------
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "stereo.wav"
     >>> soundfile.write(path, np.zeros((8_000, 2)), 8_000)
-    >>> read_audio(path).shape
-    torch.Size([16000])
+    >>> read_audio(path).shape, read_audio(path, start_s=0.25, duration_s=0.5).shape
+    (torch.Size([16000]), torch.Size([8000]))
     """
     num_samples, rate = audio_info(path)
+    is_whole = start_s == 0 and duration_s is None
+    first, count = (0, num_samples) if is_whole else _extent(path, num_samples, rate, start_s, duration_s)
     try:
-        samples, _ = soundfile.read(str(path), dtype="float32", always_2d=True)
+        samples, _ = soundfile.read(
+            str(path), frames=-1 if is_whole else count, start=first, dtype="float32", always_2d=True
+        )
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: the audio is damaged or cut off ({error.error_string}). {_MEND}") from error
-    if len(samples) < num_samples:
+    if len(samples) < count:
         raise AudioError(
-            f"{path}: the header promises {num_samples} samples, but only {len(samples)} are there. {_MEND}"
+            f"{path}: the header promises {num_samples} samples, but only {first + len(samples)} are there. {_MEND}"
         )
     mono = samples.mean(axis=1)
     if not np.isfinite(mono).all():
         raise AudioError(f"{path}: expected finite samples, but some are NaN or infinite. {_MEND}")
     audio = torch.from_numpy(mono)
-    if num_samples > 0:
+    if count > 0:
         audio = to_16_khz(audio, rate)
     if len(audio) < min_samples:
-        came = "is empty" if num_samples == 0 else f"has {len(audio)}"
+        came = "is empty" if count == 0 else f"has {len(audio)}"
         raise AudioError(
             f"{path}: expected at least {min_samples} samples at 16 kHz ({1000 * min_samples / SAMPLE_RATE:g} ms, one "
-            f"frame of the speech encoder), but the file {came}. Leave this utterance out of the data."
+            f"frame of the speech encoder), but the {'file' if is_whole else 'segment'} {came}. Leave this utterance "
+            "out of the data."
         )
     return audio
+
+
+def read_entry(entry: Mapping[str, Any]) -> torch.Tensor:
+    """The audio of a manifest's entry: its whole file, or with "start_s" the segment; as `read_audio`."""
+    if "start_s" not in entry:
+        return read_audio(entry["audio"])
+    return read_audio(entry["audio"], start_s=entry["start_s"], duration_s=entry["duration_s"])
+
+
+def _extent(path: str | Path, num_samples: int, rate: int, start_s: float, duration_s: float | None) -> tuple[int, int]:
+    """The first sample of a segment and how many there are, at the file's own rate."""
+    end_s = num_samples / rate if duration_s is None else start_s + duration_s
+    if not 0 <= start_s < end_s:
+        raise ValueError(f"expected 0 <= start_s, and duration_s > 0 within the file, got {start_s} and {duration_s}")
+    if end_s > num_samples / rate + _ROUNDING_S:
+        raise AudioError(
+            f"{path}: expected a segment from {start_s:g} to {end_s:g} s, but the file ends at {num_samples / rate:g} "
+            f"s. {_MEND}"
+        )
+    first = round(start_s * rate)
+    return first, min(round(end_s * rate), num_samples) - first
 
 
 def to_16_khz(audio: torch.Tensor, rate: int) -> torch.Tensor:
@@ -116,14 +163,3 @@ def write_audio(path: str | Path, samples: torch.Tensor) -> None:
 
 
 _MEND = "Copy or download the file again, or leave this utterance out of the data."
-
-
-def _refuse_cut_off_wav(path: Path) -> None:
-    # libsndfile shortens a WAV file to what is there and says nothing. FLAC decoding fails by itself.
-    with path.open("rb") as file:
-        header = file.read(8)
-    declared = int.from_bytes(header[4:8], "little")
-    # Programs that stream to a pipe cannot know the size and leave 0 or all ones.
-    if header[:4] == b"RIFF" and declared not in (0, _UNKNOWN_SIZE) and declared + 8 > path.stat().st_size:
-        missing = declared + 8 - path.stat().st_size
-        raise AudioError(f"{path}: the audio is cut off, {missing} of the {declared + 8} bytes are missing. {_MEND}")

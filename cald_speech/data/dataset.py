@@ -7,7 +7,7 @@ import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
-from cald_speech.data.audio import SAMPLE_RATE, AudioError, read_audio
+from cald_speech.data.audio import SAMPLE_RATE, AudioError, read_entry
 from cald_speech.data.manifests import Entry, read_manifest
 from cald_speech.data.text import encode, normalise
 from cald_speech.errors import UserError
@@ -65,14 +65,14 @@ def labelled_dataset(
     if extractor.sampling_rate != SAMPLE_RATE:
         raise UserError(f"expected a processor for 16000 Hz, but came one for {extractor.sampling_rate} Hz.")
 
-    def wav(utterance: str, path: str) -> torch.Tensor:
+    def wav(utterance: str) -> torch.Tensor:
         try:
-            return _normalised(read_audio(path), extractor)
+            return _normalised(read_entry(entries[utterance]), extractor)
         except AudioError as error:
             raise UserError(f"utterance {utterance}: {error}") from error
 
     dataset = DynamicItemDataset(entries)
-    dataset.add_dynamic_item(wav, takes=("id", "audio"), provides="wav")
+    dataset.add_dynamic_item(wav, takes=("id",), provides="wav")
     dataset.add_dynamic_item(labels, takes=("id", "text"), provides="labels")
     dataset.set_output_keys(OUTPUT_KEYS)
     return dataset

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Wav2Vec2Processor
 
-from cald_speech.data.audio import SAMPLE_RATE, read_audio
+from cald_speech.data.audio import SAMPLE_RATE, read_entry
 
 # What stands between utterances: noise 40 dB below the utterances' level when training, 55 dB below full scale in
 # recordings. Digital silence occurs in neither speech nor training.
@@ -82,7 +82,7 @@ def join_recording(
             low, high = pause_s
             parts.append(torch.zeros(int((low + (high - low) * torch.rand((), generator=generator)) * SAMPLE_RATE)))
             place += len(parts[-1])
-        parts.append(read_audio(entry["audio"]))
+        parts.append(read_entry(entry))
         starts.append(place)
         place += len(parts[-1])
     samples = torch.cat(parts)

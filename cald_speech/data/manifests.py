@@ -1,6 +1,7 @@
 """Manifests: the list of utterances that one run trains or tests on.
 
-A manifest is a JSON file {utterance id: {"audio": absolute path, "duration_s": seconds, "text": transcript}}; more
+A manifest is a JSON file {utterance id: {"audio": absolute path, "duration_s": seconds, "text": transcript}}. With
+"start_s" an utterance is a segment of its file, "duration_s" seconds from there on; without, it is the whole file. More
 keys, such as "speaker", are welcome. SpeechBrain's `DynamicItemDataset.from_json` reads it too, but fills in braces, so
 a path or transcript with "{" needs `cald_speech.data.dataset.make_dataset`.
 """
@@ -19,7 +20,7 @@ Entry = Mapping[str, Any]
 
 
 def write_manifest(path: str | Path, entries: Mapping[str, Entry]) -> None:
-    """Write `entries`, sorted by utterance id, durations rounded to 0.1 ms. Atomic.
+    """Write `entries`, sorted by utterance id, starts and durations rounded to 0.1 ms. Atomic.
 
     Example
     -------
@@ -31,7 +32,8 @@ def write_manifest(path: str | Path, entries: Mapping[str, Entry]) -> None:
     """
     lines = []
     for utterance, entry in sorted(entries.items()):
-        rounded = {**entry, "audio": str(entry["audio"]), "duration_s": round(float(entry["duration_s"]), 4)}
+        seconds = {key: round(float(entry[key]), 4) for key in ("start_s", "duration_s") if key in entry}
+        rounded = {**entry, "audio": str(entry["audio"]), **seconds}
         lines.append(f"{json.dumps(utterance)}: {json.dumps(rounded, ensure_ascii=False)}")
     # one utterance per line: a manifest can be read, searched and compared with line tools
     with whole_file(path) as unfinished:
@@ -39,7 +41,8 @@ def write_manifest(path: str | Path, entries: Mapping[str, Entry]) -> None:
 
 
 def read_manifest(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Read and check a manifest: at least one utterance, each with "audio", "duration_s" > 0 and "text".
+    """Read and check a manifest: at least one utterance, each with "audio", "duration_s" > 0 and "text"; a segment has
+    "start_s" >= 0 too.
 
     Raises: UserError, naming the file and what is wrong in it.
     """
@@ -60,13 +63,14 @@ def read_manifest(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def manifest_hash(path: str | Path) -> str:
-    """SHA-256 (hex) over id, duration and text of each utterance, in the order of the ids.
+    """SHA-256 (hex) over id, duration, text and, of a segment, start of each utterance, in the order of the ids.
 
     Paths do not count, so the same data has the same hash on every machine. Raises: UserError, as `read_manifest`.
     """
     digest = hashlib.sha256()
     for utterance, entry in sorted(read_manifest(path).items()):
-        line = json.dumps([utterance, f"{entry['duration_s']:.4f}", entry["text"]])
+        facts = [utterance, f"{entry['duration_s']:.4f}", entry["text"]]
+        line = json.dumps([*facts, f"{entry['start_s']:.4f}"] if "start_s" in entry else facts)
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
 
@@ -88,4 +92,7 @@ def _fault(entry: Any) -> str:
     duration_s = entry.get("duration_s")
     if not isinstance(duration_s, int | float) or not 0 < duration_s < math.inf:
         return f'expected a positive number of seconds as "duration_s", but found {duration_s!r}'
+    start_s = entry.get("start_s", 0)
+    if not isinstance(start_s, int | float) or not 0 <= start_s < math.inf:
+        return f'expected a number of seconds from 0 on as "start_s", but found {start_s!r}'
     return ""

@@ -1,6 +1,7 @@
 """Text: transcripts made uniform, character vocabularies, and labels for CTC."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -18,9 +19,23 @@ def _collapse_spaces(text: str) -> str:
     return " ".join(text.split())
 
 
+# TED-LIUM splits "it's", "don't", "o'clock" and "y'all" before the apostrophe; 'em and 'cause are words of their own.
+_ENDING = r"'(?:s|t|re|ve|m|ll|d|clock|all)\b"
+_SPLIT = re.compile(rf"(?<=\w) +(?={_ENDING})", re.IGNORECASE)
+# What its transcripts mark and nobody says: <unk>, with its ending, and <sil>, {NOISE} and [NOISE], the (2) of a word's
+# second pronunciation.
+_MARKS = re.compile(rf"<unk>(?: *{_ENDING})?|<[^<>]*>|\{{[^{{}}]*\}}|\[[^\[\]]*\]|\([^()]*\)", re.IGNORECASE)
+
+
+def _tedlium(text: str) -> str:
+    return _SPLIT.sub("", _collapse_spaces(_MARKS.sub(" ", text))).upper()
+
+
 # The name travels with every published WER: two WERs compare only if their normalisers are the same.
 NORMALISERS: Mapping[str, Callable[[str], str]] = {
     "librispeech": lambda text: _collapse_spaces(text.upper()),
+    # Upper case, since that is what wav2vec2's published vocabularies write.
+    "tedlium": _tedlium,
     "lower": lambda text: _collapse_spaces(text.lower()),
     "none": lambda text: text,
 }
@@ -33,6 +48,8 @@ def normalise(text: str, name: str) -> str:
     -------
     >>> normalise("turn  on the light", "librispeech")
     'TURN ON THE LIGHT'
+    >>> normalise("{BREATH} it 's <unk> for(2) the o 'clock news", "tedlium")
+    "IT'S FOR THE O'CLOCK NEWS"
     """
     if name not in NORMALISERS:
         raise UserError(

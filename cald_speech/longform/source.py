@@ -13,14 +13,12 @@ import soundfile
 import torch
 from torch import Tensor
 
+from cald_speech.audio_headers import cut_off
 from cald_speech.errors import UserError
 from cald_speech.longform.resampling import Resampler
 
 SAMPLE_RATE = 16_000
-# Programs that stream to a pipe cannot know the size and leave 0 or all ones.
-_UNKNOWN_SIZES = (0, 0xFFFFFFFF)
 _UNKNOWN_LENGTH = 2**62  # what libsndfile says of a FLAC file from a pipe is 2**63 - 1
-_END_OF_STREAM = 4  # a flag in the header of an Ogg page
 
 
 class Fault(NamedTuple):
@@ -194,23 +192,3 @@ class FileReader:
         """The file is good up to so many samples."""
         self.num_samples = num_samples
         self.fault = Fault(num_samples / self.rate, message)
-
-
-def cut_off(path: Path) -> str | None:
-    """What shows that a file ends early, in formats that libsndfile shortens without a word; else None."""
-    with path.open("rb") as file:
-        header = file.read(28)
-        file.seek(max(0, path.stat().st_size - 2**17))
-        tail = file.read()
-    if header[:4] == b"OggS":
-        last = tail.rfind(b"OggS")
-        ends = last >= 0 and bool(tail[last + 5] & _END_OF_STREAM)
-        return None if ends else "the audio is cut off, its last page is missing"
-    # Four letters, the size of all that follows, and for RF64 the true size in a chunk of its own.
-    declared = {
-        b"RIFF": int.from_bytes(header[4:8], "little"),
-        b"FORM": int.from_bytes(header[4:8], "big"),
-        b"RF64": int.from_bytes(header[20:28], "little"),
-    }.get(header[:4], 0)
-    missing = 0 if declared in _UNKNOWN_SIZES else declared + 8 - path.stat().st_size
-    return f"the audio is cut off, {missing} bytes are missing at its end" if missing > 0 else None

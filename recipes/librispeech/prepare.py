@@ -4,16 +4,13 @@
 <speaker>-<chapter>.trans.txt with a line "<utterance id> <TRANSCRIPT>" for each of its files.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from cald_speech.data.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, audio_info
-from cald_speech.data.manifests import manifest_hash, write_manifest
+from cald_speech.data.preparation import durations_s, prepare_once, refuse
 from cald_speech.errors import UserError
-from cald_speech.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +23,6 @@ OFFICIAL_COUNTS = {
     "test-clean": 2_620,
     "test-other": 2_939,
 }
-_SHOWN = 5
 _WAY_OUT = (
     "LibriSpeech is at https://www.openslr.org/12: unpack its archives side by side and pass --data_folder. "
     "`make demo` runs without any data."
@@ -47,12 +43,7 @@ def prepare(data_folder: Path, output_folder: Path, splits: Mapping[str, Sequenc
     for name, folders in splits.items():
         manifests[name] = Path(output_folder) / "manifests" / f"{name}.json"
         sources = [path for folder in folders for path in _files(root, folder)]
-        fingerprint = _fingerprint(sources)
-        if _is_done(manifests[name], fingerprint):
-            continue
-        write_manifest(manifests[name], _entries(name, sources))
-        with whole_file(_record(manifests[name])) as unfinished:
-            unfinished.write_text(json.dumps({"files": fingerprint, "manifest": manifest_hash(manifests[name])}))
+        prepare_once(manifests[name], sources, partial(_entries, name, sources))
     return manifests
 
 
@@ -94,19 +85,17 @@ def _entries(name: str, sources: Sequence[Path]) -> dict[str, dict]:
             texts.update(_read_transcripts(path))
     _refuse(name, "audio files without a transcript", [str(audio[u]) for u in audio if not texts.get(u)])
     _refuse(name, "transcripts without an audio file", [u for u in texts if u not in audio])
-    entries, faults = {}, []
-    for utterance, path in audio.items():
-        try:
-            num_samples, rate = audio_info(path)
-        except AudioError as error:
-            faults.append(str(error))
-            continue
-        if num_samples * SAMPLE_RATE < MIN_SAMPLES * rate:
-            faults.append(f"{path}: {num_samples} samples, shorter than one frame of 25 ms")
-        duration_s, speaker = num_samples / rate, utterance.split("-")[0]
-        entries[utterance] = {"audio": path, "duration_s": duration_s, "text": texts[utterance], "speaker": speaker}
+    durations, faults = durations_s(audio.values())
     _refuse(name, "audio files that cannot be used", faults)
-    return entries
+    return {
+        utterance: {
+            "audio": path,
+            "duration_s": durations[path],
+            "text": texts[utterance],
+            "speaker": utterance.split("-")[0],
+        }
+        for utterance, path in audio.items()
+    }
 
 
 def _read_transcripts(path: Path) -> dict[str, str]:
@@ -115,27 +104,5 @@ def _read_transcripts(path: Path) -> dict[str, str]:
 
 
 def _refuse(name: str, what: str, culprits: Sequence[str]) -> None:
-    if culprits:
-        more = f" and {len(culprits) - _SHOWN} more" if len(culprits) > _SHOWN else ""
-        raise UserError(
-            f"{name}: expected one transcript and one readable audio file for each utterance, but there are "
-            f"{len(culprits)} {what}: {'; '.join(culprits[:_SHOWN])}{more}. Unpack the archive of this split again, or "
-            f"remove what has no counterpart."
-        )
-
-
-def _fingerprint(sources: Sequence[Path]) -> str:
-    stats = ((path, path.stat()) for path in sources)
-    lines = (f"{path} {stat.st_size} {stat.st_mtime_ns}\n" for path, stat in stats)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _record(manifest: Path) -> Path:
-    return manifest.with_name(f".{manifest.stem}.prepared")
-
-
-def _is_done(manifest: Path, fingerprint: str) -> bool:
-    record = _record(manifest)
-    if not record.is_file() or not manifest.is_file():
-        return False
-    return json.loads(record.read_text()) == {"files": fingerprint, "manifest": manifest_hash(manifest)}
+    way_out = "Unpack the archive of this split again, or remove what has no counterpart."
+    refuse(name, "one transcript and one readable audio file for each utterance", what, culprits, way_out)

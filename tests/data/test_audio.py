@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from cald_speech.data.audio import SAMPLE_RATE, AudioError, audio_info, read_audio, write_audio
+from cald_speech.data.audio import SAMPLE_RATE, AudioError, audio_info, read_audio, read_entry, write_audio
 
 
 def tone(seconds: float, rate: int) -> np.ndarray:
@@ -73,6 +73,11 @@ def make_cut_off(path):
     cut(path)
 
 
+def make_cut_off_sphere(path):
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), 16_000, "PCM_16", format="NIST")
+    cut(path)
+
+
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
@@ -86,6 +91,7 @@ def make_cut_off(path):
         ("a.wav", make_infinite, "infinite"),
         ("a.wav", make_cut_off, "cut off"),
         ("a.flac", make_cut_off, "cut off|promises"),
+        ("a.sph", make_cut_off_sphere, "cut off, 16512 of the 33024 bytes"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path, name, make, message):
@@ -100,6 +106,46 @@ def test_one_frame_is_enough(tmp_path):
     assert len(read_audio(tmp_path / "a.flac")) == 400
     with pytest.raises(AudioError, match="at least 401"):
         read_audio(tmp_path / "a.flac", min_samples=401)
+
+
+@pytest.fixture(params=["wav", "flac", "sph"])
+def recording(request, tmp_path):
+    path, kind = tmp_path / f"a.{request.param}", "NIST" if request.param == "sph" else None
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (32_000, 2)), 16_000, format=kind)
+    return path
+
+
+def test_a_segment_is_that_part_of_the_whole(recording):
+    whole = read_audio(recording)
+    assert torch.equal(read_audio(recording, start_s=0.5, duration_s=0.25), whole[8_000:12_000])
+    assert torch.equal(read_audio(recording, start_s=1.75), whole[28_000:])
+    assert torch.equal(read_audio(recording, duration_s=2.0), whole)
+    # a start and a duration that were rounded up to 0.1 ms
+    assert torch.equal(read_audio(recording, start_s=1.5001, duration_s=0.5), whole[24_002:])
+    entry = {"audio": str(recording), "duration_s": 0.1}
+    assert torch.equal(read_entry(entry), whole)
+    assert torch.equal(read_entry(entry | {"start_s": 0.0}), whole[:1_600])
+
+
+@pytest.mark.parametrize(("start_s", "duration_s"), [(1.5, 0.501), (2.5, 0.1), (2.0, 0.1)])
+def test_a_segment_beyond_the_end(recording, start_s, duration_s):
+    with pytest.raises(AudioError, match=rf"{recording}: expected a segment from {start_s:g} to .* ends at 2 s"):
+        read_audio(recording, start_s=start_s, duration_s=duration_s)
+
+
+def test_a_segment_of_no_length(recording):
+    with pytest.raises(AudioError, match="but the segment has 160"):
+        read_audio(recording, start_s=1.0, duration_s=0.01)
+    for times in ({"duration_s": 0.0}, {"start_s": -1.0}, {"start_s": 2.0}):
+        with pytest.raises(ValueError, match="expected 0 <= start_s"):
+            read_audio(recording, **times)
+
+
+def test_a_segment_at_another_rate(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(2.0, 44_100), 44_100)
+    audio = read_audio(tmp_path / "a.wav", start_s=0.5, duration_s=1.0)
+    assert len(audio) == SAMPLE_RATE
+    np.testing.assert_allclose(audio[200:-200], tone(2.0, SAMPLE_RATE)[8_200:23_800], atol=5e-3)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

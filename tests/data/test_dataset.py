@@ -5,9 +5,9 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch.utils.data import DataLoader
 
-from cald_speech.data.audio import write_audio
+from cald_speech.data.audio import read_audio, write_audio
 from cald_speech.data.dataset import make_dataset
-from cald_speech.data.manifests import write_manifest
+from cald_speech.data.manifests import read_manifest, write_manifest
 from cald_speech.data.text import make_processor
 from cald_speech.errors import UserError
 
@@ -35,6 +35,14 @@ def test_items(corpus, processor):
     assert item["labels"].tolist() == processor.tokenizer("TWO").input_ids
     assert item["wav"].dtype == torch.float32 and item["wav"].shape == (5_000,)
     assert item["wav"].mean().abs() < 1e-5 and item["wav"].std() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_segment_is_read_out_of_its_recording(corpus, processor):
+    whole = read_manifest(corpus / "a.json")["a"]
+    write_manifest(corpus / "b.json", {"c": whole | {"start_s": 0.25, "duration_s": 0.125}})
+    item = make_dataset(corpus / "b.json", processor)[0]
+    audio = read_audio(corpus / "a.flac")[4_000:6_000]
+    torch.testing.assert_close(item["wav"], (audio - audio.mean()) / audio.std(correction=0), atol=1e-3, rtol=0)
 
 
 def test_padding_changes_nothing(corpus, processor):

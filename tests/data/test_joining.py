@@ -81,6 +81,13 @@ def test_recordings_hold_what_they_say(entries):
     assert all(torch.equal(a.samples, b.samples) for a, b in zip(made, again, strict=True))
 
 
+def test_recordings_of_segments(entries, tmp_path):
+    write_audio(tmp_path / "long.flac", torch.cat([torch.full((8_000,), level) for level in (0.1, 0.5, 0.1)]))
+    segments = [{"audio": tmp_path / "long.flac", "start_s": 0.5, "duration_s": 0.5, "text": "W"}] * 2
+    recording = next(iter(recordings(segments, 2, (0.0, 0.0), count=1)))
+    assert recording.duration_s == 1.0 and recording.samples.min() > 0.4
+
+
 def test_silence_is_never_digital(entries):
     recording = next(iter(recordings(entries, 2, (1.0, 1.0), count=1)))
     assert (recording.samples == 0).float().mean() < 0.01

@@ -23,8 +23,27 @@ def test_normalisers(name, expected):
     assert normalise(" It's  me", name) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("it 's what they 're saying i 'll bet don 't you", "IT'S WHAT THEY'RE SAYING I'LL BET DON'T YOU"),
+        ("five o 'clock y 'all i 've i 'd i 'm", "FIVE O'CLOCK Y'ALL I'VE I'D I'M"),
+        ("get 'em 'cause it 's already joined isn't it", "GET 'EM 'CAUSE IT'S ALREADY JOINED ISN'T IT"),
+        ("the 'same and the 'sand", "THE 'SAME AND THE 'SAND"),
+        ("with <unk> and <UNK> 's book <sil> it <sil> 's", "WITH AND BOOK IT'S"),
+        ("{BREATH} a {SMACK} word(2) [NOISE] and(3) {UH}", "A WORD AND"),
+        ("<unk>", ""),
+        ("", ""),
+        (" THE  SAME ", "THE SAME"),
+    ],
+)
+def test_tedlium(text, expected):
+    assert normalise(text, "tedlium") == expected
+    assert normalise(expected, "tedlium") == expected
+
+
 def test_unknown_normaliser_lists_the_known():
-    with pytest.raises(UserError, match=r"librispeech, lower, none.*'whisper'"):
+    with pytest.raises(UserError, match=r"librispeech, tedlium, lower, none.*'whisper'"):
         normalise("a", "whisper")
 
 
