@@ -73,6 +73,9 @@ def adopt(model: PreTrainedModel, family: Family, layer_map: LayerMap) -> None:
     config.architectures = None
     cls = converted_class(family, type(model))
     model.__class__ = cls
+    # How the original checkpoint's names were changed: saving would change them back, to names that only the original
+    # class reads (GPT-NeoX's head is called embed_out in its files).
+    model.__dict__.pop("_weight_conversions", None)
     model._keep_in_fp32_modules_strict = set(cls._keep_in_fp32_modules_strict)
     declare_shared(model)
     plain = model.config

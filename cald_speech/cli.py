@@ -22,7 +22,7 @@ class FriendlyGroup(click.Group):
 @click.group(cls=FriendlyGroup)
 @click.version_option(package_name="cald-speech")
 def main() -> None:
-    """Convert pretrained speech encoders to linear-time models."""
+    """Convert pretrained transformers of speech and text to linear-time models."""
 
 
 @main.command()
@@ -31,24 +31,30 @@ def main() -> None:
 @click.option("--initialise", type=click.Choice(["attention", "random"]), default="attention", show_default=True)
 @click.option("--keep", type=int, multiple=True, help="A layer (from 0) that keeps its attention; may be repeated.")
 @click.option("--share/--separate", default=True, show_default=True, help="One projection for both directions, or two.")
-def convert(model: str, folder: Path, initialise: str, keep: tuple[int, ...], share: bool) -> None:
-    """Convert MODEL (a folder or hub id with a CTC head) to bidirectional Mamba-2, untrained, into FOLDER."""
+@click.option("--head", help="Which of its heads to keep; default: ctc for speech, masked_lm or lm for text.")
+def convert(model: str, folder: Path, initialise: str, keep: tuple[int, ...], share: bool, head: str | None) -> None:
+    """Convert MODEL (a folder or hub id) to Mamba-2, untrained, into FOLDER: bidirectional, unless it is causal."""
     from functools import partial
 
     from transformers import AutoProcessor
 
     import cald_speech
+    from cald_speech.checkpoints import load_config
     from cald_speech.families import family_of
-    from cald_speech.mixers import Bidirectional
+    from cald_speech.mixers import Bidirectional, Mamba2
     from cald_speech.model_card import update_facts
 
-    student = cald_speech.from_pretrained(model)
-    layer_map = cald_speech.LayerMap(partial(Bidirectional, share_projections=share), dict.fromkeys(keep))
-    report = cald_speech.convert(student, family_of(student), layer_map, initialise=initialise)
+    family = family_of(load_config(model))
+    head = head or family.default_head
+    student = cald_speech.from_pretrained(model, head=head)
+    mixer = Mamba2 if family.causal else partial(Bidirectional, share_projections=share)
+    layer_map = cald_speech.LayerMap(mixer, dict.fromkeys(keep))
+    report = cald_speech.convert(student, family, layer_map, initialise=initialise)
     student.save_pretrained(folder)
     AutoProcessor.from_pretrained(model).save_pretrained(folder)
     layers = report.describe_layers()
-    update_facts(folder, model=type(student).__name__, teacher=model, layers=layers, guidance="none: not trained yet")
+    facts = {"model": type(student).__name__, "teacher": model, "pipeline": family.pipelines[head]}
+    update_facts(folder, **facts, layers=layers, guidance="none: not trained yet")
     click.echo(report)
 
 

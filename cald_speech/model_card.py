@@ -11,8 +11,8 @@ FACTS = "cald.json"
 RESULT_KEYS = ("wer", "wer_interval", "longest_audio_s", "manifest_hash", "decoder")
 CARD = """---
 library_name: transformers
-pipeline_tag: automatic-speech-recognition
-tags: [cald, linear-time, speech]
+pipeline_tag: {pipeline}
+tags: [cald, linear-time]
 ---
 
 # {name}
@@ -39,7 +39,7 @@ A {model} by [CALD](https://arxiv.org/abs/2410.06846), written by `cald_speech` 
 import cald_speech  # registers the model class; transformers alone refuses this folder
 from transformers import pipeline
 
-transcribe = pipeline("automatic-speech-recognition", model="{name}")
+run = pipeline("{pipeline}", model="{name}")
 ```
 """
 
@@ -65,6 +65,23 @@ def add_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
         update_facts(folder, results=facts.get("results", {}) | {name: kept})
 
 
+def add_figure(
+    folder: Path,
+    name: str,
+    *,
+    metric: str,
+    value: float,
+    interval: tuple[float, float] | None,
+    count: int,
+    manifest_hash: str,
+) -> None:
+    """The same for a figure of another kind: accuracy in percent, perplexity; ``count`` is what it was counted over."""
+    facts = read_facts(folder)
+    if facts:
+        kept = {"metric": metric, "value": value, "interval": interval, "count": count, "manifest_hash": manifest_hash}
+        update_facts(folder, figures=facts.get("figures", {}) | {name: kept})
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
     """What is known of a model folder; nothing for one that was not written here."""
     path = folder / FACTS
@@ -76,13 +93,29 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
     unknown = "not recorded"
     keys = ("model", "version", "teacher", "layers", "guidance", "steps", "data", "parameters", "licence")
     return CARD.format(
-        name=name, results=_results(facts.get("results", {})), **{key: facts.get(key, unknown) for key in keys}
+        name=name,
+        pipeline=facts.get("pipeline", "feature-extraction"),
+        results=_results(facts.get("results", {}), facts.get("figures", {})),
+        **{key: facts.get(key, unknown) for key in keys},
     )
 
 
-def _results(results: Mapping[str, Mapping[str, Any]]) -> str:
-    if not results:
-        return "Not evaluated yet."
+def _results(results: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Mapping[str, Any]]) -> str:
+    tables = [table(of) for table, of in ((_error_rates, results), (_figures, figures)) if of]
+    return "\n\n".join(tables) or "Not evaluated yet."
+
+
+def _figures(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = ["| set | metric | value | 95 % interval | of | manifest |", "|---" * 6 + "|"]
+    for name, f in sorted(figures.items()):
+        interval = "none" if f["interval"] is None else "{:.2f} to {:.2f}".format(*f["interval"])
+        rows.append(
+            f"| {name} | {f['metric']} | {f['value']:.2f} | {interval} | {f['count']:,} | `{f['manifest_hash'][:12]}` |"
+        )
+    return "\n".join(rows)
+
+
+def _error_rates(results: Mapping[str, Mapping[str, Any]]) -> str:
     rows = ["| set | WER % | 95 % interval | words | longest audio s | manifest | decoder |", "|---" * 7 + "|"]
     for name, r in sorted(results.items()):
         # A set of one utterance, or without a word or durations, has no interval, no rate or no longest.

@@ -17,6 +17,7 @@ FLOORS = {
     "ops": 0,
     "errors": 0,
     "files": 0,
+    "audio_headers": 0,
     "mixers": 1,
     "families": 2,
     "hub": 2,
@@ -41,10 +42,10 @@ THIRD_PARTY = {
     "hub": {"huggingface_hub"},
     "checkpoints": {"safetensors"},
     "longform": {"soundfile", "tqdm"},  # tqdm comes with huggingface_hub
-    "data": {"speechbrain", "soundfile", "torchaudio", "scipy", "tqdm", "espeakng_loader"},
+    "data": {"speechbrain", "soundfile", "torchaudio", "scipy", "tqdm", "tokenizers", "espeakng_loader"},
     "tasks": {"jiwer"},
     "training": {"hyperpyyaml", "ruamel", "tensorboard"},
-    "evaluation": {"matplotlib"},
+    "evaluation": {"matplotlib", "lm_eval"},
     "benchmarks": {"matplotlib", "fla", "causal_conv1d", "hyperpyyaml"},
     "cli": {"click"},
 }

@@ -1,18 +1,22 @@
-"""Batches by duration, grouped into optimiser steps, in an order that a resumed run can take up in the middle.
+"""Batches by size, grouped into optimiser steps, in an order that a resumed run can take up in the middle.
 
 SpeechBrain's DynamicBatchSampler makes the batches. It is told the epoch here, since on one process nobody tells it,
 and every later epoch would come in the same order, a resumed one in another.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cald_speech.data.joining import Joiner
 from cald_speech.errors import UserError
+
+Items = Sequence[Mapping[str, Any]]
+BatchChange = Callable[[Items, int], Items]
+"""What is made of a training batch's items, with a seed of the batch's own: joined, masked."""
 
 
 class StepSampler(Sampler):
@@ -20,13 +24,13 @@ class StepSampler(Sampler):
 
     Arguments
     ---------
-    durations_s : duration of each utterance in seconds.
-    max_batch_s : seconds of audio in one batch, padding counted.
+    sizes : of each item: seconds of audio, or tokens.
+    max_batch : the sizes' sum in one batch, padding counted.
     accumulation : batches in a step, on each rank. The last step of an epoch may have fewer.
     rank, world_size : every rank gets the same number of batches in each step; of an epoch's last step, up to
         ``world_size - 1`` batches are left out for that (they come in other epochs).
     max_batch_utterances : utterances in one batch, at most.
-    num_buckets : utterances of like duration are batched together; more buckets, less padding and less shuffling.
+    num_buckets : utterances of like size are batched together; more buckets, less padding and less shuffling.
     seed : with the epoch, it fixes the order.
 
     ``start`` is how many steps of the epoch to pass over: a resumed run sets it.
@@ -35,7 +39,7 @@ class StepSampler(Sampler):
 
     Example
     -------
-    >>> sampler = StepSampler([1.0, 1.1, 0.9, 1.0], max_batch_s=2.5, accumulation=2)
+    >>> sampler = StepSampler([1.0, 1.1, 0.9, 1.0], max_batch=2.5, accumulation=2)
     >>> sampler.set_epoch(1)
     >>> sum(len(batch) for step in sampler for batch in step)
     4
@@ -43,8 +47,8 @@ class StepSampler(Sampler):
 
     def __init__(
         self,
-        durations_s: Sequence[float],
-        max_batch_s: float,
+        sizes: Sequence[float],
+        max_batch: float,
         *,
         accumulation: int = 1,
         rank: int = 0,
@@ -53,11 +57,15 @@ class StepSampler(Sampler):
         num_buckets: int = 20,
         seed: int = 0,
     ):
+        # Buckets fill batches only in part where sizes are equal, or where it is the number of items that limits them.
+        number_limits = max_batch_utterances is not None and max_batch_utterances * max(sizes) <= max_batch
+        one_bucket = number_limits or min(sizes) == max(sizes)
         self.batches = DynamicBatchSampler(
-            durations_s,
-            max_batch_length=max_batch_s,
-            num_buckets=num_buckets,
-            lengths_list=list(durations_s),
+            sizes,
+            max_batch_length=max_batch,
+            num_buckets=None if one_bucket else num_buckets,
+            bucket_boundaries=[float(max(sizes))] if one_bucket else [],
+            lengths_list=list(sizes),
             max_batch_ex=max_batch_utterances,
             seed=seed,
         )
@@ -89,11 +97,11 @@ class StepSampler(Sampler):
 class StepDataset(Dataset):
     """A dataset indexed by what :class:`StepSampler` yields; an item is the list of the step's padded batches.
 
-    With a ``joiner`` some utterances of a batch are joined to longer ones.
+    ``change`` makes other items of a batch's items.
     """
 
-    def __init__(self, dataset: Dataset, joiner: Joiner | None = None):
-        self.dataset, self.joiner = dataset, joiner
+    def __init__(self, dataset: Dataset, change: BatchChange | None = None):
+        self.dataset, self.change = dataset, change
 
     def __getitem__(self, step: list[list[int]]) -> list[PaddedBatch]:
         return [self._batch(indices) for indices in step]
@@ -101,16 +109,16 @@ class StepDataset(Dataset):
     def _batch(self, indices: list[int]) -> PaddedBatch:
         items = [self.dataset[i] for i in indices]
         # The hash of a tuple of integers is the same in every process.
-        return PaddedBatch(items if self.joiner is None else self.joiner(items, seed=hash(tuple(indices))))
+        return PaddedBatch(items if self.change is None else self.change(items, hash(tuple(indices))))
 
 
 def step_loader(
-    dataset: Dataset, sampler: StepSampler, *, joiner: Joiner | None = None, num_workers: int = 0
+    dataset: Dataset, sampler: StepSampler, *, change: BatchChange | None = None, num_workers: int = 0
 ) -> DataLoader:
     """A loader of optimiser steps: lists of batches, padded on the right."""
     # Its own generator: starting an epoch draws a seed, which must not come out of training's random state.
     return DataLoader(
-        StepDataset(dataset, joiner),
+        StepDataset(dataset, change),
         batch_size=None,
         sampler=sampler,
         collate_fn=_as_it_is,
@@ -119,27 +127,27 @@ def step_loader(
     )
 
 
-def batches_by_length(durations_s: Sequence[float], max_batch_s: float) -> list[list[int]]:
-    """Indices into ``durations_s``, longest first (memory then runs out at once or never), in batches of at most
-    ``max_batch_s`` seconds, padding counted; a longer utterance is a batch of its own.
+def batches_by_length(sizes: Sequence[float], max_batch: float) -> list[list[int]]:
+    """Indices into ``sizes``, longest first (memory then runs out at once or never), in batches of at most
+    ``max_batch`` (seconds or tokens, as the sizes), padding counted; a longer item is a batch of its own.
 
     Example
     -------
-    >>> batches_by_length([1.0, 5.0, 2.0, 2.0], max_batch_s=4.0)
+    >>> batches_by_length([1.0, 5.0, 2.0, 2.0], max_batch=4.0)
     [[1], [2, 3], [0]]
     """
     result: list[list[int]] = []
-    for index in sorted(range(len(durations_s)), key=lambda i: -durations_s[i]):
-        if result and durations_s[result[-1][0]] * (len(result[-1]) + 1) <= max_batch_s:
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if result and sizes[result[-1][0]] * (len(result[-1]) + 1) <= max_batch:
             result[-1].append(index)
         else:
             result.append([index])
     return result
 
 
-def batch_loader(dataset: Dataset, durations_s: Sequence[float], max_batch_s: float) -> DataLoader:
+def batch_loader(dataset: Dataset, sizes: Sequence[float], max_batch: float) -> DataLoader:
     """A loader of padded batches for validation, always in the same order."""
-    batches = batches_by_length(durations_s, max_batch_s)
+    batches = batches_by_length(sizes, max_batch)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=PaddedBatch, generator=torch.Generator())
 
 

@@ -42,12 +42,15 @@ class Waypoints:
     def check_fit(self, teacher: nn.Module) -> None:
         """Raise ValueError for the first waypoint that is not a checkpoint of a model like ``teacher``."""
         expected = {name: list(v.shape) for name, v in teacher.state_dict().items()}
+        tied = _tied(teacher)
         for folder in self.folders.values():
             try:
                 with safe_open(folder / "model.safetensors", framework="pt") as weights:
                     got = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
             except (OSError, SafetensorError) as error:
                 raise ValueError(f"waypoints: cannot read {folder / 'model.safetensors'}: {error}") from error
+            # Of weights that are one and the same, a folder holds the first.
+            got |= {name: got[other] for name in expected for other in tied[name] if other in got}
             unlike = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
             if unlike:
                 raise ValueError(
@@ -58,5 +61,16 @@ class Waypoints:
 
 
 def take_over(teacher: nn.Module, folder: Path) -> None:
-    """Give ``teacher`` the weights in ``folder``, in place."""
-    teacher.load_state_dict(load_file(folder / "model.safetensors"))
+    """Give ``teacher`` the weights in ``folder``, which fit it, in place."""
+    weights, tied = load_file(folder / "model.safetensors"), _tied(teacher)
+    weights |= {name: weights[other] for name in tied for other in tied[name] if other in weights}
+    teacher.load_state_dict(weights)
+
+
+def _tied(model: nn.Module) -> dict[str, list[str]]:
+    """The names of each entry of the state dict, its own among them, that stand for the same tensor."""
+    same: dict[tuple, list[str]] = {}
+    values = model.state_dict()
+    for name, value in values.items():
+        same.setdefault((value.data_ptr(), value.shape), []).append(name)
+    return {name: same[value.data_ptr(), value.shape] for name, value in values.items()}

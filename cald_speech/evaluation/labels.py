@@ -1,27 +1,31 @@
-"""What a classifier says of each utterance of a manifest.
+"""What a classifier says of each utterance of a manifest: one label, or one of each of its groups of labels.
 
     python -m cald_speech.evaluation.labels results/speakers/teacher/model results/speakers/data/manifests/test.json
 
-Prints one JSON line: how many are right, of how many, the accuracy in percent and its 95 % bootstrap interval.
+Prints one JSON line: how many are right, of how many, the accuracy in percent and its 95 % bootstrap interval; where
+the head has several groups, the accuracy in each of them too.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
+from transformers import PretrainedConfig
 
-from cald_speech.checkpoints import from_pretrained
+from cald_speech.checkpoints import from_pretrained, load_config
 from cald_speech.data.batching import batches_by_length
 from cald_speech.data.dataset import labelled_dataset
-from cald_speech.data.inputs import model_inputs
 from cald_speech.data.manifests import read_manifest
+from cald_speech.data.modality import Audio
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
 from cald_speech.tasks.bootstrap import bootstrap_interval
+from cald_speech.tasks.label_groups import LabelGroups
 from cald_speech.tasks.processors import feature_extractor
 
 
@@ -30,32 +34,61 @@ def classify_folder(
 ) -> dict[str, tuple[str, str]]:
     """(label, guess) of each utterance of a manifest whose "text" is its label, also written to ``report``, as JSON.
 
-    source : folder or hub id of a model with a classification head, whose ``id2label`` names the classes.
+    source : folder or hub id of a model with a classification head, whose ``id2label`` names the classes. Where it
+        names groups, as ``scenario:alarm``, label and guess are one label of each group: "alarm set".
 
     Raises: UserError, for a model or manifest that cannot be used, or labels that the model does not know.
     """
     model = from_pretrained(source, head="classification").eval().to(device)
-    names = [model.config.id2label[place] for place in sorted(model.config.id2label)]
-    entries = read_manifest(manifest)
-    strange = sorted({entry["text"] for entry in entries.values()} - set(names))
-    if strange:
-        raise UserError(
-            f"{manifest}: expected labels of the model in {source} ({', '.join(names)}), got {', '.join(strange)} too"
-        )
+    groups, entries = _groups(model.config), read_manifest(manifest)
+    groups.check(Path(manifest), entries, f"the model in {source}")
     extractor = feature_extractor([str(source)], None)
-    dataset = labelled_dataset(entries, extractor, lambda utterance, label: torch.tensor([names.index(label)]))
+    dataset = labelled_dataset(entries, extractor, lambda utterance, text: torch.tensor(groups.places(text)))
     found: dict[str, tuple[str, str]] = {}
     for places in batches_by_length([entry["duration_s"] for entry in entries.values()], max_batch_s):
         batch = PaddedBatch([dataset[place] for place in places])
         with torch.inference_mode():
-            guesses = model(**model_inputs(batch, model)[0]).logits.argmax(-1).tolist()
-        found |= {
-            utterance: (label, names[guess])
-            for utterance, label, guess in zip(batch.id, batch.text, guesses, strict=True)
-        }
+            guesses = groups.guesses(model(**Audio().arguments(batch, model)[0]).logits)
+        found |= dict(zip(batch.id, zip(batch.text, guesses, strict=True), strict=True))
     with whole_file(report) as unfinished:
         unfinished.write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _groups(config: PretrainedConfig) -> LabelGroups:
+    return LabelGroups.of([config.id2label[place] for place in sorted(config.id2label)])
+
+
+def group_names(source: str | Path) -> list[str]:
+    """The names of the groups of labels that a model folder or hub id tells apart; none where it is one label."""
+    return [name for name in _groups(load_config(str(source))).groups if name]
+
+
+def summarise(
+    found: Mapping[str, tuple[str, str]], names: Sequence[str] = (), *, drawn_by: Sequence[Hashable] | None = None
+) -> dict[str, Any]:
+    """How many of ``found`` are right in all groups, and the accuracy in percent: of all, and in each of ``names``.
+
+    ``drawn_by`` says for each utterance which others are drawn with it for the 95 % interval, such as the recordings
+    of one sentence. There is no interval where there is one utterance, or one such set.
+
+    Example
+    -------
+    >>> found = {"a": ("alarm set", "alarm set"), "b": ("alarm set", "alarm query")}
+    >>> summary = summarise(found, ["scenario", "action"])
+    >>> summary["right"], summary["accuracy"], summary["groups"]
+    (1, 50.0, {'scenario': 100.0, 'action': 50.0})
+    """
+    right = [int(label == guess) for label, guess in found.values()]
+    drawn = len(right) if drawn_by is None else len(set(drawn_by))
+    interval = bootstrap_interval(right, [1] * len(right), groups=drawn_by) if drawn > 1 else None
+    summary = {"right": sum(right), "of": len(right), "accuracy": 100 * sum(right) / len(right), "interval": interval}
+    if names:
+        # A guess that was spelt out may lack a word: slices do not mind.
+        pairs = [(label.split(" "), guess.split(" ")) for label, guess in found.values()]
+        same = {name: [a[i : i + 1] == b[i : i + 1] for a, b in pairs] for i, name in enumerate(names)}
+        summary["groups"] = {name: 100 * sum(of_one) / len(of_one) for name, of_one in same.items()}
+    return summary
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,10 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    right = [int(label == guess) for label, guess in found.values()]
-    interval = bootstrap_interval(right, [1] * len(right)) if len(right) > 1 else None
-    summary = {"model": args.model, "right": sum(right), "of": len(right), "accuracy": 100 * sum(right) / len(right)}
-    print(json.dumps(summary | {"interval": interval}))
+    print(json.dumps({"model": args.model, **summarise(found, group_names(args.model))}))
 
 
 if __name__ == "__main__":

@@ -28,17 +28,21 @@ class Family:
     """One pretrained architecture: its layers, the slot in each, its attention weights, its heads.
 
     ``model_type`` is Hugging Face's name; ``classes`` maps a head (``base``, ``ctc``, ``lm``, ``classification``, ...)
-    to the model class with it, ``auto_classes`` to the Auto class that finds it. What :meth:`load` lets pass are names
-    that begin with one of the patterns in ``head_names`` (a new head) or ``leftover_names`` (what pretraining alone
-    needed, what older releases saved), behind the base model's prefix.
+    to the model class with it, ``auto_classes`` to the Auto class that finds it, ``pipelines`` to transformers' name
+    for what it does. What :meth:`load` lets pass are names
+    that begin with one of the patterns in ``head_names`` (a new head, of a checkpoint that has another or none),
+    ``optional_names`` (what a checkpoint may lack or hold) or ``leftover_names`` (what pretraining alone needed, what
+    older releases saved), behind the base model's prefix.
     """
 
     model_type: str
     config_class: type[PretrainedConfig]
     classes: Mapping[str, type[PreTrainedModel]]
     auto_classes: Mapping[str, Any]
+    pipelines: Mapping[str, str]
     default_head: str
     head_names: tuple[str, ...]
+    optional_names: tuple[str, ...] = ()
     leftover_names: tuple[str, ...]
     config_defaults: ClassVar[Mapping[str, Any]] = {}
     causal: bool = False  # True: no layer sees what comes after a frame, and no mixer may
@@ -63,14 +67,18 @@ class Family:
         """A prepared model from a hub id or folder, or one with random weights from a config.
 
         ``overrides`` are set in its config. Raises UserError where the source cannot be had or holds other weights than
-        the model needs: only a head may be missing, and only what pretraining alone needed may be left over.
+        the model needs: only a new head may be missing, and only what pretraining alone needed may be left over.
         """
         cls = model_class or self.class_with(self.default_head)
         overrides = {**self.config_defaults, **overrides}
         if isinstance(source, PretrainedConfig):
             config = type(source).from_dict({**source.to_dict(), **overrides})
             return self.prepare(cls(config).to(dtype))
-        return self.prepare(load_checked(cls, source, self.head_names, self.leftover_names, dtype=dtype, **overrides))
+        return self.prepare(self._checked(cls, source, dtype=dtype, **overrides))
+
+    def _checked(self, cls: type[PreTrainedModel], source: str, **options: Any) -> PreTrainedModel:
+        names = {"head_names": self.head_names, "optional_names": self.optional_names}
+        return load_checked(cls, source, **names, leftover_names=self.leftover_names, **options)
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Make padding invisible to the model, in place; converting and loading do this themselves."""
@@ -153,6 +161,10 @@ class Family:
     def block_attention(self, model: PreTrainedModel, layer: nn.Module) -> BlockAttention:
         """The attention that a layer of a speech encoder kept, as something that takes its queries block by block."""
         raise NotImplementedError
+
+    def max_tokens(self, config: PretrainedConfig) -> int:
+        """The most tokens of an input that a text model has positions for. Raises UserError for another model."""
+        raise UserError(f"{self.model_type} models hear audio: expected one that reads text, such as roberta-base")
 
     def freeze_front_end(self, model: PreTrainedModel) -> None:
         """Let what makes frames of audio have no gradient from here on; without a front end, nothing is frozen."""

@@ -5,20 +5,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 from cald_speech.errors import UserError
 
 
 def load_checked(
-    cls: type[PreTrainedModel], source: str, head_names: Sequence[str], leftover_names: Sequence[str], **options: Any
+    cls: type[PreTrainedModel],
+    source: str,
+    *,
+    head_names: Sequence[str],
+    optional_names: Sequence[str],
+    leftover_names: Sequence[str],
+    **options: Any,
 ) -> PreTrainedModel:
     """A ``cls`` model from a folder or hub id, in which nothing but a head is new.
 
     Arguments
     ---------
-    head_names : patterns of names, behind the base model's prefix, that may be missing or left over.
+    head_names : patterns of names, behind the base model's prefix, that may be left over, and missing in the checkpoint
+        of a model with another head.
+    optional_names : the same for names that may be missing in any checkpoint.
     leftover_names : the same for names that may only be left over.
     options : dtype and the config's values, as ``from_pretrained`` takes them.
 
@@ -38,8 +46,11 @@ def load_checked(
     missing = {*info["missing_keys"], *(n for n, p in model.named_parameters() if p.is_meta)}
     prefix = f"{model.base_model_prefix}."
     mismatched = [f"{k}: {tuple(had)} for {tuple(wanted)}" for k, had, wanted in info["mismatched_keys"]]
-    _refuse(source, "missing", _others(missing, prefix, head_names))
-    _refuse(source, "unexpected", _others(info["unexpected_keys"], prefix, (*head_names, *leftover_names)))
+    same_head = cls.__name__ in (AutoConfig.from_pretrained(source).architectures or ())
+    may_lack = optional_names if same_head else (*head_names, *optional_names)
+    may_have = (*head_names, *optional_names, *leftover_names)
+    _refuse(source, "missing", _others(missing, prefix, may_lack))
+    _refuse(source, "unexpected", _others(info["unexpected_keys"], prefix, may_have))
     _refuse(source, "of another size", mismatched)
     return model
 
@@ -57,8 +68,7 @@ def _quiet() -> Iterator[None]:
 
 def _others(names: Sequence[str], prefix: str, patterns: Sequence[str]) -> list[str]:
     """The names that, behind the prefix, begin with none of the patterns."""
-    allowed = re.compile("|".join(patterns))
-    return [name for name in names if not allowed.match(name.removeprefix(prefix))]
+    return [name for name in names if not any(re.match(p, name.removeprefix(prefix)) for p in patterns)]
 
 
 def _refuse(source: str, kind: str, names: Sequence[str]) -> None:

@@ -2,7 +2,13 @@
 
 from typing import ClassVar
 
-from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification, RobertaModel
+from transformers import (
+    PretrainedConfig,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
 
 from cald_speech.families.encoder import EncoderFamily
 
@@ -18,6 +24,10 @@ class RobertaFamily(EncoderFamily):
         "classification": RobertaForSequenceClassification,
     }
     masked_lm_head = "lm_head"
+
+    def max_tokens(self, config: PretrainedConfig) -> int:
+        # Positions are counted from behind that of padding: 512 of 514.
+        return config.max_position_embeddings - config.pad_token_id - 1
 
 
 FAMILY = RobertaFamily()

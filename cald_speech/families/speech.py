@@ -25,12 +25,18 @@ class SpeechFamily(Family):
         "ctc": AutoModelForCTC,
         "classification": AutoModelForAudioClassification,
     }
+    pipelines: ClassVar = {
+        "base": "feature-extraction",
+        "ctc": "automatic-speech-recognition",
+        "classification": "audio-classification",
+    }
     default_head = "ctc"
     # LayerDrop would make teacher and student skip different layers.
     config_defaults: ClassVar = {"layerdrop": 0.0}
     # A self-supervised checkpoint has no head and carries what only its pretraining needed. masked_spec_embed exists
     # only where SpecAugment is on; a checkpoint made without it starts it at random.
-    head_names = (r"lm_head\.", r"projector\.", r"classifier\.", "layer_weights", "masked_spec_embed")
+    head_names = (r"lm_head\.", r"projector\.", r"classifier\.", "layer_weights")
+    optional_names = ("masked_spec_embed",)
     leftover_names = (
         r"quantizer\.",
         r"project_q\.",

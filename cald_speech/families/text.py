@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
@@ -24,10 +25,19 @@ class TextFamily(Family):
         "masked_lm": AutoModelForMaskedLM,
         "classification": AutoModelForSequenceClassification,
     }
+    pipelines: ClassVar = {
+        "base": "feature-extraction",
+        "lm": "text-generation",
+        "masked_lm": "fill-mask",
+        "classification": "text-classification",
+    }
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         # Masks hide padding from attention; lengths are there for mixers, and read from the first mixer on.
         return model
+
+    def max_tokens(self, config: PretrainedConfig) -> int:
+        return config.max_position_embeddings
 
     def new_lengths(self, base: nn.Module) -> TokenLengths:
         return TokenLengths(left_padding=self.causal)

@@ -2,7 +2,7 @@
 
 Wang et al., "Linformer: Self-Attention with Linear Complexity" (arXiv 2006.04768). Keys and values (T, d) of each head
 become E K and F V, (k, d), with learned E and F (k, max_length) that all heads of a layer share; CALD converts RoBERTa
-to it with k = 256.
+to it with k = 256, E and F drawn from N(0, 1), and their products scaled by 1 / sqrt(T).
 """
 
 import torch
@@ -61,8 +61,7 @@ class Linformer(AttentionHeads):
         if min(k, max_length) < 1:
             raise ValueError(f"k, max_length: expected at least 1 each, got {k} and {max_length}")
         self.max_length, self.sharing = max_length, sharing
-        # CALD's start: N(0, 1) over the square root of the length.
-        new = lambda: nn.Parameter(torch.randn(k, max_length) * max_length**-0.5)  # noqa: E731
+        new = lambda: nn.Parameter(torch.randn(k, max_length))  # noqa: E731
         self.mix_keys = new()
         self.mix_values = new() if sharing == "none" else None
 
@@ -79,9 +78,12 @@ class Linformer(AttentionHeads):
                 "Give shorter inputs, or convert with a larger max_length"
             )
         q, k, v = self.project(x)
+        # CALD's scale: whatever its length, an input's mixtures are as large as its frames at the start.
+        own = torch.full_like(x[:, 0, 0], num_frames) if lengths is None else lengths.clamp(min=1).to(x.dtype)
+        scale = own.rsqrt()[:, None, None, None]
         # A padded frame has a key and a value too, if only by their biases: it must not be mixed in.
         mixed = [
-            torch.einsum("st,bthd->bhsd", weights[:, :num_frames], mask_padding(frames, lengths))
+            scale * torch.einsum("st,bthd->bhsd", weights[:, :num_frames], mask_padding(frames, lengths))
             for weights, frames in ((self.mix_keys, k), (self._mix_values(), v))
         ]
         y = F.scaled_dot_product_attention(q.transpose(1, 2), *mixed)

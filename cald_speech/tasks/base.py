@@ -6,16 +6,21 @@ from typing import Any
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
-from transformers import PretrainedConfig, ProcessorMixin, SequenceFeatureExtractor
+from torch.utils.data import Dataset
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin, SequenceFeatureExtractor
 from transformers.utils import ModelOutput
 
-Processor = ProcessorMixin | SequenceFeatureExtractor
+from cald_speech.data.batching import BatchChange
+from cald_speech.data.modality import Audio, Modality
+from cald_speech.errors import UserError
+
+Processor = ProcessorMixin | SequenceFeatureExtractor | PreTrainedTokenizerBase
 
 
 class Task:
-    """What a head is trained for. ``head`` names the family's model class, ``metric`` the figure that is reported.
+    """What a head is trained for. ``head`` names the family's model class, ``metric`` the figure that is reported, in
+    ``unit``; ``modality`` is what the model reads.
 
     Losses are sums; the trainer divides them by their ``units`` summed over all ranks and accumulated batches.
     ``compares`` says that results are made of the teacher's output too, ``framewise`` that there is an output (B, T, V)
@@ -24,6 +29,9 @@ class Task:
 
     head: str
     metric: str
+    unit = " %"
+    modality: Modality = Audio()
+    blank: int | None = None  # the id of the label that says nothing, where there is one
     compares = False
     framewise = True
 
@@ -38,9 +46,21 @@ class Task:
         """
         raise NotImplementedError(f"{type(self).__name__} has no processor()")
 
-    def dataset(self, manifest: Path, processor: Processor, *, normaliser: str, unknown: str) -> DynamicItemDataset:
-        """The items of a manifest: at least ``id``, ``wav``, ``labels``, ``text`` and ``duration_s``."""
+    def dataset(self, manifest: Path, processor: Processor, *, normaliser: str, unknown: str) -> Dataset:
+        """The items of a manifest: ``id``, what the modality needs (``wav`` or ``tokens``), and what the task needs."""
         raise NotImplementedError(f"{type(self).__name__} has no dataset()")
+
+    def change(self, processor: Processor, *, join_utterances: int, pause_s: float) -> BatchChange | None:
+        """What is made of a training batch's items before they are padded; None leaves them as they are.
+
+        Raises UserError for utterances to be joined where a joined one has no label.
+        """
+        if join_utterances > 1:
+            raise UserError(
+                f"join_utterances: expected 1, since {type(self).__name__} has no label for several utterances in one, "
+                f"got {join_utterances}. Leave it out"
+            )
+        return None
 
     def head_options(self, start: str, config: PretrainedConfig, processor: Processor) -> dict[str, Any]:
         """What the config of ``start`` needs for a head that fits the processor. Raises UserError where none can."""
@@ -60,6 +80,10 @@ class Task:
         """What loss and results are made of: the head's logits."""
         return output.logits
 
+    def distributions(self, outputs: Tensor) -> Sequence[Tensor]:
+        """The outputs as logits of one or more distributions, for following the teacher's."""
+        return [outputs]
+
     def loss(self, outputs: Tensor, lengths: Tensor, batch: PaddedBatch) -> Tensor:
         """The loss summed over the batch, a float32 scalar, from outputs and (B,) valid frames."""
         raise NotImplementedError(f"{type(self).__name__} has no loss()")
@@ -73,5 +97,5 @@ class Task:
         raise NotImplementedError(f"{type(self).__name__} has no results()")
 
     def score(self, results: Mapping[str, Any]) -> float:
-        """The metric in percent, lower is better, from the results of all utterances by their ids."""
+        """The metric, lower is better, from the results of all utterances by their ids."""
         raise NotImplementedError(f"{type(self).__name__} has no score()")

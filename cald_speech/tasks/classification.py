@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, SequenceFeatureExtractor
 
 from cald_speech.data.dataset import labelled_dataset
 from cald_speech.data.manifests import read_manifest
-from cald_speech.errors import UserError
+from cald_speech.errors import UserError, some_of
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.processors import feature_extractor
 
@@ -24,6 +24,7 @@ class Classification(Task):
     Arguments
     ---------
     labels : the names of the classes, in the order of the head's outputs. A manifest's "text" is the utterance's label.
+        None takes those of the training manifest, sorted, as soon as ``processor()`` is called with it.
 
     Example
     -------
@@ -35,10 +36,11 @@ class Classification(Task):
     metric = "error"
     framewise = False
 
-    def __init__(self, labels: Sequence[str]):
-        if len(labels) < 2 or len(set(labels)) < len(labels):
+    def __init__(self, labels: Sequence[str] | None = None):
+        if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
             raise ValueError(f"labels: expected two or more names, each once, got {list(labels)}")
-        self.places = {label: place for place, label in enumerate(labels)}
+        self.from_training = labels is None
+        self.places = {label: place for place, label in enumerate(labels or ())}
 
     @property
     def labels(self) -> list[str]:
@@ -47,6 +49,8 @@ class Classification(Task):
     def processor(
         self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str
     ) -> SequenceFeatureExtractor:
+        if self.from_training:
+            self.places = {label: place for place, label in enumerate(labels_in(train))}
         return feature_extractor(places, required)
 
     def dataset(
@@ -56,9 +60,10 @@ class Classification(Task):
         strange = {utterance: e["text"] for utterance, e in entries.items() if e["text"] not in self.places}
         if strange:
             utterance, label = next(iter(strange.items()))
+            mend = "Train on them too" if self.from_training else "Correct `labels` of the task in the yaml"
             raise UserError(
-                f"{manifest}: expected the labels {', '.join(self.places)}, got {label!r} for utterance {utterance} "
-                f"({len(strange)} such utterances). Correct `labels` of the task in the yaml, or prepare the data again"
+                f"{manifest}: expected the labels {_shown(self.labels)}, got {label!r} for utterance {utterance} "
+                f"({len(strange)} such utterances). {mend}, or prepare the data again"
             )
         return labelled_dataset(entries, processor, lambda utterance, label: torch.tensor([self.places[label]]))
 
@@ -67,9 +72,10 @@ class Classification(Task):
         named = [config.id2label[i] for i in sorted(config.id2label)]
         has_head = any("ForSequenceClassification" in name for name in config.architectures or ())
         if has_head and named != self.labels:
+            mend = "Train on the same classes" if self.from_training else "Correct `labels` in the yaml"
             raise UserError(
-                f"the head of {start!r} tells {', '.join(named)} apart, and the task {', '.join(self.labels)}: "
-                "expected the same labels in the same order. Correct `labels` in the yaml, or start from another model"
+                f"the head of {start!r} tells {_shown(named)} apart, and the task {_shown(self.labels)}: "
+                f"expected the same labels in the same order. {mend}, or start from another model"
             )
         return {"id2label": dict(enumerate(self.labels)), "label2id": dict(self.places)}
 
@@ -95,3 +101,18 @@ class Classification(Task):
 
     def score(self, results: Mapping[str, tuple[str, str]]) -> float:
         return 100 * sum(label != guess for label, guess in results.values()) / len(results)
+
+
+def labels_in(manifest: Path) -> list[str]:
+    """The labels of a manifest, sorted. Raises UserError, where there is nothing to tell apart."""
+    labels = sorted({entry["text"] for entry in read_manifest(manifest).values()})
+    if len(labels) < 2:
+        raise UserError(
+            f"{manifest}: expected two or more labels to tell apart, got {labels[0]!r} alone. Train on more data, or "
+            "write the labels into `labels` of the task in the yaml"
+        )
+    return labels
+
+
+def _shown(labels: Sequence[str]) -> str:
+    return some_of(labels, most=10, separator=", ")

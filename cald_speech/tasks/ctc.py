@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, Wav2Vec2Processor
 
 from cald_speech.data.dataset import make_dataset
+from cald_speech.data.joining import Joiner
 from cald_speech.data.manifests import read_manifest
+from cald_speech.data.modality import item_lengths
 from cald_speech.data.text import make_processor, normalise
 from cald_speech.errors import UserError
 from cald_speech.ops import valid_frames
@@ -46,6 +48,9 @@ class CTC(Task):
     ) -> DynamicItemDataset:
         return make_dataset(manifest, processor, normaliser=normaliser, unknown=unknown)
 
+    def change(self, processor: Wav2Vec2Processor, *, join_utterances: int, pause_s: float) -> Joiner | None:
+        return Joiner(join_utterances, pause_s, processor) if join_utterances > 1 else None
+
     def head_options(self, start: str, config: PretrainedConfig, processor: Wav2Vec2Processor) -> dict[str, Any]:
         """A checkpoint without a head gets one of the tokenizer's size; one with a head must fit it."""
         vocab_size = len(processor.tokenizer)
@@ -58,11 +63,11 @@ class CTC(Task):
         return {"vocab_size": vocab_size}
 
     def units(self, batch: PaddedBatch) -> Tensor:
-        return label_lengths(batch)
+        return item_lengths(batch.labels)
 
     def can_learn(self, batch: PaddedBatch, lengths: Tensor) -> Tensor:
         """Whether the frames suffice: one for each character, and a blank between two that are the same."""
-        labels, targets = batch.labels.data, label_lengths(batch)
+        labels, targets = batch.labels.data, item_lengths(batch.labels)
         same = (labels[:, 1:] == labels[:, :-1]) & valid_frames(targets - 1, labels.size(1) - 1)
         return targets + same.sum(-1) <= lengths
 
@@ -73,7 +78,7 @@ class CTC(Task):
         """
         log_probs = F.log_softmax(outputs.float(), dim=-1).transpose(0, 1)
         labels = batch.labels.data.to(outputs.device)
-        targets = label_lengths(batch).to(outputs.device)
+        targets = item_lengths(batch.labels).to(outputs.device)
         return F.ctc_loss(log_probs, labels, lengths, targets, blank=self.blank, reduction="sum", zero_infinity=True)
 
     def results(
@@ -87,8 +92,3 @@ class CTC(Task):
         rate = score(references, hypotheses).words.rate
         # A validation set without a single word has no error rate; inf never wins against one that has.
         return float("inf") if rate is None else rate
-
-
-def label_lengths(batch: PaddedBatch) -> Tensor:
-    """(B,) characters of each transcript, from SpeechBrain's relative lengths."""
-    return (batch.labels.lengths * batch.labels.data.size(1)).round().long()

@@ -2,7 +2,14 @@
 
 from collections.abc import Sequence
 
-from transformers import ProcessorMixin, SequenceFeatureExtractor, Wav2Vec2FeatureExtractor
+from transformers import (
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    SequenceFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+)
 
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.errors import UserError
@@ -10,8 +17,10 @@ from cald_speech.hub import check_source
 
 
 def first_processor(
-    cls: type[ProcessorMixin] | type[SequenceFeatureExtractor], places: Sequence[str], required: str | None
-) -> ProcessorMixin | SequenceFeatureExtractor | None:
+    cls: type[ProcessorMixin] | type[SequenceFeatureExtractor] | type[AutoTokenizer],
+    places: Sequence[str],
+    required: str | None,
+) -> ProcessorMixin | SequenceFeatureExtractor | PreTrainedTokenizerBase | None:
     """``required``'s processor if it is given, else that of the first of ``places`` (folders, hub ids) that has one.
 
     Raises UserError where a place does not exist, or the required one has no processor of the class.
@@ -31,3 +40,22 @@ def feature_extractor(places: Sequence[str], required: str | None) -> SequenceFe
     """The same for a task without text: the first one's feature extractor, or a new one."""
     found = first_processor(Wav2Vec2FeatureExtractor, places, required)
     return found or Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, return_attention_mask=True)
+
+
+def tokenizer_of(places: Sequence[str], required: str | None) -> PreTrainedTokenizerBase:
+    """The same for text. Raises UserError where no place has a tokenizer: none can be made of a model's weights."""
+    found = first_processor(AutoTokenizer, places, required)
+    if found is None:
+        raise UserError(
+            f"expected a tokenizer in one of {', '.join(places) or 'no place'}, got none. Give one with --processor"
+        )
+    return found
+
+
+def check_vocabulary(start: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError for tokens that a model has no embedding for; it may have more (Pythia's are padded)."""
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"the model of {start!r} has embeddings for {config.vocab_size} tokens, and the tokenizer has "
+            f"{len(tokenizer)}: expected at least as many. Give the model's own tokenizer with --processor"
+        )

@@ -15,7 +15,6 @@ from speechbrain import Brain, Stage
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
 from torch import Tensor, distributed
 
-from cald_speech.data.inputs import model_inputs
 from cald_speech.training.checkpointing import AtomicCheckpointer, RandomState, is_main
 from cald_speech.training.interruption import Interruption
 from cald_speech.training.logs import StepLog
@@ -85,7 +84,7 @@ class CaldBrain(Brain):
     # --- set-up -----------------------------------------------------------------------------------------------------
 
     def init_optimizers(self) -> None:
-        groups = parameter_groups(self.plain, self.settings.weight_decay)
+        groups = parameter_groups(self.plain, self.settings.weight_decay, decay=self.settings.decay)
         self.optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate)
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
@@ -210,7 +209,7 @@ class CaldBrain(Brain):
         """Results of a validation batch; returns the mean loss of a unit."""
         task = self.settings.task
         with torch.no_grad(), self.evaluation_ctx:
-            inputs, lengths = model_inputs(batch, self.plain)
+            inputs, lengths = task.modality.arguments(batch, self.plain)
             outputs = task.outputs(self.plain(**inputs))
             followed = task.outputs(self.teacher(**inputs)) if task.compares else None
             loss = task.loss(outputs, lengths, batch)
@@ -223,7 +222,8 @@ class CaldBrain(Brain):
             return
         metric = self.settings.task.score(self.results)
         name = self.settings.task.metric
-        logger.info("epoch %d, step %d: validation %s %.2f %%", epoch, self.optimizer_step, name, metric)
+        unit = self.settings.task.unit
+        logger.info("epoch %d, step %d: validation %s %.2f%s", epoch, self.optimizer_step, name, metric, unit)
         if metric <= self.best_metric:
             self.best_metric = metric
             self.store.save("model", self.plain, valid={name: metric, "step": self.optimizer_step})

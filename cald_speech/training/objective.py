@@ -7,7 +7,6 @@ from speechbrain.dataio.batch import PaddedBatch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cald_speech.data.inputs import model_inputs, utterance_frames
 from cald_speech.distillation import (
     LossWeights,
     captured_slots,
@@ -53,7 +52,7 @@ class Objective:
 
     def __call__(self, runner: nn.Module, batch: PaddedBatch, weights: LossWeights, counts: Counts) -> Losses:
         """Run student and teacher on a batch. ``runner`` is the student, with whatever is wrapped around it."""
-        inputs, lengths = model_inputs(batch, self.student)
+        inputs, lengths = self.settings.task.modality.arguments(batch, self.student)
         zeros = torch.zeros((), device=lengths.device)
         losses = Losses(zeros, zeros, zeros.expand(self.num_states), zeros, zeros.expand(len(self.mixers)))
         if weights.alignment:
@@ -93,7 +92,7 @@ class Objective:
 
     def _units(self, batch: PaddedBatch) -> tuple[int, int]:
         """Characters or utterances of the task, and compared frames."""
-        lengths = utterance_frames(batch, self.student)
+        lengths = self.settings.task.modality.lengths(batch, self.student)
         frames = int(lengths.sum()) if self.form.masked else len(lengths) * int(lengths.max())
         units = self.settings.task.units(batch)
         if self._drops_hopeless():
@@ -137,15 +136,11 @@ class Objective:
         form = self.form
         if not self.settings.task.framewise:
             student, teacher, lengths = student[:, None], teacher[:, None], None
-        return logit_loss(
-            student,
-            teacher,
-            lengths,
-            temperature=form.temperature,
-            scale_by_t2=form.scale_by_t2,
-            blank=None if form.blank_weight == 1.0 else self.settings.task.blank,
-            blank_weight=form.blank_weight,
-        )[0]
+        options = {"temperature": form.temperature, "scale_by_t2": form.scale_by_t2}
+        if form.blank_weight != 1.0:
+            options |= {"blank": self.settings.task.blank, "blank_weight": form.blank_weight}
+        pairs = zip(*map(self.settings.task.distributions, (student, teacher)), strict=True)
+        return sum(logit_loss(ours, theirs, lengths, **options)[0] for ours, theirs in pairs)
 
     def _alignment(self, inputs: dict[str, Tensor], lengths: Tensor) -> Tensor:
         """Squared distance of each mixer's output from the attention's, both fed what the teacher's layer gets."""
@@ -165,5 +160,7 @@ class Objective:
         except ValueError as error:
             keys = "layer_normalise, layer_distance, layer_weights, layer_reduce"
             raise UserError(f"{keys}: {error}") from error
+        if form.blank_weight != 1.0 and self.settings.task.blank is None:
+            raise UserError("blank_weight: expected 1, since this task has no blank, got another. Leave it out")
         if self.settings.guidance.weights(0).alignment and not self.mixers:
             raise UserError("align_steps: expected a layer_map that converts a layer, got one that keeps them all")

@@ -8,8 +8,10 @@ from torch import distributed, nn
 from cald_speech.mixers import SCAN_PARAMETERS
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float, *, decay: str = "all") -> list[dict]:
     """Trainable parameters in two groups: matrices with weight decay; vectors and the scans' parameters without.
+
+    decay : ``mixers`` leaves all matrices but the mixers' without it too.
 
     Example
     -------
@@ -21,6 +23,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             keep = parameter.dim() < 2 or name.rsplit(".", 1)[-1] in SCAN_PARAMETERS
+            keep = keep or (decay == "mixers" and ".mixer." not in name)
             (plain if keep else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 

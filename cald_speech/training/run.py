@@ -18,8 +18,6 @@ from torch import distributed
 
 import cald_speech
 from cald_speech.data.batching import StepSampler, batch_loader, step_loader
-from cald_speech.data.joining import Joiner
-from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import AtomicCheckpointer, is_main
@@ -67,6 +65,8 @@ def run(argv: Sequence[str], prepare: Prepare) -> CaldBrain:
     models = build_models(settings, data["train"])
     if settings.freeze_front_end:
         models.family.freeze_front_end(models.student)
+    if settings.gradient_checkpointing:
+        models.student.gradient_checkpointing_enable({"use_reentrant": False})
     logger.info("%s", models.conversion)
     brain = make_brain(settings, data, models, run_opts)
     # Ranks draw different dropout and SpecAugment masks.
@@ -117,12 +117,13 @@ def make_brain(settings: Settings, data: Mapping[str, Path], models: Models, run
     conversion = models.conversion
     facts = {
         "model": type(models.student).__name__,
+        "pipeline": models.family.pipelines[settings.task.head],
         "version": cald_speech.__version__,
         "teacher": str(settings.teacher) if models.teacher is not None else "none",
         "layers": conversion.describe_layers(),
         "guidance": type(settings.guidance).__name__.lower(),
         "steps": settings.num_steps,
-        "data": f"{data['train'].stem}, manifest {manifest_hash(data['train'])[:12]}",
+        "data": f"{data['train'].stem}, manifest {settings.task.modality.fingerprint(data['train'])[:12]}",
         "parameters": f"{conversion.num_parameters_after:,} ({conversion.num_parameters_before:,} before)",
         "licence": settings.licence,
     }
@@ -138,18 +139,17 @@ def fit(brain: CaldBrain, data: Mapping[str, Path]) -> None:
     settings, processor = brain.settings, brain.models.processor
     options = {"normaliser": settings.normaliser, "unknown": settings.unknown_characters}
     train_set, valid_set = (settings.task.dataset(data[name], processor, **options) for name in ("train", "valid"))
+    modality, limit = settings.task.modality, settings.max_batch
     sampler = StepSampler(
-        durations(data["train"]),
-        settings.max_batch_s,
+        modality.sizes(train_set),
+        limit,
         accumulation=settings.accumulation,
         rank=int(os.environ.get("RANK", 0)),
         world_size=brain.world_size,
         max_batch_utterances=settings.max_batch_utterances,
         seed=settings.seed,
     )
-    joiner = None
-    if settings.join_utterances > 1:
-        joiner = Joiner(settings.join_utterances, settings.join_pause_s, processor)
+    change = settings.task.change(processor, join_utterances=settings.join_utterances, pause_s=settings.join_pause_s)
     # The Brain calls its set_epoch() before each epoch.
     brain.train_sampler = sampler
     epochs = EpochCounter(limit=sys.maxsize)  # num_steps ends the run
@@ -157,11 +157,6 @@ def fit(brain: CaldBrain, data: Mapping[str, Path]) -> None:
     with brain.interruption.watched():
         brain.fit(
             epochs,
-            step_loader(train_set, sampler, joiner=joiner, num_workers=settings.num_workers),
-            batch_loader(valid_set, durations(data["valid"]), settings.max_batch_s),
+            step_loader(train_set, sampler, change=change, num_workers=settings.num_workers),
+            batch_loader(valid_set, modality.sizes(valid_set), limit),
         )
-
-
-def durations(manifest: Path) -> list[float]:
-    """Seconds of audio of each utterance, in the order of the data set."""
-    return [entry["duration_s"] for entry in read_manifest(manifest).values()]

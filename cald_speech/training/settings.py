@@ -48,7 +48,12 @@ FORM_KEYS = {
     "blank_weight": "blank_weight",
 }
 # One of so many names: key -> the names.
-CHOICES = {"loss": tuple(PRESETS), "normalisation": NORMALISATIONS, "teacher_mask": ("none", "student")}
+CHOICES = {
+    "loss": tuple(PRESETS),
+    "normalisation": NORMALISATIONS,
+    "teacher_mask": ("none", "student"),
+    "decay": ("all", "mixers"),
+}
 
 
 @dataclass
@@ -102,13 +107,16 @@ class Settings:
     weight_decay: float = 5e-3
     schedule: WarmupSchedule = field(default_factory=WarmupSchedule)
     max_grad_norm: float = 1.0
-    max_batch_s: float = 60.0
+    max_batch_s: float = 60.0  # of audio, padding counted
+    max_batch_tokens: int = 16384  # of text
     max_batch_utterances: int | None = None
     join_utterances: int = 1  # up to so many are joined to one, at random, with pauses of up to join_pause_s
     join_pause_s: float = 0.5
     accumulation: int = 1
     num_workers: int = 0
     precision: str = "fp32"
+    decay: str = "all"  # matrices have weight decay; "mixers": those of the mixers alone
+    gradient_checkpointing: bool = False  # less memory, a third more time
     nonfinite_patience: int = 10
     # validation, checkpoints, logs
     validate_every_epochs: int = 1
@@ -152,6 +160,11 @@ class Settings:
         """The form of the distillation terms: the preset's, with the keys that were set on top."""
         changed = {option: getattr(self, key) for key, option in FORM_KEYS.items()}
         return replace(PRESETS[self.loss], **{option: v for option, v in changed.items() if v is not None})
+
+    @property
+    def max_batch(self) -> float:
+        """How much a batch may hold, in the task's own unit."""
+        return getattr(self, self.task.modality.batch_limit)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of optimiser step ``step``: the schedule begins when the mixers have been aligned."""

@@ -37,7 +37,8 @@ class ModelStore:
         unfinished = place / final.name  # the card reads the folder's name
         try:
             unfinished.mkdir(parents=True)
-            model.save_pretrained(unfinished)
+            # By the names that the model has now: waypoints are read by them, without a model.
+            model.save_pretrained(unfinished, save_original_format=False)
             self.processor.save_pretrained(unfinished)
             update_facts(unfinished, **self.facts | facts)
         # safetensors reports a full disk with an error of its own, which is not an OSError.

@@ -8,7 +8,6 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.checkpoints import Checkpointer
 from transformers import PreTrainedModel
 
-from cald_speech.data.inputs import model_inputs
 from cald_speech.families import family_of
 from cald_speech.training.optimiser import clip_gradients, parameter_groups, sum_gradients
 from cald_speech.training.settings import Settings
@@ -24,7 +23,7 @@ class TeacherTraining:
         teacher.requires_grad_(True)
         if settings.freeze_front_end:
             family_of(teacher).freeze_front_end(teacher)
-        groups = parameter_groups(teacher, settings.weight_decay)
+        groups = parameter_groups(teacher, settings.weight_decay, decay=settings.decay)
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
         # float16 gradients underflow; the student's scaler has seen other gradients.
         self.scaler = torch.amp.GradScaler(teacher.device.type, enabled=settings.precision == "fp16")
@@ -47,7 +46,7 @@ class TeacherTraining:
             group["lr"] = learning_rate
         self.teacher.train()
         for batch in batches:
-            inputs, lengths = model_inputs(batch, self.teacher)
+            inputs, lengths = self.settings.task.modality.arguments(batch, self.teacher)
             with precision:
                 outputs = self.settings.task.outputs(self.teacher(**inputs))
                 loss = self.settings.task.loss(outputs, lengths, batch) / max(1.0, count)

@@ -54,6 +54,83 @@ def test_what_pretraining_alone_needed_may_be_left_over(norm, tmp_path):
     assert all(torch.equal(v, expected[name]) for name, v in model.wav2vec2.state_dict().items())
 
 
+# --- names as on the hub ---------------------------------------------------------------------------------------------
+
+# What only pretraining needed, in the files of each family: quantiser and projections, label embeddings, mask vector.
+LEFT_OVER = {
+    "wav2vec2": [
+        "quantizer.codevectors",
+        "quantizer.weight_proj.weight",
+        "quantizer.weight_proj.bias",
+        "project_q.weight",
+        "project_q.bias",
+        "project_hid.weight",
+        "project_hid.bias",
+    ],
+    "hubert": ["label_embs_concat", "final_proj.weight", "final_proj.bias", "mask_emb"],
+    "wavlm": ["label_embs_concat", "final_proj.weight", "final_proj.bias", "mask_emb"],
+}
+# Weight normalisation was once a hook of its own; its two parameters have other names since.
+OLD_NAMES = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+
+
+def write_as_on_the_hub(folder, family, norm="layer", *, prefix="", file="model.safetensors"):
+    """A self-supervised encoder in a folder, with the old names and what pretraining left; returns the encoder."""
+    encoder = tiny_model(family, norm).base_model
+    encoder.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    weights = {}
+    for name, v in encoder.state_dict().items():
+        for new, old in OLD_NAMES.items():
+            name = name.replace(new, old)
+        weights[prefix + name] = v.clone()
+    assert sum(name.endswith((".weight_g", ".weight_v")) for name in weights) == 2
+    weights |= {name: torch.ones(2) for name in LEFT_OVER[family.model_type]}
+    if file.endswith(".bin"):
+        torch.save(weights, folder / file)
+    else:
+        save_file(weights, folder / file, metadata={"format": "pt"})
+    return encoder
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("of_pretraining", [True, False], ids=["of pretraining", "of the encoder alone"])
+@pytest.mark.parametrize("head", ["base", "ctc", "classification"])
+@both_norms
+@every_family
+def test_a_self_supervised_checkpoint_under_its_old_names(family, norm, head, of_pretraining, file, tmp_path):
+    prefix = f"{family.model_type}." if of_pretraining else ""
+    encoder = write_as_on_the_hub(tmp_path, family, norm, prefix=prefix, file=file)
+    model = family.load(str(tmp_path), model_class=family.class_with(head))
+    loaded = model.base_model.state_dict()
+    assert loaded.keys() == encoder.state_dict().keys()
+    assert all(torch.equal(v, loaded[name]) for name, v in encoder.state_dict().items())
+    heads = {name.split(".")[0] for name, _ in model.named_parameters()} - {name.split(".")[0] for name in loaded}
+    expected = {"base": set(), "ctc": {"lm_head"}, "classification": {"projector", "classifier"}}
+    assert heads - {family.model_type} == expected[head]
+
+
+@pytest.mark.parametrize("old", OLD_NAMES.values())
+@every_family
+def test_half_of_an_old_weight_norm_is_named(family, old, tmp_path):
+    write_as_on_the_hub(tmp_path, family)
+    edit_weights(tmp_path, lambda weights: weights.pop(f"encoder.pos_conv_embed.conv.{old}"))
+    with pytest.raises(UserError, match=r"1 missing \(\w+\.encoder\.pos_conv_embed\.conv\.parametrizations\."):
+        family.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["encoder.quantizer.codevectors", "my_final_proj.weight", "encoder.mask_emb"])
+@every_family
+def test_only_pretrainings_own_names_may_be_left_over(family, name, tmp_path):
+    write_as_on_the_hub(tmp_path, family)
+    edit_weights(tmp_path, lambda weights: weights.update({name: torch.ones(2)}))
+    with pytest.raises(UserError, match=rf"1 unexpected \({name}"):
+        family.load(str(tmp_path))
+
+
+# --- what may be missing or left over --------------------------------------------------------------------------------
+
+
 @every_family
 def test_spec_augments_vector_may_be_missing_or_left_over(family, tmp_path):
     tiny_model(family).save_pretrained(tmp_path / "without")

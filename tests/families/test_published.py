@@ -1,14 +1,23 @@
 """Models of the published checkpoints' configurations, on the meta device: their published sizes, and converted."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
-from transformers import BertConfig, GPTNeoXConfig, LlamaConfig, RobertaConfig
+from transformers import (
+    BertConfig,
+    GPTNeoXConfig,
+    HubertConfig,
+    LlamaConfig,
+    RobertaConfig,
+    Wav2Vec2Config,
+    WavLMConfig,
+)
 
 from cald_speech import LayerMap, convert
 from cald_speech.families import family_of
-from cald_speech.mixers import Linformer, Mamba, Mamba2
+from cald_speech.mixers import Bidirectional, Linformer, Mamba, Mamba2
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 ROBERTA = {"vocab_size": 50_265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
@@ -55,3 +64,67 @@ def test_a_published_model_converts(config, head, parameters, mixer):
     assert report.num_parameters_after == parameters + config.num_hidden_layers * (expected - gone)
     assert all(p.is_meta for p in model.parameters())
     assert set(report.layers) == {(mixer.func if isinstance(mixer, partial) else mixer).__name__}
+
+
+# --- speech ----------------------------------------------------------------------------------------------------------
+
+SPEECH_BASE = {**BASE, "feat_extract_norm": "group", "conv_bias": False, "do_stable_layer_norm": False}
+SPEECH_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+SPEECH_LARGE |= {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
+SHARED = partial(Bidirectional, share_projections=True)
+
+# (config, head, parameters). They count what the class of that head loads: the encoder with SpecAugment's vector
+# (masked_spec_embed) and, for ctc, its head of 32 characters; not the quantiser, projections and label embeddings that
+# pretraining alone needed, which the papers' rounder figures (95 M, 317 M) hold. No page gives most of them to the last
+# digit, so speech_parameters() works each out.
+SPEECH_MODELS = {
+    "wav2vec2-base": (Wav2Vec2Config(**SPEECH_BASE), "base", 94_371_712),
+    "wav2vec2-large-lv60": (Wav2Vec2Config(**SPEECH_LARGE), "base", 315_438_720),
+    "wav2vec2-large-960h-lv60-self": (Wav2Vec2Config(**SPEECH_LARGE, vocab_size=32), "ctc", 315_471_520),
+    "hubert-base-ls960": (HubertConfig(**SPEECH_BASE), "base", 94_371_712),
+    "hubert-large-ll60k": (HubertConfig(**SPEECH_LARGE), "base", 315_438_720),
+    "wavlm-base-plus": (WavLMConfig(**SPEECH_BASE), "base", 94_381_936),
+    "wavlm-large": (WavLMConfig(**SPEECH_LARGE | {"conv_bias": False}), "base", 315_453_120),
+}
+
+
+def speech_parameters(config, head: str) -> int:
+    """The same figures by arithmetic from the papers' layouts: no model has a say in them."""
+    width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    channels = [1, *config.conv_dim]
+    convolutions = sum(a * b * k for a, b, k in zip(channels, channels[1:], config.conv_kernel, strict=False))
+    biases = sum(config.conv_dim) if config.conv_bias else 0
+    norms = 2 * (sum(config.conv_dim) if config.feat_extract_norm == "layer" else config.conv_dim[0])
+    projection = 2 * channels[-1] + (channels[-1] + 1) * width
+    reach, groups = config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
+    positions = width * width // groups * reach + reach + width  # direction, one length for each place, bias
+    layer = 4 * (width + 1) * width + 2 * 2 * width + (width + 1) * inner + (inner + 1) * width
+    total = convolutions + biases + norms + projection + width + positions + 2 * width
+    total += config.num_hidden_layers * layer
+    if config.model_type == "wavlm":  # a gate of eight numbers from each head's width, its scale, and one table
+        total += config.num_hidden_layers * ((width // heads + 1) * 8 + heads) + config.num_buckets * heads
+    return total + ((width + 1) * config.vocab_size if head == "ctc" else 0)
+
+
+@pytest.mark.parametrize(("config", "head", "parameters"), SPEECH_MODELS.values(), ids=SPEECH_MODELS)
+def test_a_published_speech_model_converts(config, head, parameters):
+    assert speech_parameters(config, head) == parameters
+    family = family_of(config)
+    with torch.device("meta"):
+        model = family.load(config, model_class=family.class_with(head))
+        expected = size(SHARED(config.hidden_size, config.num_attention_heads))
+    assert size(model) == parameters
+    # All of it goes, WavLM's gates and its table of biases too.
+    attention = sum(size(layer.attention) for layer in family.layers(model))
+    report = convert(model, family, LayerMap(SHARED), initialise="random")
+    assert report.num_parameters_before == parameters
+    assert report.num_parameters_after == parameters - attention + config.num_hidden_layers * expected == size(model)
+    # as hparams/mamba.yaml says
+    assert math.isclose(report.num_parameters_after / parameters, 1.08, abs_tol=0.005)
+    # transformers makes SpecAugment's vector on the CPU, wherever the rest is.
+    assert all(p.is_meta for name, p in model.named_parameters() if "masked_spec_embed" not in name)
+    assert set(report.layers) == {"Bidirectional"}
+
+
+def size(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -12,7 +12,7 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch.nn import functional as F
 
-from cald_speech.data.inputs import model_inputs
+from cald_speech.data.modality import Audio
 from cald_speech.mixers import Bidirectional
 from cald_speech.training.schedules import WarmupSchedule
 from tests.helpers import padded_batch, relative_error
@@ -23,7 +23,7 @@ ALPHA_LAYER, ALPHA_LOGITS, TEMPERATURE = 15.0, 1.0, 2.0
 
 def observed(brain, batch):
     """What the reference's formulas see of a batch: states and logits of both models, losses, lengths."""
-    inputs, frames = model_inputs(batch, brain.plain)
+    inputs, frames = Audio().arguments(batch, brain.plain)
     student, teacher = (m(**inputs, output_hidden_states=True) for m in (brain.plain, brain.teacher))
     characters = (batch.labels.lengths * batch.labels.data.size(1)).round().long()
     log_probs = student.logits.float().log_softmax(-1).transpose(0, 1)

@@ -1,0 +1,119 @@
+"""Several labels for an utterance from one head: SLURP's intents, which are a scenario and an action (floor F5)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import SequenceFeatureExtractor
+
+from cald_speech.data.dataset import labelled_dataset
+from cald_speech.data.manifests import read_manifest
+from cald_speech.errors import UserError
+from cald_speech.tasks.classification import Classification
+from cald_speech.tasks.label_groups import LabelGroups
+from cald_speech.tasks.processors import feature_extractor
+
+
+class Intent(Classification):
+    """One linear classifier with an output for every label of every group; an utterance is right if all groups are.
+
+    Split by group, its rows are one linear head for each group, and all of them see the same mean over the frames:
+    the groups share the pooled features and nothing else. A manifest's "text" has one label of each group, in the
+    groups' order: "alarm set". ``id2label`` names the outputs ``scenario:alarm``, so that a model folder says what its
+    groups are. (transformers' own pipeline takes one softmax over all groups: its order within a group is right, its
+    scores are not probabilities.)
+
+    Arguments
+    ---------
+    groups : two or more names with their labels, or the names alone; the labels are then those of the training
+        manifest, sorted.
+
+    Example
+    -------
+    >>> task = Intent({"scenario": ["alarm", "music"], "action": ["set", "query"]})
+    >>> task.labels
+    ['scenario:alarm', 'scenario:music', 'action:set', 'action:query']
+    >>> task.score({"a": ("alarm set", "alarm set"), "b": ("alarm set", "alarm query")})
+    50.0
+    """
+
+    def __init__(self, groups: Mapping[str, Sequence[str]] | Sequence[str]):
+        names = list(groups)
+        if len(names) < 2 or len(set(names)) < len(names) or any(not name or ":" in name for name in names):
+            raise ValueError(f"groups: expected two or more names, each once and without a colon, got {names}")
+        self.from_training = not isinstance(groups, Mapping)
+        self.groups = LabelGroups(dict.fromkeys(names, ()) if self.from_training else groups)
+        for name, labels in () if self.from_training else groups.items():
+            if len(set(labels)) < max(2, len(labels)) or any(len(x.split()) != 1 for x in labels):
+                raise ValueError(
+                    f"groups: expected two or more labels of {name}, each once and without spaces, got {list(labels)}"
+                )
+
+    @property
+    def labels(self) -> list[str]:
+        return self.groups.names
+
+    @property
+    def places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.labels)}
+
+    def processor(
+        self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str
+    ) -> SequenceFeatureExtractor:
+        if self.from_training:
+            self.groups = groups_in(train, list(self.groups.groups))
+        return feature_extractor(places, required)
+
+    def dataset(
+        self, manifest: Path, processor: SequenceFeatureExtractor, *, normaliser: str, unknown: str
+    ) -> DynamicItemDataset:
+        entries = read_manifest(manifest)
+        self.groups.check(manifest, entries, "the task")
+        return labelled_dataset(entries, processor, lambda utterance, text: torch.tensor(self.groups.places(text)))
+
+    def distributions(self, outputs: Tensor) -> Sequence[Tensor]:
+        """The logits of each group: their softmax is taken one by one."""
+        return self.groups.split(outputs)
+
+    def loss(self, outputs: Tensor, lengths: Tensor, batch: PaddedBatch) -> Tensor:
+        """The cross-entropies of all groups, in float32, summed over groups and utterances; outputs (B, all labels)."""
+        places = batch.labels.data.to(outputs.device).unbind(1)
+        parts = zip(self.groups.split(outputs.float()), places, strict=True)
+        return sum(F.cross_entropy(part, place, reduction="sum") for part, place in parts)
+
+    def results(
+        self,
+        outputs: Tensor,
+        followed: None,
+        lengths: Tensor,
+        batch: PaddedBatch,
+        processor: SequenceFeatureExtractor,
+    ) -> Sequence[tuple[str, str]]:
+        """(labels, guess) of each utterance, with spaces between the groups' labels."""
+        return list(zip(batch.text, self.groups.guesses(outputs), strict=True))
+
+
+def groups_in(manifest: Path, names: Sequence[str]) -> LabelGroups:
+    """The labels in a manifest's texts, sorted, as groups of these names. Raises UserError where they do not fit."""
+    texts = {entry["text"]: utterance for utterance, entry in read_manifest(manifest).items()}
+    groups: dict[str, set[str]] = {name: set() for name in names}
+    for text, utterance in texts.items():
+        words = text.split()
+        if len(words) != len(names):
+            raise UserError(
+                f"{manifest}: utterance {utterance}: expected a label each for {', '.join(names)}, got {text!r}. "
+                "Prepare the data again, or correct `groups` of the task in the yaml"
+            )
+        for word, labels in zip(words, groups.values(), strict=True):
+            labels.add(word)
+    for name, labels in groups.items():
+        if len(labels) < 2:
+            raise UserError(
+                f"{manifest}: expected two or more labels of {name} to tell apart, got {', '.join(labels)} alone. "
+                "Train on more data, or write the labels into `groups` of the task in the yaml"
+            )
+    return LabelGroups({name: sorted(labels) for name, labels in groups.items()})
