@@ -1,0 +1,75 @@
+"""Accuracy of a model, converted or not, on a set of VoxCeleb1's identification split:
+
+python recipes/voxceleb/evaluate.py results/voxceleb/hybrid-seed0/model --data_folder data/voxceleb1
+
+It writes <split>_labels.json (label and guess of every clip) and <split>.json (the summary), and prints a table and, as
+its last line, the summary as JSON. The 95 % interval draws speakers, since what one speaker says is not independent.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from prepare import SPLITS, prepare
+
+from cald_speech.data.manifests import manifest_hash
+from cald_speech.errors import UserError
+from cald_speech.evaluation.labels import classify_folder
+from cald_speech.evaluation.report import format_table
+from cald_speech.files import whole_file
+from cald_speech.model_card import add_figure
+from cald_speech.tasks.bootstrap import bootstrap_interval
+
+
+@click.command()
+@click.argument("folder")
+@click.option("--data_folder", type=Path, default="data/voxceleb1", show_default=True)
+@click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
+@click.option("--output_folder", type=Path, help="Default: results/evaluation/ and the path of FOLDER, joined by --.")
+@click.option("--max_batch_s", default=60.0, show_default=True, help="Seconds of audio in a batch, padding counted.")
+@click.option("--drop_bad_audio", is_flag=True, help="Leave out what is missing or damaged instead of refusing it.")
+@click.option("--device", default="cpu", show_default=True)
+def main(
+    folder: str, data_folder: Path, split: str, output_folder: Path | None, drop_bad_audio: bool, **options
+) -> None:
+    """Evaluate FOLDER, a model folder or a hub id."""
+    # Two models never share a folder: results/a/model and results/b/model have reports of their own.
+    output_folder = output_folder or Path("results/evaluation") / folder.strip("/.").replace("/", "--")
+    try:
+        manifest = prepare(data_folder, output_folder, splits=[split], drop_bad_audio=drop_bad_audio)[split]
+        found = classify_folder(folder, manifest, output_folder / f"{split}_labels.json", **options)
+    except UserError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    right, speakers = [int(label == guess) for label, guess in found.values()], [label for label, _ in found.values()]
+    many = len(set(speakers)) > 1
+    interval = bootstrap_interval(right, [1] * len(right), groups=speakers) if many else None
+    summary = {
+        "model": folder,
+        "split": split,
+        "right": sum(right),
+        "of": len(right),
+        "accuracy": 100 * sum(right) / len(right),
+        "interval": interval,
+        "manifest_hash": manifest_hash(manifest),
+    }
+    with whole_file(output_folder / f"{split}.json") as unfinished:
+        unfinished.write_text(json.dumps(summary, indent=1) + "\n")
+    add_figure(
+        Path(folder),
+        split,
+        metric="accuracy %",
+        value=summary["accuracy"],
+        interval=interval,
+        count=len(right),
+        manifest_hash=summary["manifest_hash"],
+    )
+    low, high = interval or (None, None)
+    row = {"split": split, "accuracy %": summary["accuracy"], "low": low, "high": high, "clips": len(right)}
+    click.echo(format_table([row | {"speakers": len(set(speakers))}]))
+    click.echo(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

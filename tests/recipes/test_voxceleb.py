@@ -1,0 +1,217 @@
+"""VoxCeleb1 in miniature, in its own layout: prepared, trained under every guidance mode, scored; faults are named."""
+
+import json
+import logging
+import sys
+
+import pytest
+import soundfile
+import torch
+from click.testing import CliRunner
+
+from cald_speech.data import preparation
+from cald_speech.data.manifests import read_manifest
+from cald_speech.errors import UserError
+from cald_speech.model_card import read_facts
+from cald_speech.training.run import run
+from cald_speech.training.settings import Settings
+from tests.training.miniature import ROOT, load_module, write_model
+
+FOLDER = ROOT / "recipes" / "voxceleb"
+recipe = load_module(FOLDER / "prepare.py")
+SPEAKERS = ["id10001", "id10270", "id11251"]
+SETS = {1: 6, 2: 2, 3: 3}  # clips of each speaker
+MODES = ("unguided", "target", "hybrid", "trajectory", "waypoint")
+SMALL = {"num_steps": 4, "max_batch_s": 4, "accumulation": 1, "num_workers": 0, "precision": "fp32"}
+SMALL |= {"log_every_steps": 1, "switch_step": 2, "layer_map": {"default": {"head_dim": 16, "d_state": 16}}}
+SMALL |= {"model_overrides": {"mask_time_prob": 0.05, "mask_time_length": 2}}
+
+
+def write_voxceleb(root):
+    """A tone for each speaker; the second one's clips lie in test/wav, as in the archives, and have 8 kHz."""
+    lines = []
+    for place, speaker in enumerate(SPEAKERS):
+        number = 0
+        for which, count in SETS.items():
+            for _ in range(count):
+                number += 1
+                clip, rate = f"{speaker}/vi-deo_{which}/{number:05d}.wav", 8_000 if place == 1 else 16_000
+                path = root / ("test/wav" if place == 1 else "dev/wav") / clip
+                path.parent.mkdir(parents=True, exist_ok=True)
+                times = torch.arange(round((0.4 + 0.01 * number) * rate)) / rate
+                soundfile.write(path, (0.3 * torch.sin(times * 1_000 * (place + 1))).numpy(), rate)
+                lines.append(f"{which} {clip}")
+    (root / "iden_split.txt").write_text("\n".join([*reversed(lines), ""]))
+    return root
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write_voxceleb(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The corpus, an encoder and a teacher that was fine-tuned on it, with its waypoints."""
+    folder = tmp_path_factory.mktemp("voxceleb")
+    write_voxceleb(folder / "data")
+    write_model(folder / "encoder", head="base")
+    keys = {"source": str(folder / "encoder"), "output_folder": str(folder / "teacher"), "waypoint_every_steps": 2}
+    start("voxceleb_teacher.yaml", folder, keys | {"layer_map": {}})
+    return folder
+
+
+def start(experiment, folder, keys):
+    keys = SMALL | {"data_folder": str(folder / "data"), "prepare_folder": str(folder / "prepared")} | keys
+    words = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
+    return run([str(ROOT / "hparams" / experiment), *words, "--noprogressbar"], recipe.prepare)
+
+
+def test_the_official_split(corpus, tmp_path):
+    manifests = recipe.prepare(corpus, tmp_path)
+    sets = {name: read_manifest(path) for name, path in manifests.items()}
+    assert {name: len(entries) for name, entries in sets.items()} == {"train": 18, "valid": 6, "test": 9}
+    assert len(set().union(*sets.values())) == 33
+    audio = str(corpus / "test" / "wav" / "id10270" / "vi-deo_2" / "00007.wav")
+    assert sets["valid"]["id10270-vi-deo_2-00007"] == {"audio": audio, "duration_s": 0.47, "text": "id10270"}
+
+
+def test_all_in_one_folder_will_do(corpus, tmp_path):
+    (corpus / "wav").mkdir()
+    for part in ("dev", "test"):
+        for path in (corpus / part / "wav").iterdir():
+            path.rename(corpus / "wav" / path.name)
+    assert len(read_manifest(recipe.prepare(corpus, tmp_path)["train"])) == 18
+
+
+def test_work_is_done_once_and_goes_on(corpus, tmp_path, monkeypatch):
+    recipe.prepare(corpus, tmp_path, splits=["train"])
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "audio_info", None)
+        recipe.prepare(corpus, tmp_path, splits=["train"])
+    assert set(recipe.prepare(corpus, tmp_path)) == {"train", "valid", "test"}
+
+
+def test_another_count_is_a_warning(corpus, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        recipe.prepare(corpus, tmp_path, splits=["valid"])
+    assert "valid holds 6 clips" in caplog.text and "has 6904" in caplog.text
+
+
+def clips(corpus):
+    return sorted((corpus / "dev" / "wav" / "id10001" / "vi-deo_1").iterdir())
+
+
+def lose_split(corpus):
+    (corpus / "iden_split.txt").unlink()
+
+
+def lose_clips(corpus):
+    for path in clips(corpus):
+        path.unlink()
+
+
+def cut_clip(corpus):
+    clips(corpus)[0].write_bytes(clips(corpus)[0].read_bytes()[:-100])
+
+
+def append(line):
+    path = "iden_split.txt"
+    return lambda corpus: (corpus / path).write_text((corpus / path).read_text() + line + "\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lose_split, r"official split in .*iden_split\.txt, but.*robots\.ox\.ac\.uk"),
+        (
+            lose_clips,
+            r"train: expected 18 clips .* 6 that cannot: (.*no such audio file.*; ){4}.*00002\.wav.* and 1 more",
+        ),
+        (cut_clip, r"1 that cannot: .*00001\.wav: the audio is cut off, 100 of the.*drop_bad_audio"),
+        (append("4 id10001/video/00001.wav"), r"iden_split\.txt:34: expected a line such as .*got '4 id10001/video"),
+        (append("1 id10001/00001.wav"), r"iden_split\.txt:34: expected"),
+        (append("id10001/video/00001.wav"), r"iden_split\.txt:34: expected"),
+        (
+            append("3 id10001/vi-deo_1/00001.wav"),
+            r"iden_split\.txt:34: .*each clip once, got id10001/vi-deo_1/00001\.wav",
+        ),
+    ],
+)
+def test_what_is_bad_is_named(corpus, tmp_path, damage, message):
+    damage(corpus)
+    with pytest.raises(UserError, match=message) as caught:
+        recipe.prepare(corpus, tmp_path)
+    assert "\n" not in str(caught.value) and not (tmp_path / "manifests" / "train.json").exists()
+
+
+def test_bad_audio_is_dropped_where_the_user_says_so(corpus, tmp_path, caplog):
+    cut_clip(corpus)
+    path = clips(corpus)[1].rename(tmp_path / "elsewhere.wav")
+    with caplog.at_level(logging.WARNING):
+        manifest = recipe.prepare(corpus, tmp_path, drop_bad_audio=True)["train"]
+    assert len(read_manifest(manifest)) == 16 and "left out 2 that cannot" in caplog.text
+    path.rename(clips(corpus)[0].with_name("00002.wav"))
+    assert len(read_manifest(recipe.prepare(corpus, tmp_path, drop_bad_audio=True)["train"])) == 17
+
+
+def test_there_are_three_sets(corpus, tmp_path):
+    with pytest.raises(UserError, match="splits: expected some of train, valid, test, got 'dev'"):
+        recipe.prepare(corpus, tmp_path, splits=["dev"])
+
+
+def test_the_papers_settings():
+    settings = Settings.load(ROOT / "hparams" / "voxceleb.yaml")
+    before, after = (settings.guidance.weights(step) for step in (49999, 50000))
+    assert (before.task, before.layer, before.logits) == (1.0, 30.0, 0.0) and (after.layer, after.logits) == (0.0, 0.0)
+    assert settings.accumulation * settings.max_batch_utterances == 72 and settings.num_steps == 90_000
+    assert [settings.learning_rate_at(step) for step in (5_000, 80_000)] == pytest.approx([3e-4, 1.5e-6], rel=1e-3)
+    teacher = Settings.load(ROOT / "hparams" / "voxceleb_teacher.yaml")
+    assert teacher.layer_map.factories(24) == [None] * 24 and teacher.teacher is None
+    assert settings.teacher == f"{teacher.output_folder}/model"
+    assert settings.waypoints == f"{teacher.output_folder}/waypoints" and teacher.waypoint_every_steps == 10_000
+
+
+@pytest.mark.parametrize("guidance", MODES)
+def test_every_guidance_mode(shared, tmp_path, guidance):
+    keys = {"teacher": str(shared / "teacher" / "model"), "waypoints": str(shared / "teacher" / "waypoints")}
+    keys |= {"source": str(shared / "encoder"), "output_folder": str(tmp_path), "guidance": guidance}
+    brain = start("voxceleb.yaml", shared, keys)
+    assert brain.optimizer_step == 4 and brain.skipped.count == 0
+    assert brain.plain.config.id2label == dict(enumerate(SPEAKERS))
+    lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    followed = [line["loss/layers"] > 0 for line in lines if "loss/layers" in line]
+    assert followed == {"unguided": [False] * 4, "hybrid": [True, True, False, False]}.get(guidance, [True] * 4)
+
+
+def test_a_teacher_of_other_speakers_is_refused(shared, tmp_path):
+    write_voxceleb(tmp_path / "data")
+    (tmp_path / "data" / "dev" / "wav" / SPEAKERS[0]).rename(tmp_path / "data" / "dev" / "wav" / "id10002")
+    split = tmp_path / "data" / "iden_split.txt"
+    split.write_text(split.read_text().replace("id10001", "id10002"))
+    keys = {"teacher": str(shared / "teacher" / "model"), "output_folder": str(tmp_path), "guidance": "target"}
+    with pytest.raises(
+        UserError, match="tells id10001, id10270, id11251 apart, and the task id10002, id10270, id11251"
+    ):
+        start("voxceleb.yaml", tmp_path, keys)
+
+
+def test_evaluate(shared, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "prepare", recipe)
+    monkeypatch.delitem(sys.modules, "voxceleb_evaluate", raising=False)
+    command = load_module(FOLDER / "evaluate.py").main
+    model = shared / "teacher" / "model"
+    words = [str(model), "--data_folder", str(shared / "data"), "--output_folder", str(tmp_path)]
+    done = CliRunner().invoke(command, words)
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads((tmp_path / "test_labels.json").read_text())
+    right = sum(label == guess for label, guess in found.values())
+    assert len(found) == summary["of"] == 9 and summary["right"] == right
+    assert summary["accuracy"] == pytest.approx(100 * right / 9)
+    low, high = summary["interval"]
+    assert low <= summary["accuracy"] <= high
+    assert read_facts(model)["figures"]["test"]["value"] == summary["accuracy"]
+    assert json.loads((tmp_path / "test.json").read_text()) == summary
+    done = CliRunner().invoke(command, [*words[:2], str(tmp_path), *words[3:]])
+    assert done.exit_code == 2 and "iden_split.txt" in done.output
