@@ -1,0 +1,108 @@
+"""Intent accuracy of a model, converted or not, on a set of SLURP; with --joint of what a CTC model spells out:
+
+python recipes/slurp/evaluate.py results/slurp/hybrid/model --data_folder data/slurp
+python recipes/slurp/evaluate.py results/slurp/joint-target/model --data_folder data/slurp --joint
+
+It writes <set>.json (each recording's labels and guess), with --joint <set>-joint.json and .jsonl (the words), prints a
+table and, as its last line, the summary as JSON. An intent is right if scenario and action are. The 95 % intervals of
+intents draw whole sentences, since a sentence's recordings (two microphones, several speakers) are not independent.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from prepare import prepare
+
+from cald_speech.checkpoints import from_pretrained
+from cald_speech.data.dataset import make_dataset
+from cald_speech.data.manifests import manifest_hash, read_manifest
+from cald_speech.errors import UserError
+from cald_speech.evaluation.labels import classify_folder, group_names, summarise
+from cald_speech.evaluation.report import format_table, write_report
+from cald_speech.evaluation.run import evaluate
+from cald_speech.model_card import add_figure, add_result
+from cald_speech.tasks.reading import load_processor
+from cald_speech.tasks.wer import score
+
+NORMALISER = "librispeech"
+
+
+@click.command()
+@click.argument("folder")
+@click.option("--data_folder", type=Path, default="data/slurp", show_default=True)
+@click.option("--split", type=click.Choice(["valid", "test"]), default="test", show_default=True)
+@click.option("--joint", is_flag=True, help="FOLDER spells out intent and words, as of hparams/slurp_joint.yaml.")
+@click.option("--output_folder", type=Path, help="Default: results/evaluation/ and the path of FOLDER, joined by --.")
+@click.option("--drop_bad_audio", is_flag=True, help="Leave out recordings that cannot be read.")
+@click.option("--max_batch_s", default=60.0, show_default=True, help="Seconds of audio in a batch, padding counted.")
+@click.option("--device", default="cpu", show_default=True)
+def main(
+    folder: str, data_folder: Path, split: str, joint: bool, output_folder: Path | None, drop_bad_audio: bool, **options
+) -> None:
+    """Evaluate FOLDER, a model folder or a hub id."""
+    output_folder = output_folder or Path("results/evaluation") / folder.strip("/.").replace("/", "--")
+    try:
+        corpus = {"joint": joint, "drop_bad_audio": drop_bad_audio, "sets": [split]}
+        manifest = prepare(data_folder, output_folder, **corpus)[split]
+        summary = (read_out if joint else classify)(folder, manifest, output_folder, **options)
+    except UserError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    intent = summary["intent"]
+    low, high = intent["interval"] or (None, None)
+    row = {"split": summary["split"], "intent %": intent["accuracy"], "low": low, "high": high}
+    row |= {f"{name} %": accuracy for name, accuracy in intent.get("groups", {}).items()}
+    click.echo(format_table([row | ({"WER %": summary["wer"]} if joint else {})]))
+    click.echo(json.dumps(summary))
+
+
+def classify(folder: str, manifest: Path, output_folder: Path, **options) -> dict[str, Any]:
+    """The summary of a model with a classification head."""
+    found = classify_folder(folder, manifest, output_folder / manifest.name, **options)
+    summary = {"split": manifest.stem, "model": folder, "manifest_hash": manifest_hash(manifest)}
+    return summary | {"intent": _intent(folder, manifest, found, group_names(folder))}
+
+
+def read_out(folder: str, manifest: Path, output_folder: Path, **options) -> dict[str, Any]:
+    """The summary of a CTC model: the first two words are the intent, the WER is that of the others."""
+    model, processor = from_pretrained(folder, head="ctc"), load_processor(folder)
+    dataset = make_dataset(manifest, processor, normaliser=NORMALISER, unknown="drop")
+    read = evaluate(model, processor, dataset, normaliser=NORMALISER, progress=False, **options).utterances
+    pairs = {u.id: (u.reference.split(), u.hypothesis.split()) for u in read}
+    found = {key: tuple(" ".join(words[:2]) for words in pair) for key, pair in pairs.items()}
+    references, hypotheses = ({key: " ".join(pair[i][2:]) for key, pair in pairs.items()} for i in range(2))
+    summary = write_report(
+        output_folder,
+        score(references, hypotheses, durations_s={u.id: u.duration_s for u in read}),
+        manifest_hash=manifest_hash(manifest),
+        normaliser=NORMALISER,
+        model=folder,
+        decoder="greedy",
+        split=manifest.stem,
+        extra={"intent": _intent(folder, manifest, found, ["scenario", "action"])},
+    )
+    add_result(Path(folder), manifest.stem, summary)
+    return summary
+
+
+def _intent(folder: str, manifest: Path, found: dict[str, tuple[str, str]], names: list[str]) -> dict[str, Any]:
+    """Accuracies in percent, noted in the model's card too."""
+    entries = read_manifest(manifest)
+    summary = summarise(found, names, drawn_by=[entries[key]["slurp_id"] for key in found])
+    add_figure(
+        Path(folder),
+        f"SLURP intent, {manifest.stem}",
+        metric="accuracy",
+        value=summary["accuracy"],
+        interval=summary["interval"],
+        count=summary["of"],
+        manifest_hash=manifest_hash(manifest),
+    )
+    return summary
+
+
+if __name__ == "__main__":
+    main()
