@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speechbrain.dataio.batch import PaddedBatch
-from transformers import PretrainedConfig
+from torch.utils.data import Dataset
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cald_speech.checkpoints import from_pretrained, load_config
-from cald_speech.data.batching import batches_by_length
-from cald_speech.data.dataset import labelled_dataset
+from cald_speech.data.batching import batch_loader
 from cald_speech.data.manifests import read_manifest
-from cald_speech.data.modality import Audio
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
+from cald_speech.tasks.base import Processor
 from cald_speech.tasks.bootstrap import bootstrap_interval
+from cald_speech.tasks.classification import Classification
+from cald_speech.tasks.intent import Intent
 from cald_speech.tasks.label_groups import LabelGroups
 from cald_speech.tasks.processors import feature_extractor
 
@@ -40,19 +41,33 @@ def classify_folder(
     Raises: UserError, for a model or manifest that cannot be used, or labels that the model does not know.
     """
     model = from_pretrained(source, head="classification").eval().to(device)
-    groups, entries = _groups(model.config), read_manifest(manifest)
-    groups.check(Path(manifest), entries, f"the model in {source}")
+    groups = _groups(model.config)
+    groups.check(Path(manifest), read_manifest(manifest), f"the model in {source}")
+    task = Intent(groups.groups) if len(groups.groups) > 1 else Classification(groups.names)
     extractor = feature_extractor([str(source)], None)
-    dataset = labelled_dataset(entries, extractor, lambda utterance, text: torch.tensor(groups.places(text)))
+    dataset = task.dataset(Path(manifest), extractor, normaliser="none", unknown="error")
+    found = classify(model, task, dataset, extractor, max_batch=max_batch_s)
+    write_guesses(report, found)
+    return found
+
+
+def classify(
+    model: PreTrainedModel, task: Classification, dataset: Dataset, processor: Processor, *, max_batch: float
+) -> dict[str, tuple[str, str]]:
+    """(label, guess) of each item of a set by its id, of any task with labels; ``max_batch`` is in the task's unit."""
     found: dict[str, tuple[str, str]] = {}
-    for places in batches_by_length([entry["duration_s"] for entry in entries.values()], max_batch_s):
-        batch = PaddedBatch([dataset[place] for place in places])
+    for batch in batch_loader(dataset, task.modality.sizes(dataset), max_batch):
+        inputs, lengths = task.modality.arguments(batch, model)
         with torch.inference_mode():
-            guesses = groups.guesses(model(**Audio().arguments(batch, model)[0]).logits)
-        found |= dict(zip(batch.id, zip(batch.text, guesses, strict=True), strict=True))
+            outputs = task.outputs(model(**inputs))
+        found |= dict(zip(batch.id, task.results(outputs, None, lengths, batch, processor), strict=True))
+    return found
+
+
+def write_guesses(report: str | Path, found: Mapping[str, tuple[str, str]]) -> None:
+    """Write label and guess of each item, as JSON. Atomic."""
     with whole_file(report) as unfinished:
         unfinished.write_text(json.dumps(found, indent=1) + "\n")
-    return found
 
 
 def _groups(config: PretrainedConfig) -> LabelGroups:

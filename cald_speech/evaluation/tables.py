@@ -1,17 +1,11 @@
 """What a classifier says of each row of a table of text; see ``evaluation/labels.py`` for audio."""
 
-import json
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel
 
 from cald_speech.checkpoints import from_pretrained
-from cald_speech.data.batching import batch_loader
-from cald_speech.files import whole_file
-from cald_speech.tasks.base import Processor
-from cald_speech.tasks.classification import Classification
+from cald_speech.evaluation.labels import classify, write_guesses
 from cald_speech.tasks.processors import tokenizer_of
 from cald_speech.tasks.text_classification import TextClassification
 
@@ -44,19 +38,5 @@ def classify_table(
     task.head_options(str(source), model.config, tokenizer)
     dataset = task.dataset(Path(table), tokenizer, normaliser="none", unknown="error")
     found = classify(model, task, dataset, tokenizer, max_batch=max_batch_tokens)
-    with whole_file(report) as unfinished:
-        unfinished.write_text(json.dumps(found, indent=1) + "\n")
-    return found
-
-
-def classify(
-    model: PreTrainedModel, task: Classification, dataset: Dataset, processor: Processor, *, max_batch: float
-) -> dict[str, tuple[str, str]]:
-    """(label, guess) of each item of a set by its id, of any task with labels; ``max_batch`` is in the task's unit."""
-    found: dict[str, tuple[str, str]] = {}
-    for batch in batch_loader(dataset, task.modality.sizes(dataset), max_batch):
-        inputs, lengths = task.modality.arguments(batch, model)
-        with torch.inference_mode():
-            outputs = task.outputs(model(**inputs))
-        found |= dict(zip(batch.id, task.results(outputs, None, lengths, batch, processor), strict=True))
+    write_guesses(report, found)
     return found

@@ -15,11 +15,10 @@ from prepare import SPLITS, prepare
 
 from cald_speech.data.manifests import manifest_hash
 from cald_speech.errors import UserError
-from cald_speech.evaluation.labels import classify_folder
+from cald_speech.evaluation.labels import classify_folder, summarise
 from cald_speech.evaluation.report import format_table
 from cald_speech.files import whole_file
 from cald_speech.model_card import add_figure
-from cald_speech.tasks.bootstrap import bootstrap_interval
 
 
 @click.command()
@@ -42,18 +41,9 @@ def main(
     except UserError as error:
         click.echo(str(error), err=True)
         sys.exit(2)
-    right, speakers = [int(label == guess) for label, guess in found.values()], [label for label, _ in found.values()]
-    many = len(set(speakers)) > 1
-    interval = bootstrap_interval(right, [1] * len(right), groups=speakers) if many else None
-    summary = {
-        "model": folder,
-        "split": split,
-        "right": sum(right),
-        "of": len(right),
-        "accuracy": 100 * sum(right) / len(right),
-        "interval": interval,
-        "manifest_hash": manifest_hash(manifest),
-    }
+    speakers = [label for label, _ in found.values()]
+    summary = {"model": folder, "split": split, **summarise(found, drawn_by=speakers)}
+    summary["manifest_hash"] = manifest_hash(manifest)
     with whole_file(output_folder / f"{split}.json") as unfinished:
         unfinished.write_text(json.dumps(summary, indent=1) + "\n")
     add_figure(
@@ -61,12 +51,12 @@ def main(
         split,
         metric="accuracy %",
         value=summary["accuracy"],
-        interval=interval,
-        count=len(right),
+        interval=summary["interval"],
+        count=len(found),
         manifest_hash=summary["manifest_hash"],
     )
-    low, high = interval or (None, None)
-    row = {"split": split, "accuracy %": summary["accuracy"], "low": low, "high": high, "clips": len(right)}
+    low, high = summary["interval"] or (None, None)
+    row = {"split": split, "accuracy %": summary["accuracy"], "low": low, "high": high, "clips": len(found)}
     click.echo(format_table([row | {"speakers": len(set(speakers))}]))
     click.echo(json.dumps(summary))
 

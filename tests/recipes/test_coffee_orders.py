@@ -79,6 +79,7 @@ def start(experiment: str, keys: dict):
 def test_labels_that_the_task_does_not_know(orders, tmp_path):
     encoder = write_model(tmp_path / "encoder", head="base")
     keys = SMALL | {"data_folder": str(orders), "source": str(encoder), "output_folder": str(tmp_path / "run")}
+    keys |= {"prepare_folder": str(tmp_path / "data")}
     task = "!new:cald_speech.tasks.classification.Classification {labels: [tea, latte]}"
     with pytest.raises(UserError, match=r"train-0\.json: expected the labels tea, latte, got .* for utterance"):
         start("coffee_teacher.yaml", keys | {"task": task})
