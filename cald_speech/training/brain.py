@@ -7,12 +7,9 @@ the losses are divided by are known before the first backward pass.
 
 import logging
 import signal
-from dataclasses import astuple
-from pathlib import Path
 
 import torch
 from speechbrain import Brain, Stage
-from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
 from torch import Tensor, distributed
 
 from cald_speech.training.checkpointing import AtomicCheckpointer, RandomState, is_main
@@ -23,31 +20,13 @@ from cald_speech.training.models import Models
 from cald_speech.training.nonfinite import SkippedSteps
 from cald_speech.training.objective import Objective
 from cald_speech.training.optimiser import clip_gradients, parameter_groups, sum_gradients
+from cald_speech.training.progress import Progress
+from cald_speech.training.ranks import all_ranks, summed
 from cald_speech.training.settings import Settings
 from cald_speech.training.store import ModelStore
 from cald_speech.training.teacher import TeacherTraining
 
 logger = logging.getLogger(__name__)
-
-
-@register_checkpoint_hooks
-class Progress:
-    """What a resumed run needs beside weights, optimiser and step: the guidance's state and the best figure so far."""
-
-    def __init__(self, brain: "CaldBrain"):
-        self.brain = brain
-
-    @mark_as_saver
-    def save(self, path: Path) -> None:
-        brain = self.brain
-        state = {"guidance": brain.settings.guidance.state_dict(), "best_metric": brain.best_metric}
-        torch.save(state | {"num_skipped": brain.skipped.count}, path)
-
-    @mark_as_loader
-    def load(self, path: Path, end_of_epoch: bool) -> None:
-        state = torch.load(path)
-        self.brain.settings.guidance.load_state_dict(state["guidance"])
-        self.brain.best_metric, self.brain.skipped.count = state["best_metric"], state["num_skipped"]
 
 
 class CaldBrain(Brain):
@@ -109,7 +88,7 @@ class CaldBrain(Brain):
             group["lr"] = self.settings.learning_rate_at(step)
         guidance.update(step, self.teacher)
         weights = guidance.weights(step)
-        counts = self._summed_counts(self.objective.count(batches))
+        counts = summed(self.objective.count(batches), self.device)
         if guidance.trains_teacher_at(step):
             self.teacher_training.step(batches, counts.task, self.optimizer.param_groups[0]["lr"], self.training_ctx)
         losses = [self._backward(b, weights, counts, last=b is batches[-1]) for b in batches]
@@ -127,13 +106,6 @@ class CaldBrain(Brain):
             self._stop()
         return total
 
-    def _summed_counts(self, counts: Counts) -> Counts:
-        if self.world_size == 1:
-            return counts
-        summed = torch.tensor(astuple(counts), dtype=torch.float64, device=self.device)
-        distributed.all_reduce(summed)
-        return Counts(*summed.tolist())
-
     def _backward(self, batch, weights, counts: Counts, *, last: bool) -> Losses:
         with self.no_sync(not last):
             with self.training_ctx:
@@ -147,8 +119,8 @@ class CaldBrain(Brain):
         """Clip and step, or skip the step if anything is not finite; returns the gradient's norm."""
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.optimizer, self.settings.max_grad_norm).item()
-        finite = torch.isfinite(torch.tensor(norm)) and self._all_ranks(
-            all(bool(torch.isfinite(loss.total)) for loss in losses)
+        finite = torch.isfinite(torch.tensor(norm)) and all_ranks(
+            all(bool(torch.isfinite(loss.total)) for loss in losses), self.device
         )
         if finite:
             self.scaler.step(self.optimizer)
@@ -159,13 +131,6 @@ class CaldBrain(Brain):
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _all_ranks(self, condition: bool) -> bool:
-        if self.world_size == 1:
-            return condition
-        flag = torch.tensor(float(condition), device=self.device)
-        distributed.all_reduce(flag, distributed.ReduceOp.MIN)
-        return bool(flag)
-
     def _log_step(self, step: int, losses: list[Losses], norm: float) -> None:
         """The step's loss terms over all ranks, the distance of each layer, the learning rate."""
         values = step_values(losses, list(self.objective.mixers))
@@ -175,7 +140,7 @@ class CaldBrain(Brain):
         self.step_log.write(step, values | {"skipped_steps": self.skipped.count})
 
     def _asked_to_stop(self) -> bool:
-        return not self._all_ranks(self.interruption.signal is None)
+        return not all_ranks(self.interruption.signal is None, self.device)
 
     def _stop(self) -> None:
         logger.warning(
