@@ -120,6 +120,16 @@ def test_a_model_is_converted_in_every_mode(teacher, texts, tmp_path, mode):
             assert summary["generation"]["step_error"] < 1e-5 and summary["generation"]["same_padded"] == 1
 
 
+def test_gradient_checkpointing_changes_nothing_but_memory(teacher, texts, tmp_path):
+    model, folder = teacher
+    weights = []
+    for on in (False, True):
+        keys = {"teacher": str(folder / "model"), "output_folder": str(tmp_path / str(on)), "guidance": "target"}
+        keys |= {"loss": "lm", "gradient_checkpointing": on}
+        weights.append(start(model, keys_of(model, texts, tmp_path, **keys), tmp_path, convert=True).plain.state_dict())
+    assert all(torch.allclose(weights[1][name], value, atol=1e-5) for name, value in weights[0].items())
+
+
 def test_a_short_text_or_a_second_run_changes_nothing(texts, tmp_path):
     first = recipe.prepare(texts, tmp_path, **CORPUS)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tokens/*/*")}

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from tests.helpers import worst_gradient
+from tests.helpers import relative_error, worst_gradient
 from tests.training.miniature import ROOT
 from tests.training.one_step import IN_BATCHES, JOINED, build, padded, step_gradients
 
@@ -113,3 +113,11 @@ def test_front_end(experiment, start, teachers, frozen):
     assert all(torch.equal(after[name], value) for name, value in before.items()) is frozen
     projection = brain.plain.base_model.feature_projection.projection.weight
     assert not torch.equal(projection, brain.teacher.base_model.feature_projection.projection.weight)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(experiment, start):
+    """Slots run twice, the second time in the backward pass: their lengths must still be there."""
+    plain, saving = (
+        start(experiment(gradient_checkpointing=on, accumulation=2), str(on)).plain.state_dict() for on in (False, True)
+    )
+    assert all(relative_error(saving[name], value) <= 1e-5 for name, value in plain.items())

@@ -56,3 +56,11 @@ def test_clipping_is_joint():
     assert torch.cat([p.grad for p in parameters]).norm().item() == pytest.approx(0.5, rel=1e-4)
     clip_gradients(optimiser, 10.0)
     assert torch.cat([p.grad for p in parameters]).norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_decay_of_the_mixers_alone(model):
+    decayed = {id(p) for p in parameter_groups(model, 0.1, decay="mixers")[0]["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in decayed}
+    assert names and all(".mixer." in name for name in names)
+    everywhere = {id(p) for p in parameter_groups(model, 0.1)[0]["params"]}
+    assert decayed < everywhere
