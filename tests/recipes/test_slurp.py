@@ -23,6 +23,7 @@ INTENTS = [("alarm", "set"), ("iot", "hue_lightoff"), ("alarm", "query"), ("play
 SENTENCES = ["wake me at six", "what's on, u. s. d.", "jack@gmail dot com", "play tech n9ne"]
 SMALL = {"num_steps": 4, "max_batch_s": 5, "num_workers": 0, "precision": "fp32", "log_every_steps": 1}
 SMALL |= {"validate_every_epochs": 1, "switch_step": 2, "accumulation": 2}
+NARROW = {"layer_map": {"default": {"head_dim": 16, "d_state": 16}}}  # mixers of the paper's kind in a width of 32
 MODES = ["unguided", "target", "hybrid", "trajectory", "waypoint"]
 SIZES = {"train": 6, "train_synthetic": 4, "devel": 3, "test": 4}
 
@@ -247,7 +248,12 @@ def test_the_teacher_keeps_attention_and_says_its_groups(teacher, trained_on, tm
 
 @pytest.mark.parametrize("guidance", MODES)
 def test_a_student_in_every_guidance_mode(guidance, teacher, trained_on, tmp_path, evaluate_script):
-    keys = SMALL | places(teacher, trained_on, f"student-{guidance}") | {"guidance": guidance, "alpha_logits": 1.0}
+    keys = (
+        SMALL
+        | places(teacher, trained_on, f"student-{guidance}")
+        | {"guidance": guidance, "alpha_logits": 1.0}
+        | NARROW
+    )
     keys |= {"teacher": str(teacher / "teacher" / "model"), "waypoints": str(teacher / "teacher" / "waypoints")}
     student = start("slurp.yaml", keys)
     assert type(student.plain).__name__ == "CaldWav2Vec2ForSequenceClassification" and student.optimizer_step == 4
@@ -270,7 +276,7 @@ def test_words_and_intent_from_one_ctc_model(part, teacher, trained_on, tmp_path
             "layer_map": "!new:cald_speech.conversion.LayerMap {default: null}",
         }
     else:
-        keys |= {"teacher": str(write_model(tmp_path / "speller", letters=letters))}
+        keys |= NARROW | {"teacher": str(write_model(tmp_path / "speller", letters=letters))}
     brain = start("slurp_joint.yaml", keys)
     assert type(brain.plain).__name__ == {"teacher": "Wav2Vec2ForCTC", "student": "CaldWav2Vec2ForCTC"}[part]
     assert "_" in brain.models.processor.tokenizer.get_vocab()
@@ -327,7 +333,7 @@ def test_labels_that_the_model_does_not_know(teacher, corpus, tmp_path, evaluate
     (corpus / "dataset/slurp/train.jsonl").write_text(path.read_text())
     (corpus / "dataset/slurp/test.jsonl").write_text(path.read_text())
     with pytest.raises(UserError, match=r"train-real\.json: utterance .* as action one of .* got 'iot hue_lightred'"):
-        start("slurp.yaml", keys | {"guidance": "unguided", "corpus": {"synthetic": False}})
+        start("slurp.yaml", keys | NARROW | {"guidance": "unguided", "corpus": {"synthetic": False}})
 
 
 def test_labels_of_the_training_set(trained_on, teacher):
