@@ -4,6 +4,7 @@ An index begins with MMIDIDX and two zero bytes, a uint64 version (1), a byte fo
 and of documents + 1, then the int32 length of each row.
 """
 
+import logging
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 
 from cald_speech.data.tokens import WIDTHS, TokenSet
 from cald_speech.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MAGIC = b"MMIDIDX\x00\x00"
 DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float32", 7: "float64", 8: "uint16"}
@@ -65,6 +68,10 @@ def split_token_file(path: Path, like: TokenSet, num_held_out_tokens: int) -> di
         raise UserError(
             f"{path}: expected whole rows of {block_tokens} {dtype} tokens, and its bytes are {rows:.2f} of them: it "
             "is cut off, or of another width. Correct `dtype` or `block_tokens` in `corpus`, or copy it again"
+        )
+    if index.is_file() and rows != found.num_rows:
+        logger.warning(
+            "%s lists %d rows, and %s holds %d: a shard of the whole, or cut off", *(index, found.num_rows, path, rows)
         )
     held_out = num_held_out_tokens // block_tokens * block_tokens
     first = int(rows) * block_tokens - 2 * held_out

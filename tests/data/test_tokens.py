@@ -103,6 +103,13 @@ def test_the_index_knows_the_width(tmp_path):
     assert sets["train"].dtype == "int32" and sets["train"].num_blocks == 10
 
 
+def test_a_shard_is_said_to_be_one(tmp_path, caplog):
+    write_tokens(tmp_path / "document.bin")
+    write_index(tmp_path / "document.idx", [9] * 500)
+    sets = split_token_file(tmp_path / "document.bin", TokenSet("", 0, 9), num_held_out_tokens=9)
+    assert sets["train"].num_blocks == 10 and "lists 500 rows" in caplog.text and "holds 12" in caplog.text
+
+
 def test_rows_of_other_lengths(tmp_path):
     write_tokens(tmp_path / "document.bin")
     write_index(tmp_path / "document.idx", [9] * 12)
