@@ -18,7 +18,8 @@ class Modality:
     """One kind of input. ``batch_limit`` is the setting that says how much of it a batch may hold, padding counted."""
 
     batch_limit: str
-    size_key: str  # of an item: how much of the limit it takes
+    size_key: str  # of an entry: how much of the limit it takes
+    input_key: str  # of an item: what the model reads
 
     def sizes(self, dataset: Dataset) -> list[float]:
         """The size of each item of a set, in its order, without making the items."""
@@ -42,6 +43,7 @@ class Audio(Modality):
 
     batch_limit = "max_batch_s"
     size_key = "duration_s"
+    input_key = "wav"
 
     def lengths(self, batch: PaddedBatch, model: PreTrainedModel) -> Tensor:
         return frame_lengths(item_lengths(batch.wav), model.config)
@@ -60,6 +62,7 @@ class Text(Modality):
 
     batch_limit = "max_batch_tokens"
     size_key = "num_tokens"
+    input_key = "tokens"
 
     def lengths(self, batch: PaddedBatch, model: PreTrainedModel) -> Tensor:
         return item_lengths(batch.tokens)

@@ -3,11 +3,12 @@
     python -m cald_speech.evaluation.drift results/digits/teacher/model results/digits/teacher_start/model \\
         results/digits/data/manifests/valid.json --output results/drift
 
-Reads the same audio with the pretrained SOURCE and the fine-tuned TEACHER and prints the cosine distance between their
-hidden states after each layer (before any final norm), mean over frames; with --waypoints also how far each checkpoint
-of the fine-tuning is from both. SOURCE needs no CTC head. The paper (arXiv 2410.06846) names no border between a large
-and a small distance: those used here are our reading (cald_speech/distillation/drift.py). Its 0.372 was seen after
-2,000 steps; the waypoints show how far a teacher had gone by then.
+Reads the same audio, or the tokens of a set (MANIFEST is then its JSON file), with the pretrained SOURCE and the
+fine-tuned TEACHER and prints the cosine distance between their hidden states after each layer (before any final norm),
+mean over frames or tokens; with --waypoints also how far each checkpoint of the fine-tuning is from both. SOURCE needs
+no head. The paper (arXiv 2410.06846) names no border between a large and a small distance: those used here are our
+reading (cald_speech/distillation/drift.py). Its 0.372 was seen after 2,000 steps; the waypoints show how far a teacher
+had gone by then.
 
 Writes drift.json and drift.png into --output; prints tables, the suggestion, and one JSON line last.
 """
@@ -20,11 +21,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from cald_speech.data.dataset import make_dataset
-from cald_speech.data.manifests import manifest_hash
+from cald_speech.data.modality import Audio, Modality
+from cald_speech.data.tokens import TokenBlocks, Tokens, TokenSet
 from cald_speech.distillation.drift import LARGE, PUBLISHED_ON_SPEECH, SMALL, cosine_distances, suggest
 from cald_speech.distillation.waypoints import Waypoints
 from cald_speech.errors import UserError
@@ -50,17 +53,16 @@ class Drift:
     """Distances between models over the same utterances of a manifest."""
 
     def __init__(self, args: argparse.Namespace):
-        # What the vocabulary cannot write does not matter: only the audio is read.
-        self.dataset = make_dataset(args.manifest, load_processor(args.teacher), unknown="drop")
+        self.dataset, self.modality = _opened(args.manifest, str(args.teacher))
         self.places = chosen(len(self.dataset), args.utterances)
-        self.max_batch_s, self.quiet = args.max_batch_s, args.quiet
+        self.max_batch, self.quiet = getattr(args, self.modality.batch_limit), args.quiet
 
     def between(self, models: Models, pairs: Sequence[Pair], name: str) -> tuple[dict[Pair, list[float]], int]:
         """The mean distance in each layer, first to last, for each pair of names, and the number of frames."""
         means = {pair: Mean() for pair in pairs}
         first = next(iter(models.values()))
         with tqdm(total=len(self.places), unit="utt", desc=name, disable=self.quiet) as bar:
-            for batch in batches(self.dataset, self.places, first, self.max_batch_s):
+            for batch in batches(self.dataset, self.places, first, self.max_batch, self.modality):
                 states = {key: states_and_output(model, batch)[0] for key, model in models.items()}
                 for one, other in pairs:
                     means[one, other].add(*cosine_distances(states[one], states[other], batch.lengths))
@@ -88,7 +90,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
         "teacher": str(args.teacher),
         "source": str(args.source),
         "manifest": str(args.manifest),
-        "manifest_hash": manifest_hash(args.manifest),
+        "manifest_hash": drift.modality.fingerprint(args.manifest),
         "num_utterances": len(drift.places),
         "num_frames": num_frames,
         "layers": layers,
@@ -97,6 +99,18 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
         "suggestion": asdict(suggest(fmean(layers))),
         "borders": {"small": SMALL, "large": LARGE, "published_on_speech": PUBLISHED_ON_SPEECH},
     }
+
+
+def _opened(manifest: Path, teacher: str) -> tuple[Dataset, Modality]:
+    """What a set holds: tokens, if its JSON file says how many make a block, else audio."""
+    try:
+        is_tokens = "block_tokens" in json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        is_tokens = False  # and read_manifest() says what is wrong
+    if is_tokens:
+        return TokenBlocks(TokenSet.read(manifest)), Tokens()
+    # What the vocabulary cannot write does not matter: only the audio is read.
+    return make_dataset(manifest, load_processor(teacher), unknown="drop"), Audio()
 
 
 def _load(folder: str | Path, device: str) -> PreTrainedModel:
@@ -138,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("teacher", metavar="TEACHER", help="folder or hub id of the fine-tuned model, with its processor")
     add("source", metavar="SOURCE", help="folder or hub id of the pretrained model that it was fine-tuned from")
     add("manifest", metavar="MANIFEST", type=Path, help="utterances to read; their texts do not matter")
+    add("--max_batch_tokens", type=int, default=8192, help="of text in a batch, padding counted (8192)")
     add("--waypoints", type=Path, help="folder with step-<number> checkpoints of the fine-tuning")
     add_common_options(parser, output="results/drift")
     args = parser.parse_args(argv)

@@ -1,31 +1,30 @@
-"""Run models over a manifest's audio, batch by batch, for what compares their hidden states and logits."""
+"""Run models over a set of audio or text, batch by batch, for what compares their hidden states and logits."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.batch import PaddedBatch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from cald_speech.checkpoints import from_pretrained
 from cald_speech.data.batching import batches_by_length
+from cald_speech.data.modality import Audio, Modality
 from cald_speech.distillation import captured_states
 from cald_speech.errors import UserError
 from cald_speech.families import family_of
-from cald_speech.families.lengths import frame_lengths
 from cald_speech.ops import valid_frames
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Utterances padded on the right: audio and mask (B, samples), lengths (B,) in frames, all on one device."""
+    """Items padded on the right: what a model is called with, lengths (B,) in frames or tokens, all on one device."""
 
     ids: list[str]
-    audio: Tensor
-    mask: Tensor
+    arguments: dict[str, Tensor]
     lengths: Tensor
 
 
@@ -90,7 +89,8 @@ def check_unconverted(name: str, model: PreTrainedModel) -> None:
 
 def _form(model: PreTrainedModel) -> tuple[str, int, int, str]:
     config, family = model.config, family_of(model)
-    frames = f"kernels {tuple(config.conv_kernel)}, strides {tuple(config.conv_stride)}"
+    traits = family.traits(config)
+    frames = ", ".join(f"{name} {traits[name]}" for name in ("kernels", "frame rate") if name in traits)
     return family.model_type, config.hidden_size, len(family.layers(model)), frames
 
 
@@ -109,26 +109,25 @@ def chosen(total: int, wanted: int) -> list[int]:
 
 
 def batches(
-    dataset: DynamicItemDataset, places: Sequence[int], model: PreTrainedModel, max_batch_s: float
+    dataset: Dataset, places: Sequence[int], model: PreTrainedModel, max_batch: float, modality: Modality | None = None
 ) -> Iterator[Batch]:
-    """The utterances at ``places`` in batches of at most ``max_batch_s`` seconds, padding counted, longest first.
+    """The items at ``places`` in batches of at most ``max_batch``, padding counted, longest first.
 
-    ``model`` says how many frames the audio gives, and the device. Raises UserError for audio without a frame.
+    modality : of the items, which says in what ``max_batch`` counts; default: audio, in seconds.
+    model : says how many frames the audio gives, and the device.
+
+    Raises UserError for audio without a frame.
     """
-    with dataset.output_keys_as(["id", "duration_s"]):  # no audio is read for these
-        items = [dataset[place] for place in places]
-    with dataset.output_keys_as(["wav"]):
-        for group in batches_by_length([item["duration_s"] for item in items], max_batch_s):
-            ids = [items[i]["id"] for i in group]
-            waves = [dataset[places[i]]["wav"] for i in group]
-            num_samples = torch.tensor([len(wave) for wave in waves])
-            lengths = frame_lengths(num_samples, model.config)
-            short = [key for key, length in zip(ids, lengths.tolist(), strict=True) if length < 1]
-            if short:
-                raise UserError(f"utterances {', '.join(short)}: the audio is shorter than one frame. Leave them out.")
-            audio = pad_sequence(waves, batch_first=True)
-            mask = valid_frames(num_samples, audio.size(1)).long()
-            yield Batch(ids, *(tensor.to(model.device) for tensor in (audio, mask, lengths)))
+    modality = modality or Audio()
+    sizes = modality.sizes(dataset)
+    for group in batches_by_length([sizes[place] for place in places], max_batch):
+        items = (dataset[places[i]] for i in group)
+        batch = PaddedBatch([{key: item[key] for key in ("id", modality.input_key)} for item in items])
+        arguments, lengths = modality.arguments(batch, model)
+        short = [key for key, length in zip(batch.id, lengths.tolist(), strict=True) if length < 1]
+        if short:
+            raise UserError(f"utterances {', '.join(short)}: the audio is shorter than one frame. Leave them out.")
+        yield Batch(list(batch.id), arguments, lengths)
 
 
 def states_and_output(model: PreTrainedModel, batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -138,7 +137,7 @@ def states_and_output(model: PreTrainedModel, batch: Batch) -> tuple[list[Tensor
     """
     try:
         with torch.inference_mode(), captured_states(family_of(model).layers(model)) as states:
-            output = model(batch.audio.to(model.dtype), attention_mask=batch.mask)[0]
+            output = model(**batch.arguments)[0]
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"the device ran out of memory on a batch of {len(batch.ids)} utterances: give a smaller --max_batch_s (0 "

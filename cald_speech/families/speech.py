@@ -61,7 +61,7 @@ class SpeechFamily(Family):
         return context
 
     def traits(self, config: PretrainedConfig) -> dict[str, Any]:
-        return super().traits(config) | {"frame rate": tuple(config.conv_stride)}
+        return super().traits(config) | {"frame rate": tuple(config.conv_stride), "kernels": tuple(config.conv_kernel)}
 
     def layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         return model.base_model.encoder.layers

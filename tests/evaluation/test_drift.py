@@ -4,11 +4,14 @@ import json
 import shutil
 from statistics import fmean
 
+import numpy as np
 import pytest
 import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from cald_speech import LayerMap, convert
 from cald_speech.checkpoints import from_pretrained
+from cald_speech.data.tokens import TokenSet
 from cald_speech.evaluation.drift import main
 from cald_speech.families import families
 from cald_speech.mixers import Bidirectional
@@ -158,3 +161,27 @@ def test_a_device_that_is_not_there(drift, capsys):
     with pytest.raises(SystemExit, match="2"):
         drift("teacher", "source", "--device", "cuda")
     assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_drift_of_a_language_model(tmp_path, capsys):
+    """By the same command, over tokens; against a literal evaluation."""
+    config = GPTNeoXConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50
+    )
+    models = {}
+    for seed, name in enumerate(("source", "teacher")):
+        torch.manual_seed(seed)
+        models[name] = GPTNeoXForCausalLM(config).eval()
+        models[name].save_pretrained(tmp_path / name)
+    tokens = np.random.default_rng(0).integers(50, size=(6, 16)).astype("uint16")
+    tokens.tofile(tmp_path / "t.bin")
+    TokenSet(str(tmp_path / "t.bin"), tokens.size, 16).write(tmp_path / "t.json")
+    arguments = [str(tmp_path / name) for name in ("teacher", "source", "t.json")]
+    main([*arguments, "--output", str(tmp_path / "out"), "--quiet", "--max_batch_tokens", "40"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = torch.from_numpy(tokens.astype("int64"))
+    with torch.no_grad():
+        states = [m.gpt_neox(rows, output_hidden_states=True).hidden_states[1] for m in models.values()]
+    expected = 1 - torch.cosine_similarity(*states, dim=-1).mean()
+    assert found["layers"][0] == pytest.approx(expected.item(), abs=1e-5)
+    assert found["num_utterances"] == 6 and found["num_frames"] == 96
