@@ -84,6 +84,7 @@ def item_lengths(padded: PaddedData) -> Tensor:
 
     Example
     -------
+    >>> import torch
     >>> batch = PaddedBatch([{"wav": torch.zeros(7)}, {"wav": torch.zeros(3)}])
     >>> item_lengths(batch.wav).tolist()
     [7, 3]
