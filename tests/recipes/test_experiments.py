@@ -29,6 +29,7 @@ ELSEWHERE |= {
     "stdlib_masked_start",
     "stdlib_masked_teacher",
     "stdlib_masked",
+    "stdlib_linformer",
 }
 EXPERIMENTS = sorted(path for path in (ROOT / "hparams").glob("*.yaml") if path.stem not in ELSEWHERE)
 FAMILIES = {"hubert": {"family": "hubert"}, "wavlm": {"family": "wavlm", "letters": ascii_lowercase}}

@@ -193,20 +193,22 @@ def sources(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["stdlib", "stdlib_masked"])
-def test_the_small_experiments_run(name, sources, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "student"),
+    [("stdlib", "stdlib"), ("stdlib_masked", "stdlib_masked"), ("stdlib_masked", "stdlib_linformer")],
+)
+def test_the_small_experiments_run(name, student, sources, tmp_path):
     folders = {"start": tmp_path / "start", "teacher": tmp_path / "teacher"}
     common = FEW | {"data_folder": str(sources), "prepare_folder": str(tmp_path / "data")}
     words = lambda keys: [f"--{key}={value}" for key, value in (common | keys).items()]  # noqa: E731
-    experiment = lambda kind: str(ROOT / "hparams" / f"{name}{kind}.yaml")  # noqa: E731
-    run([experiment("_start"), *words({"output_folder": folders["start"]}), "--noprogressbar"], recipe.prepare)
+    experiment = lambda name: str(ROOT / "hparams" / f"{name}.yaml")  # noqa: E731
+    run([experiment(f"{name}_start"), *words({"output_folder": folders["start"]}), "--noprogressbar"], recipe.prepare)
     keys = {"output_folder": folders["teacher"], "source": folders["start"] / "model", "waypoint_every_steps": 1}
-    run([experiment("_teacher"), *words(keys), "--noprogressbar"], recipe.prepare)
+    run([experiment(f"{name}_teacher"), *words(keys), "--noprogressbar"], recipe.prepare)
     keys = {"source": folders["start"] / "model", "teacher": folders["teacher"] / "model"}
     keys |= {"waypoints": folders["teacher"] / "waypoints", "guidance": "waypoint", "teacher_steps": 1.0}
-    brain = run(
-        [experiment(""), *words(keys | {"output_folder": tmp_path / "student"}), "--noprogressbar"], recipe.prepare
-    )
+    keys |= {"output_folder": tmp_path / "student"}
+    brain = run([experiment(student), *words(keys), "--noprogressbar"], recipe.prepare)
     assert "attention" not in brain.models.conversion.layers
 
 
