@@ -69,8 +69,7 @@ def prepare(
         sets = split_token_file(binaries[0], like, num_held_out_tokens)
         if len(binaries) > 1:
             logger.warning(
-                "%s alone is read of %d token files; Pythia's unshard_memmap.py joins them",
-                *(binaries[0], len(binaries)),
+                "%d token files, %s alone is read: join them by unshard_memmap.py", len(binaries), binaries[0]
             )
     else:
         files = _chosen(data_folder, pattern, exclude)
