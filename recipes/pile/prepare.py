@@ -68,9 +68,7 @@ def prepare(
         like = TokenSet("", 0, block_tokens, dtype, vocab_size=size, tokenizer=tokenizer)
         sets = split_token_file(binaries[0], like, num_held_out_tokens)
         if len(binaries) > 1:
-            logger.warning(
-                "%d token files, %s alone is read: join them by unshard_memmap.py", len(binaries), binaries[0]
-            )
+            logger.warning("%s alone is read of %d token files: join them first", binaries[0], len(binaries))
     else:
         files = _chosen(data_folder, pattern, exclude)
         sets = _of_texts(data_folder, files, folder.parent, tokenizer, vocab_size, block_tokens, held_out_share)
