@@ -84,4 +84,7 @@ def make_cells(steps: int) -> dict[str, Cell]:
         "target, Mamba": with_mixer("Bidirectional {mixer: !name:cald_speech.mixers.Mamba }"),
         "target, Linformer": with_mixer("Linformer {k: 64, max_length: 512}"),
         "target, window of 16": with_mixer("WindowedAttention {window: 16}"),
+        "target, window of 16, no labels, all audio": cell(
+            "target", {"alpha_task": 0.0}, all_audio, mixer="WindowedAttention {window: 16}"
+        ),
     }
