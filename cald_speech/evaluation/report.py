@@ -7,6 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
 from cald_speech.tasks.wer import EvaluationResult, Score, Utterance
@@ -68,6 +71,21 @@ def write_report(
             f"evaluate again; WER {summary['wer']} %, CER {summary['cer']} %."
         ) from error
     return summary
+
+
+def run_facts(model: nn.Module, device: str, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
+    """How a summary's figures were come by, for its ``extra``.
+
+    Example:
+        >>> run_facts(nn.Linear(2, 3), "cpu", torch.float32, 1.234)
+        {'parameters': 9, 'device': 'cpu', 'dtype': 'float32', 'seconds': 1.23}
+    """
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "seconds": round(seconds, 2),
+    }
 
 
 def read_result(folder: str | Path, split: str) -> EvaluationResult:

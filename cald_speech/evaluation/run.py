@@ -20,7 +20,7 @@ from cald_speech.data.dataset import make_dataset
 from cald_speech.data.manifests import manifest_hash
 from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
-from cald_speech.evaluation.report import write_report
+from cald_speech.evaluation.report import run_facts, write_report
 from cald_speech.families.lengths import frame_lengths
 from cald_speech.model_card import add_result
 from cald_speech.ops.lengths import valid_frames
@@ -72,12 +72,7 @@ def evaluate_folder(
         model=str(source),
         decoder=decoder_name,
         split=split,
-        extra={
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "device": str(device),
-            "dtype": str(dtype).removeprefix("torch."),
-            "seconds": round(perf_counter() - start, 2),
-        },
+        extra=run_facts(model, device, dtype, perf_counter() - start),
     )
     add_result(Path(source), split, summary)
     return summary

@@ -17,7 +17,7 @@ from cald_speech.data.audio import audio_info
 from cald_speech.data.manifests import Entry, manifest_hash, read_manifest
 from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
-from cald_speech.evaluation.report import write_report
+from cald_speech.evaluation.report import run_facts, write_report
 from cald_speech.longform import AudioSource, transcribe
 from cald_speech.longform.words import Word
 from cald_speech.model_card import add_result
@@ -72,13 +72,7 @@ def evaluate_talks(
         model=str(source),
         decoder="greedy, whole recordings",
         split=split,
-        extra={
-            "words_outside": outside,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "device": str(device),
-            "dtype": str(dtype).removeprefix("torch."),
-            "seconds": round(perf_counter() - start, 2),
-        },
+        extra={"words_outside": outside, **run_facts(model, device, dtype, perf_counter() - start)},
     )
     add_result(Path(source), split, summary)
     return summary

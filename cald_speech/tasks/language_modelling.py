@@ -67,7 +67,7 @@ class LanguageModelling(Task):
         """(B, T), zero where nothing is predicted."""
         targets = self.targets(batch).to(outputs.device)
         options = {"ignore_index": UNLABELLED, "reduction": "none"}
-        return F.cross_entropy(outputs.float().transpose(1, 2), targets, **options)
+        return F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), **options).view_as(targets)
 
     def results(
         self,

@@ -126,7 +126,9 @@ def test_gradient_checkpointing_changes_nothing_but_memory(teacher, texts, tmp_p
     for on in (False, True):
         keys = {"teacher": str(folder / "model"), "output_folder": str(tmp_path / str(on)), "guidance": "target"}
         keys |= {"loss": "lm", "gradient_checkpointing": on}
-        weights.append(start(model, keys_of(model, texts, tmp_path, **keys), tmp_path, convert=True).plain.state_dict())
+        student = start(model, keys_of(model, texts, tmp_path, **keys), tmp_path, convert=True).plain
+        assert student.is_gradient_checkpointing == on
+        weights.append(student.state_dict())
     assert all(torch.allclose(weights[1][name], value, atol=1e-5) for name, value in weights[0].items())
 
 
