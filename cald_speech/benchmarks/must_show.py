@@ -17,7 +17,7 @@ from cald_speech.benchmarks.ops_workloads import OPS, Case, make_inputs, step
 from cald_speech.benchmarks.stopwatch import measure_in_turns, seconds_of
 from cald_speech.mixers import Bidirectional
 from cald_speech.ops.backends import choose_backend
-from cald_speech.ops.ssd.chunked import scan_into
+from cald_speech.ops.ssd import chunked, native
 
 TEN_MINUTES, HOUR = 30_000, 180_000
 CPU_CASE = Case("ssd", batch=4, num_frames=1_500, heads=12, groups=1)
@@ -113,9 +113,11 @@ def ours_and_peers(rows: Sequence[Row]) -> tuple[Row, list[Row]]:
 
 def linearity(short: int, long: int) -> Bar:
     """Forward at two lengths, batch 1, into an output whose memory is there: its first touch costs as much again."""
-    calls = {}
+    case, calls = replace(CPU_CASE, batch=1), {}
+    taken = choose_backend(case.op, "auto", OPS[case.op].backends, case.request)
+    scan_into = {"native": native, "torch": chunked}[taken].scan_into
     for num_frames in (short, long):
-        inputs = list(make_inputs(replace(CPU_CASE, batch=1, num_frames=num_frames)).values())
+        inputs = list(make_inputs(replace(case, num_frames=num_frames)).values())
         y = torch.zeros_like(inputs[0])
         calls[num_frames] = lambda y=y, inputs=inputs: scan_into(y, *inputs, None, None)
     with torch.no_grad():

@@ -5,17 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from cald_speech.ops import ssd, ssd_bidirectional
-from cald_speech.ops.ssd import chunked
 from tests.helpers import TOLERANCE, relative_error
 
 HEADS, HEAD_DIM, D_STATE = 4, 3, 5
-BACKENDS = pytest.mark.parametrize("backend", ["naive", "torch"])
-
-
-@pytest.fixture(autouse=True, params=["by blocks", "whole batch"])
-def small_sequence(request, monkeypatch):
-    """The torch backend has two ways, by the size of a sequence; both are asked everything."""
-    monkeypatch.setattr(chunked, "SMALL_SEQUENCE", 0 if request.param == "by blocks" else 2**40)
 
 
 def make_inputs(num_frames, *, batch=3, groups=2, dtype=torch.float32):
@@ -44,28 +36,25 @@ def with_gradients(function, inputs, **options):
     return {"y": y.detach()} | {f"gradient of {name}": v.grad for name, v in leaves.items()}
 
 
-@BACKENDS
 @pytest.mark.parametrize("groups", [1, 2, HEADS], ids=["one group", "two groups", "group per head"])
 @pytest.mark.parametrize("num_frames", [1, 65, 130])
-def test_equals_two_scans(num_frames, groups, backend):
+def test_equals_two_scans(num_frames, groups, ssd_backend):
     inputs = make_inputs(num_frames, groups=groups)
     for lengths in (None, torch.tensor([num_frames, num_frames // 2, 0])):
         expected = with_gradients(two_scans, inputs, lengths=lengths)
-        actual = with_gradients(ssd_bidirectional, inputs, lengths=lengths, backend=backend)
+        actual = with_gradients(ssd_bidirectional, inputs, lengths=lengths, backend=ssd_backend)
         errors = {name: relative_error(actual[name], expected[name]) for name in expected}
         assert all(error <= TOLERANCE["parity"] for error in errors.values()), errors
 
 
-@BACKENDS
-def test_without_a_direct_path(backend):
+def test_without_a_direct_path(ssd_backend):
     inputs = make_inputs(33)
     del inputs["D"]
-    assert relative_error(ssd_bidirectional(**inputs, backend=backend), two_scans(**inputs)) <= TOLERANCE["parity"]
+    assert relative_error(ssd_bidirectional(**inputs, backend=ssd_backend), two_scans(**inputs)) <= TOLERANCE["parity"]
 
 
-@BACKENDS
-def test_no_frames(backend):
-    assert ssd_bidirectional(**make_inputs(0), backend=backend).shape == (3, 0, HEADS, HEAD_DIM)
+def test_no_frames(ssd_backend):
+    assert ssd_bidirectional(**make_inputs(0), backend=ssd_backend).shape == (3, 0, HEADS, HEAD_DIM)
 
 
 @pytest.mark.parametrize(("name", "axis"), [("dt", 2), ("A", 0)])

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from cald_speech.ops.backends import Backend, Request, choose_backend
+from cald_speech.ops.native import why_not_native
 from cald_speech.ops.ssd.arguments import check_arguments
 from cald_speech.ops.ssd.limits import why_not_triton_ssd
 from cald_speech.ops.ssd.mamba_ssm import BACKEND as MAMBA_SSM
@@ -11,6 +12,7 @@ from cald_speech.ops.ssd.mamba_ssm import BACKEND as MAMBA_SSM
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
     "triton": Backend("cald_speech.ops.ssd.triton_kernels:ssd_triton", why_not_triton_ssd, auto_on=("cuda",)),
+    "native": Backend("cald_speech.ops.ssd.native:ssd_native", why_not_native, auto_on=("cpu",)),
     "torch": Backend("cald_speech.ops.ssd.chunked:ssd_chunked"),
     "mamba_ssm": MAMBA_SSM,
     "naive": Backend("cald_speech.ops.ssd.naive:ssd_naive"),
@@ -48,7 +50,7 @@ def ssd(
     initial_state : (B, H, P, N), the state before the first frame of the scan; zeros if None.
     return_final_state : True returns the state after the last frame of the scan too.
     chunk_size : frames handled by one matrix product, None for the backend's best; it changes speed, not the result.
-    backend : ``auto``, ``triton``, ``torch``, ``mamba_ssm`` or ``naive``.
+    backend : ``auto``, ``triton``, ``native``, ``torch``, ``mamba_ssm`` or ``naive``.
 
     Returns
     -------

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cald_speech.ops.backends import Backend, Request, choose_backend
+from cald_speech.ops.native import why_not_native
 from cald_speech.ops.ssd.arguments import check_arguments
 from cald_speech.ops.ssd.limits import why_not_triton_ssd
 
@@ -17,6 +18,7 @@ BACKENDS = {
     "triton": Backend(
         "cald_speech.ops.ssd.triton_kernels:ssd_bidirectional_triton", why_not_triton_ssd, auto_on=("cuda",)
     ),
+    "native": Backend("cald_speech.ops.ssd.native:ssd_bidirectional_native", why_not_native, auto_on=("cpu",)),
     "torch": Backend("cald_speech.ops.ssd.chunked:ssd_bidirectional_chunked"),
     "naive": Backend("cald_speech.ops.ssd.naive:ssd_bidirectional_naive"),
 }

@@ -1,0 +1,54 @@
+"""Kernels in C for CPUs, compiled on first use by the machine's own compiler: the ``native`` backend.
+
+One shared library for all ops, called through ctypes: no headers of Python's or torch's, so it compiles in seconds, and
+nothing has to match a version of either. Its threads are torch's own OpenMP threads. It is compiled for the processor
+it runs on and kept (``CALD_SPEECH_CACHE``, else ``~/.cache/cald_speech``) under a name that says what made it.
+``CALD_SPEECH_NATIVE=0`` does without: ``auto`` then takes the ``torch`` backend, as it does where no compiler is.
+"""
+
+import ctypes
+import os
+from functools import cache
+
+import torch
+
+from cald_speech.ops.backends import Request
+from cald_speech.ops.native.compiler import NotBuilt, build
+
+
+def why_not_native(request: Request) -> str | None:
+    """Why the compiled kernels cannot run a request (device, dtype, no compiler), or None; compiles them if need be.
+
+    Example
+    -------
+    >>> why_not_native(Request(torch.device("cpu"), torch.float64))
+    "its arithmetic is float32, and the input is torch.float64: pass backend='torch'."
+    """
+    if request.device.type != "cpu":
+        return f"it is compiled for CPUs, and the tensors are on {request.device}: pass backend='auto' or 'torch'."
+    if request.dtype != torch.float32:
+        return f"its arithmetic is float32, and the input is {request.dtype}: pass backend='torch'."
+    try:
+        library()
+    except NotBuilt as error:
+        return f"{error} Or pass backend='torch'."
+    return None
+
+
+def library() -> ctypes.CDLL:
+    """The compiled kernels. Raises :class:`NotBuilt` where they cannot be had."""
+    if os.environ.get("CALD_SPEECH_NATIVE", "1") == "0":
+        raise NotBuilt("CALD_SPEECH_NATIVE=0 forbids it.")
+    kernels = _built_once()
+    if isinstance(kernels, NotBuilt):
+        raise kernels
+    return kernels
+
+
+@cache
+def _built_once() -> ctypes.CDLL | NotBuilt:
+    """A failure is remembered as well: a process that has no compiler is not to look for one at every call."""
+    try:
+        return build()
+    except NotBuilt as error:
+        return error

@@ -1,0 +1,67 @@
+"""Handing tensors to the C kernels: a structure of sizes and addresses, and scratch for each thread."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from cald_speech.ops.native import library
+
+PAD = 16  # of vectors.h: scratch has whole vectors on every processor
+CACHE_LINE = 64
+
+
+class Strided(ctypes.Structure):
+    """``Tensor`` of tensor.h: (batch, frame, head, features), the last axis contiguous."""
+
+    _fields_ = [("at", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "frame", "head"))]
+
+
+class Call:
+    """One call's arguments, and the tensors whose memory they point to, which have to live as long."""
+
+    def __init__(self, arguments: ctypes.Structure):
+        self.arguments = arguments
+        self.held: list[Tensor] = []
+
+    def strided(self, **tensors: Tensor) -> None:
+        """Set float32 tensors of four axes; only the last has to be contiguous, and is made so where it is not."""
+        for name, v in tensors.items():
+            v = v.float()
+            v = v if v.stride(3) == 1 or v.size(3) == 1 else v.contiguous()
+            self.held.append(v)
+            setattr(self.arguments, name, Strided(v.data_ptr(), *v.stride()[:3]))
+
+    def contiguous(self, **tensors: Tensor | None) -> None:
+        """Set tensors of the right dtype; None becomes NULL."""
+        for name, v in tensors.items():
+            if v is not None:
+                v = v.contiguous()
+                self.held.append(v)
+                setattr(self.arguments, name, v.data_ptr())
+
+    def run(self, function: str) -> None:
+        """Call ``function(arguments, scratch)``; ``function_scratch(arguments)`` says how many bytes a thread needs."""
+        kernels, arguments = library(), ctypes.byref(self.arguments)
+        needed = getattr(kernels, f"{function}_scratch")
+        needed.restype = ctypes.c_int64
+        scratch = torch.zeros(self.arguments.threads * needed(arguments) + CACHE_LINE, dtype=torch.uint8)
+        start = scratch.data_ptr() + -scratch.data_ptr() % CACHE_LINE
+        getattr(kernels, function)(arguments, ctypes.c_void_p(start))
+
+
+def padded(size: int) -> int:
+    """The size in scratch.
+
+    Example
+    -------
+    >>> padded(17)
+    32
+    """
+    return -(-size // PAD) * PAD
+
+
+def parts_of(units: int, others: int) -> int:
+    """Into how many parts ``units`` of work are split, ``others`` times as many there being: two tasks a thread."""
+    threads = torch.get_num_threads()
+    return max(1, min(units, -(-2 * threads // max(1, others)))) if threads > 1 else 1

@@ -1,0 +1,38 @@
+/* What every op's kernels share beside arithmetic: tensors, scratch memory, threads. */
+
+#ifndef CALD_TENSOR_H
+#define CALD_TENSOR_H
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef struct { /* (batch, frame, head or group, features); strides in elements, that of the features is 1 */
+    float *at;
+    int64_t batch, frame, head;
+} Tensor;
+
+typedef struct { /* memory handed out piece by piece; without a ``base`` the bytes are only counted */
+    char *base;
+    int64_t used;
+} Arena;
+
+/* ``count`` numbers of scratch at a cache line's beginning. */
+INLINE void *take(Arena *arena, int64_t count, int64_t bytes_each) {
+    void *taken = arena->base ? arena->base + arena->used : NULL;
+    arena->used += (count * bytes_each + 63) / 64 * 64;
+    return taken;
+}
+
+INLINE float *take_floats(Arena *arena, int64_t count) { return take(arena, count, sizeof(float)); }
+
+#ifdef _OPENMP
+extern int omp_get_thread_num(void); /* declared here: clang's omp.h is a package of its own */
+INLINE int64_t thread_number(void) { return omp_get_thread_num(); }
+#else
+INLINE int64_t thread_number(void) { return 0; }
+#endif
+
+#endif
