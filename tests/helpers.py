@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -9,6 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cald_speech.families import Family, families
 from cald_speech.families.speech import SpeechFamily
 from cald_speech.families.text import TextFamily
+from cald_speech.ops.backends import Request
+from cald_speech.ops.native import why_not_native
 
 SPEECH = {name: family for name, family in families().items() if isinstance(family, SpeechFamily)}
 TEXT = {name: family for name, family in families().items() if isinstance(family, TextFamily)}
@@ -22,6 +25,10 @@ TOLERANCE = {
     "bfloat16": 1e-2,  # bfloat16 against float32, one op
     "bfloat16 layer": 5e-2,  # the same after a whole mixer or model
 }
+
+NO_NATIVE = why_not_native(Request(torch.device("cpu"), torch.float32))
+needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason=f"no compiled kernels: {NO_NATIVE}")
+NATIVE = pytest.param("native", marks=needs_native)  # the backend, for parametrize
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

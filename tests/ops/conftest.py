@@ -4,9 +4,8 @@ import numpy
 import pytest
 import torch
 
-from cald_speech.ops.backends import Request
-from cald_speech.ops.native import why_not_native
 from cald_speech.ops.ssd import chunked
+from tests.helpers import NATIVE
 
 if not torch.cuda.is_available():
     from triton import language as tl
@@ -18,18 +17,16 @@ TORCH_WAYS = ["torch by blocks", "torch whole batch"]
 def choose(way: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The backend of a way: the torch backend has two, by the size of a sequence, and both are asked everything."""
     backend, _, how = way.partition(" ")
-    if backend == "native" and (reason := why_not_native(Request(torch.device("cpu"), torch.float32))):
-        pytest.skip(reason)
     monkeypatch.setattr(chunked, "SMALL_SEQUENCE", 2**40 if how == "whole batch" else 0)
     return backend
 
 
-@pytest.fixture(params=["naive", *TORCH_WAYS, "native"])
+@pytest.fixture(params=["naive", *TORCH_WAYS, NATIVE])
 def ssd_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return choose(request.param, monkeypatch)
 
 
-@pytest.fixture(params=[*TORCH_WAYS, "native"])
+@pytest.fixture(params=[*TORCH_WAYS, NATIVE])
 def fast_ssd_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Those that are compared with the recurrence."""
     return choose(request.param, monkeypatch)

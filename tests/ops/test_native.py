@@ -13,10 +13,9 @@ from cald_speech.ops.backends import Request
 from cald_speech.ops.native import compiler
 from cald_speech.ops.native.compiler import NotBuilt
 from cald_speech.ops.ssd import native as ssd_kernels
-from tests.helpers import TOLERANCE, relative_error
+from tests.helpers import TOLERANCE, needs_native, relative_error
 
-CPU = Request(torch.device("cpu"), torch.float32)
-pytestmark = pytest.mark.skipif(native.why_not_native(CPU) is not None, reason=str(native.why_not_native(CPU)))
+pytestmark = needs_native
 
 
 def make_inputs(num_frames, *, batch=2, heads=4, head_dim=8, groups=2, d_state=16):
@@ -82,6 +81,15 @@ def test_decays_to_the_last_bits():
     allowed = exact * (2e-7 + 6e-8 * steps.double().flatten())
     assert ((decayed - exact).abs() <= allowed)[normal].all() and not decayed[exact < 2.0**-127].any()
     assert decayed.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["x", "dt", "A", "B", "C", "D"])
+def test_nothing_hides_a_nan(name):
+    """Where the recurrence has one, so have the kernels; within a chunk earlier frames may have it too."""
+    inputs = make_inputs(40)
+    inputs[name].view(-1)[0] = torch.nan
+    expected = ssd(**inputs, backend="naive").isnan()
+    assert expected.any() and ssd(**inputs, backend="native").isnan()[expected].all()
 
 
 def test_slices_of_wider_tensors_and_an_expanded_gradient():

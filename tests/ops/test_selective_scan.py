@@ -5,10 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from cald_speech.ops import selective_scan
-from tests.helpers import TOLERANCE, flip_valid, relative_error
+from tests.helpers import NATIVE, NO_NATIVE, TOLERANCE, flip_valid, relative_error
 
 DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-BACKENDS = pytest.mark.parametrize("backend", ["naive", "torch"])
+BACKENDS = pytest.mark.parametrize("backend", ["naive", "torch", NATIVE])
+FAST = pytest.mark.parametrize("backend", ["torch", NATIVE])
 CHANNELS, D_STATE = 6, 5
 FRAMEWISE = ("x", "dt", "B", "C")
 
@@ -44,33 +45,36 @@ def assert_same(actual, expected, tolerance=TOLERANCE["parity"]):
     assert all(error <= tolerance for error in errors.values()), errors
 
 
+@FAST
 @DIRECTIONS
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "with lengths"])
 @pytest.mark.parametrize("num_frames", [1, 15, 16, 17, 300])
-def test_blocks_equal_naive(num_frames, padded, reverse):
+def test_blocks_equal_naive(num_frames, padded, reverse, backend):
     inputs = make_inputs(num_frames)
     lengths = torch.tensor([num_frames, 2 * num_frames // 3, 0]) if padded else None
     expected = run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend="naive")
-    actual = run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend="torch", chunk_size=16)
+    actual = run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend=backend, chunk_size=16)
     assert_same(actual, expected)
 
 
+@FAST
 @DIRECTIONS
 @pytest.mark.parametrize("groups", [1, 2, CHANNELS], ids=["one group", "two groups", "group per channel"])
 @pytest.mark.parametrize("left_out", [(), ("D",), ("initial_state",)], ids=["all", "without D", "without state"])
-def test_blocks_equal_naive_with_groups_and_options(groups, left_out, reverse):
+def test_blocks_equal_naive_with_groups_and_options(groups, left_out, reverse, backend):
     inputs = {name: v for name, v in make_inputs(40, groups=groups).items() if name not in left_out}
     lengths = torch.tensor([40, 32, 3])
     expected = run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend="naive")
-    assert_same(run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend="torch", chunk_size=8), expected)
+    assert_same(run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend=backend, chunk_size=8), expected)
 
 
+@FAST
 @DIRECTIONS
-def test_sequences_taken_one_by_one_equal_naive(reverse):
+def test_sequences_taken_one_by_one_equal_naive(reverse, backend):
     """Wide enough that a sequence alone fills a frame of scratch, and that a block has its least number of frames."""
     inputs, lengths = make_inputs(35, channels=512, d_state=40), torch.tensor([20, 35, 0])
     expected = run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend="naive")
-    assert_same(run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend="torch"), expected)
+    assert_same(run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend=backend), expected)
 
 
 @DIRECTIONS
@@ -85,7 +89,7 @@ def test_gradients_against_finite_differences(reverse):
     assert torch.autograd.gradcheck(function, leaves)
 
 
-@BACKENDS
+@pytest.mark.parametrize("backend", ["naive", "torch"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("float32_dt", [False, True], ids=["dt half", "dt float32"])
 def test_half_precision_inputs(dtype, float32_dt, backend):
@@ -109,26 +113,28 @@ def test_autocast_changes_nothing(backend):
     assert y.dtype == torch.float32 and torch.equal(y, expected)
 
 
+@FAST
 @DIRECTIONS
 @pytest.mark.parametrize("strength", [1e-6, 1.0, 50.0])
-def test_decays_from_none_to_total(strength, reverse):
+def test_decays_from_none_to_total(strength, reverse, backend):
     """dt |A| up to 50 a frame, whose decays over a few frames underflow and must not turn into anything else."""
     inputs = make_inputs(200)
     inputs["dt"] = torch.rand(inputs["dt"].shape)
     inputs["A"] = torch.full((CHANNELS, D_STATE), -strength)
     exact = {name: v.double() for name, v in inputs.items()}
     assert_same(
-        run_with_gradients(inputs, reverse=reverse, backend="torch"),
+        run_with_gradients(inputs, reverse=reverse, backend=backend),
         run_with_gradients(exact, reverse=reverse, backend="naive"),
     )
 
 
-def test_gradients_of_total_forgetting_keep_their_size():
+@FAST
+def test_gradients_of_total_forgetting_keep_their_size(backend):
     """Decays near exp(-30): the gradient of A is some 1e-13, and nothing larger may be subtracted on the way to it."""
     inputs = make_inputs(50)
     inputs["dt"], inputs["A"] = torch.ones_like(inputs["dt"]), torch.full((CHANNELS, D_STATE), -30.0)
     exact = {name: v.double() for name, v in inputs.items()}
-    assert_same(run_with_gradients(inputs, backend="torch"), run_with_gradients(exact, backend="naive"))
+    assert_same(run_with_gradients(inputs, backend=backend), run_with_gradients(exact, backend="naive"))
 
 
 @DIRECTIONS
@@ -147,7 +153,7 @@ def test_padding_is_never_read(backend, reverse):
     assert torch.equal(result["state"][2], inputs["initial_state"][2])
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@FAST
 def test_the_output_s_gradient_at_padding_is_never_read(backend):
     inputs, lengths = make_inputs(20), torch.tensor([20, 7, 0])
     leaves = {name: v.requires_grad_() for name, v in inputs.items()}
@@ -167,13 +173,14 @@ def test_reverse_is_flipping_within_valid_frames(backend):
     assert relative_error(state, expected_state) <= TOLERANCE["rounding"]
 
 
+@FAST
 @DIRECTIONS
 @pytest.mark.parametrize("chunk_size", [1, 7, 70, 1000])
-def test_chunk_size_does_not_matter(chunk_size, reverse):
+def test_chunk_size_does_not_matter(chunk_size, reverse, backend):
     inputs, lengths = make_inputs(70), torch.tensor([70, 33, 0])
-    expected = run_with_gradients(inputs, lengths=lengths, reverse=reverse)
+    expected = run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend=backend)
     assert_same(
-        run_with_gradients(inputs, lengths=lengths, reverse=reverse, chunk_size=chunk_size),
+        run_with_gradients(inputs, lengths=lengths, reverse=reverse, chunk_size=chunk_size, backend=backend),
         expected,
         TOLERANCE["rounding"],
     )
@@ -206,7 +213,7 @@ def test_no_frames(backend, reverse):
     assert result["gradient of initial_state"].any()
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@FAST
 def test_slices_of_wider_tensors(backend):
     """x, dt, B and C as a mixer hands them over: slices of one projection, nothing contiguous."""
     inputs = make_inputs(40)
@@ -225,10 +232,11 @@ def test_slices_of_wider_tensors(backend):
     assert_same({f"gradient of {k}": v.grad for k, v in sliced.items()} | {"y": y, "state": state}, expected)
 
 
-def test_only_what_is_asked_for_gets_a_gradient():
+@FAST
+def test_only_what_is_asked_for_gets_a_gradient(backend):
     inputs = make_inputs(20)
     inputs["dt"].requires_grad_()
-    selective_scan(**inputs, backend="torch").sum().backward()
+    selective_scan(**inputs, backend=backend).sum().backward()
     assert [name for name, v in inputs.items() if v.grad is not None] == ["dt"]
 
 
@@ -271,6 +279,6 @@ def test_signs_are_checked_in_debug_mode_at_valid_frames(argument, value, monkey
         selective_scan(**inputs, lengths=lengths)
 
 
-def test_auto_on_a_cpu_is_the_torch_backend():
+def test_auto_is_the_first_that_can_run():
     inputs = make_inputs(65)
-    assert torch.equal(selective_scan(**inputs), selective_scan(**inputs, backend="torch"))
+    assert torch.equal(selective_scan(**inputs), selective_scan(**inputs, backend="torch" if NO_NATIVE else "native"))

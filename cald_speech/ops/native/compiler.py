@@ -112,4 +112,5 @@ def output_of(command: list[str]) -> bytes:
         return subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS).stdout
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
-        raise NotBuilt(f"{shlex.join(command)} failed: {said[0] if said else error}.") from error
+        reason = next((line for line in said if "error" in line), said[0] if said else error)
+        raise NotBuilt(f"{shlex.join(command)} failed: {reason}.") from error

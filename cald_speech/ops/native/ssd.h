@@ -67,11 +67,21 @@ INLINE float *at(const Scan *scan, const Task *task, Tensor tensor, int64_t head
     return tensor.at + task->b * tensor.batch + frame * tensor.frame + head * tensor.head;
 }
 
+/* From a head's rows of a chunk to those that are wanted next: the next head's, or the next chunk's of the only head. */
+INLINE int64_t ahead_of(const Scan *scan, const Task *task, Tensor tensor) {
+    if (task->end - task->head > 1) return tensor.head;
+    return scan->reverse ? -scan->chunk * tensor.frame : scan->chunk * tensor.frame;
+}
+
 /* Frames [start, start + count) of the scan into ``chunk`` rows of ``row`` floats; rows beyond are zeros. */
 static void pack(const Scan *scan, const Task *task, Tensor tensor, int64_t head, int64_t start, int64_t count,
                  int64_t width, float *to, int64_t row) {
-    for (int64_t i = 0; i < count; i++)
-        memcpy(to + i * row, at(scan, task, tensor, head, start + i), width * sizeof(float));
+    const int64_t ahead = ahead_of(scan, task, tensor);
+    for (int64_t i = 0; i < count; i++) {
+        const float *from = at(scan, task, tensor, head, start + i);
+        expect(from + ahead, width);
+        memcpy(to + i * row, from, width * sizeof(float));
+    }
     memset(to + count * row, 0, (scan->chunk - count) * row * sizeof(float));
 }
 

@@ -179,10 +179,12 @@ static void put_out(const Scan *scan, const Task *task, const Scratch *s, const 
                     int64_t count) {
     const int64_t width = padded(scan->head_dim);
     const double A = scan->A[head] * 0.6931471805599453; /* ln 2 */
+    const int64_t ahead = ahead_of(scan, task, scan->dx);
     const float D = scan->D ? scan->D[head] : 0;
     double dA = 0, dD = 0;
     for (int64_t i = 0; i < count; i++) {
         float *restrict to = at(scan, task, scan->dx, head, start + i);
+        expect(to + ahead, scan->head_dim);
         const float *restrict dx = s->dx + i * width, *restrict dy = s->dy + i * width;
         if (scan->add)
             for (int64_t p = 0; p < scan->head_dim; p++) to[p] += dx[p] + D * dy[p];

@@ -45,9 +45,11 @@ static void find_weights(const Scan *scan, const Scratch *s) {
 
 static void put_out(const Scan *scan, const Task *task, const Scratch *s, int64_t head, int64_t start, int64_t count) {
     const int64_t width = padded(scan->head_dim);
+    const int64_t ahead = ahead_of(scan, task, scan->y);
     const float D = scan->D ? scan->D[head] : 0;
     for (int64_t i = 0; i < count; i++) {
         float *restrict to = at(scan, task, scan->y, head, start + i);
+        expect(to + ahead, scan->head_dim);
         const float *restrict y = s->y + i * width, *restrict x = s->x + i * width;
         if (scan->add)
             for (int64_t p = 0; p < scan->head_dim; p++) to[p] += y[p] + D * x[p];

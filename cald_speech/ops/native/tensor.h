@@ -14,6 +14,12 @@ typedef struct { /* (batch, frame, head or group, features); strides in elements
     int64_t batch, frame, head;
 } Tensor;
 
+/* Asks for ``size`` floats that are wanted soon: rows of one head or strip lie a page apart, where processors do not
+look ahead by themselves. The address may lie outside the tensor: nothing is read. */
+INLINE void expect(const float *at, int64_t size) {
+    for (int64_t i = 0; i < size; i += 16) __builtin_prefetch(at + i);
+}
+
 typedef struct { /* memory handed out piece by piece; without a ``base`` the bytes are only counted */
     char *base;
     int64_t used;

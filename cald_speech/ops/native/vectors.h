@@ -26,10 +26,24 @@ INLINE vec load(const float *at) { return *(const vec *)at; }
 INLINE void store(float *at, vec v) { *(vec *)at = v; }
 INLINE vec where(ivec mask, vec v) { return (vec)((ivec)v & mask); } /* v, and 0 where the mask is 0 */
 
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+
 INLINE float sum_of(vec v) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += v[lane];
-    return sum;
+#if LANES == 16
+    typedef float eight __attribute__((vector_size(32)));
+    const eight halves = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                         __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    const vec halves = v;
+#endif
+#if LANES >= 8
+    const four quarter = __builtin_shufflevector(halves, halves, 0, 1, 2, 3) +
+                         __builtin_shufflevector(halves, halves, 4, 5, 6, 7);
+#else
+    const four quarter = halves;
+#endif
+    const four pairs = quarter + __builtin_shufflevector(quarter, quarter, 2, 3, 0, 1);
+    return pairs[0] + pairs[1];
 }
 
 INLINE float dot(const float *a, const float *b, int64_t size) { /* size a multiple of LANES */
@@ -38,27 +52,25 @@ INLINE float dot(const float *a, const float *b, int64_t size) { /* size a multi
     return sum_of(sum);
 }
 
-/* 2^x for x <= 0, off by 1e-7 of it at most; 0 below 2^-126, and 1 for a positive x: nothing overflows. */
+/* 2^x for x <= 0, off by 1e-7 of it at most; 0 below 2^-126, 1 for a positive x, so nothing overflows; NaN for NaN. */
 INLINE vec exp2_of(vec x) {
-    const vec to_integer = (vec){0} + 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the last bits */
-    x = where(x < 0.0f, x);
-    const ivec normal = x >= -126.0f;
-    x = where(normal, x);
-    const vec shifted = x + to_integer;
-    const vec f = x - (shifted - to_integer); /* in [-1/2, 1/2] */
+    /* 1.5 * 2^23: adding it leaves the nearest integer in the last bits; 127 more, the bias of a float's exponent. */
+    const vec to_exponent = (vec){0} + (12582912.0f + 127.0f);
+    const ivec normal = ~(x < -126.0f);
+    x = where(~(x > 0.0f), x);
+    const vec shifted = x + to_exponent;
+    const vec f = x - (shifted - to_exponent); /* in [-1/2, 1/2] */
     vec power = f * 1.535330320e-4f + 1.339887634e-3f; /* (2^f - 1) / f, least squares: 2e-9 of 2^f */
     power = power * f + 9.618437610e-3f;
     power = power * f + 5.550332466e-2f;
     power = power * f + 2.402264791e-1f;
     power = power * f + 6.931472029e-1f;
     power = power * f + 1.0f;
-    const ivec exponent = ((ivec)shifted << 23) + (127 << 23);
-    return where(normal, power * (vec)exponent);
+    return where(normal, power * (vec)((ivec)shifted << 23));
 }
 
 /* out (columns, rows) = in (rows, columns), both multiples of four. */
-static void transpose(const float *in, int64_t rows, int64_t columns, float *out) {
-    typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+static inline void transpose(const float *in, int64_t rows, int64_t columns, float *out) {
     for (int64_t i = 0; i < rows; i += 4)
         for (int64_t j = 0; j < columns; j += 4) {
             const float *from = in + i * columns + j;

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cald_speech.ops.backends import Backend, Request, choose_backend
 from cald_speech.ops.lengths import check_lengths
+from cald_speech.ops.native import why_not_native
 from cald_speech.ops.selective_scan.arguments import check_arguments, check_values
 from cald_speech.ops.selective_scan.limits import why_not_selective_scan_triton
 
@@ -15,6 +16,7 @@ BACKENDS = {
         why_not=why_not_selective_scan_triton,
         auto_on=("cuda",),
     ),
+    "native": Backend("cald_speech.ops.selective_scan.native:selective_scan_native", why_not_native, auto_on=("cpu",)),
     "torch": Backend("cald_speech.ops.selective_scan.chunked:selective_scan_chunked"),
     "naive": Backend("cald_speech.ops.selective_scan.naive:selective_scan_naive"),
 }
@@ -53,7 +55,7 @@ def selective_scan(
     return_final_state : True returns the state after the last frame of the scan too.
     chunk_size : the most frames worked on at a time, None for the backend's best; it changes speed and memory, not the
         result.
-    backend : ``auto``, ``triton``, ``torch`` or ``naive``.
+    backend : ``auto``, ``triton``, ``native``, ``torch`` or ``naive``.
 
     Returns
     -------
