@@ -1,24 +1,25 @@
-"""The short convolution: the blocked path equals the definition, padding is never read, pieces equal the whole."""
+"""The short convolution: the fast paths equal the definition, padding is never read, pieces equal the whole."""
 
 import pytest
 import torch
 
 from cald_speech.ops import short_conv
 from cald_speech.ops.short_conv import steps
-from tests.helpers import TOLERANCE, flip_valid, relative_error
+from tests.helpers import NATIVE, NO_NATIVE, TOLERANCE, flip_valid, relative_error
 
 DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-BACKENDS = pytest.mark.parametrize("backend", ["naive", "torch"])
+BACKENDS = pytest.mark.parametrize("backend", ["naive", "torch", NATIVE])
+FAST = pytest.mark.parametrize("backend", ["torch", NATIVE])
 CHANNELS = 6
 
 
-def make_inputs(num_frames, *, taps=4, batch=3, dtype=torch.float32):
+def make_inputs(num_frames, *, taps=4, batch=3, channels=CHANNELS, dtype=torch.float32):
     g = torch.Generator().manual_seed(0)
     shapes = {
-        "x": (batch, num_frames, CHANNELS),
-        "weight": (CHANNELS, taps),
-        "bias": (CHANNELS,),
-        "initial_state": (batch, CHANNELS, taps - 1),
+        "x": (batch, num_frames, channels),
+        "weight": (channels, taps),
+        "bias": (channels,),
+        "initial_state": (batch, channels, taps - 1),
     }
     return {name: torch.randn(shape, generator=g).to(dtype) for name, shape in shapes.items()}
 
@@ -38,26 +39,28 @@ def assert_same(actual, expected, tolerance=TOLERANCE["parity"]):
 
 
 @DIRECTIONS
+@FAST
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "with lengths"])
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 65, 300])
-def test_blocks_equal_naive(num_frames, padded, reverse):
+def test_fast_equals_naive(num_frames, padded, backend, reverse):
     inputs = make_inputs(num_frames)
     lengths = torch.tensor([num_frames, num_frames // 2, 0]) if padded else None
     expected = run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend="naive")
-    assert_same(run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend="torch"), expected)
+    assert_same(run_with_gradients(inputs, lengths=lengths, reverse=reverse, backend=backend), expected)
 
 
 @DIRECTIONS
+@FAST
 @pytest.mark.parametrize("activation", ["silu", "identity"])
 @pytest.mark.parametrize("left_out", [(), ("bias",), ("initial_state",)], ids=["all", "without bias", "without state"])
 @pytest.mark.parametrize("taps", [1, 2, 5])
-def test_blocks_equal_naive_with_options(taps, left_out, activation, reverse):
+def test_fast_equals_naive_with_options(taps, left_out, activation, backend, reverse):
     inputs = {name: v for name, v in make_inputs(12, taps=taps).items() if name not in left_out}
     options = {"lengths": torch.tensor([12, 2, 0]), "activation": activation, "reverse": reverse}
     leaves = {k: v for k, v in inputs.items() if v.numel()}
     rest = {k: v for k, v in inputs.items() if not v.numel()}
     expected = short_conv(**leaves, **rest, return_final_state=True, backend="naive", **options)
-    actual = short_conv(**leaves, **rest, return_final_state=True, backend="torch", **options)
+    actual = short_conv(**leaves, **rest, return_final_state=True, backend=backend, **options)
     for a, e in zip(actual, expected, strict=True):
         assert relative_error(a, e) <= TOLERANCE["rounding"]
 
@@ -74,44 +77,48 @@ def test_blocks_of_sixteen_frames_equal_naive(taps, lengths, reverse, monkeypatc
 
 
 @DIRECTIONS
-def test_slices_of_wider_tensors(reverse):
+@FAST
+def test_slices_of_wider_tensors(backend, reverse):
     """x and the output's gradient as a mixer hands them over: slices of one projection, nothing contiguous."""
     inputs = {name: v.requires_grad_() for name, v in make_inputs(40).items()}
     grad = torch.randn(3, 40, CHANNELS)
     wide, wide_grad = torch.randn(3, 40, CHANNELS + 5), torch.randn(CHANNELS, 40, 3)
     wide[..., 2:-3] = inputs["x"].detach()
     wide_grad.copy_(grad.permute(2, 1, 0))
-    expected = short_conv(**inputs, reverse=reverse)
+    expected = short_conv(**inputs, reverse=reverse, backend=backend)
     expected.backward(grad)
     sliced = {name: v.detach().clone().requires_grad_() for name, v in inputs.items()} | {"x": wide[..., 2:-3]}
     sliced["x"].requires_grad_()
-    y = short_conv(**sliced, reverse=reverse)
+    y = short_conv(**sliced, reverse=reverse, backend=backend)
     y.backward(wide_grad.permute(2, 1, 0))
     assert torch.equal(y, expected)
     assert [name for name, v in inputs.items() if not torch.equal(sliced[name].grad, v.grad)] == []
 
 
-def test_the_output_s_gradient_at_padding_is_never_read():
+@FAST
+def test_the_output_s_gradient_at_padding_is_never_read(backend):
     inputs, lengths = {name: v.requires_grad_() for name, v in make_inputs(20).items()}, torch.tensor([20, 7, 0])
     grad = torch.randn(3, 20, CHANNELS)
     grad[1, 7:] = grad[2] = torch.nan
-    short_conv(**inputs, lengths=lengths).backward(grad)
+    short_conv(**inputs, lengths=lengths, backend=backend).backward(grad)
     assert all(torch.isfinite(v.grad).all() for v in inputs.values())
 
 
+@FAST
 @pytest.mark.parametrize("name", ["x", "weight", "bias", "initial_state"])
-def test_only_what_is_asked_for_gets_a_gradient(name):
+def test_only_what_is_asked_for_gets_a_gradient(name, backend):
     inputs = make_inputs(20)
     inputs[name].requires_grad_()
-    short_conv(**inputs).sum().backward()
+    short_conv(**inputs, backend=backend).sum().backward()
     assert [k for k, v in inputs.items() if v.grad is not None] == [name]
 
 
-def test_is_torchs_depthwise_convolution():
+@BACKENDS
+def test_is_torchs_depthwise_convolution(backend):
     inputs = make_inputs(30)
     x = torch.cat([inputs["initial_state"], inputs["x"].transpose(1, 2)], dim=-1)
     expected = torch.nn.functional.conv1d(x, inputs["weight"][:, None], inputs["bias"], groups=CHANNELS)
-    y = short_conv(**inputs, activation="identity")
+    y = short_conv(**inputs, activation="identity", backend=backend)
     assert relative_error(y, expected.transpose(1, 2)) <= TOLERANCE["rounding"]
 
 
@@ -131,6 +138,10 @@ def test_gradients_against_finite_differences(reverse):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_half_precision_inputs(dtype, backend):
     halves = {name: v.to(dtype) for name, v in make_inputs(65).items()}
+    if backend == "native":
+        with pytest.raises(ValueError, match="its arithmetic is float32"):
+            short_conv(**halves, backend=backend)
+        return
     y = short_conv(**halves, backend=backend)
     expected = short_conv(**{k: v.float() for k, v in halves.items()}, backend="naive")
     assert y.dtype == dtype
@@ -216,3 +227,10 @@ def test_no_frames(backend, reverse):
 def test_wrong_arguments_are_named(argument, value):
     with pytest.raises(ValueError, match=rf"^{argument}: .*expected"):
         short_conv(**make_inputs(7) | {argument: value})
+
+
+def test_auto_is_the_first_that_can_run():
+    inputs = make_inputs(65)
+    assert torch.equal(short_conv(**inputs), short_conv(**inputs, backend="torch" if NO_NATIVE else "native"))
+    exact = {name: v.double() for name, v in inputs.items()}
+    assert torch.equal(short_conv(**exact), short_conv(**exact, backend="torch"))

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from cald_speech.ops.backends import Backend, Request, choose_backend
 from cald_speech.ops.lengths import check_lengths
+from cald_speech.ops.native import why_not_native
 from cald_speech.ops.short_conv.limits import why_not_short_conv_triton
 from cald_speech.ops.short_conv.naive import ACTIVATIONS
 
@@ -14,6 +15,7 @@ BACKENDS = {
         why_not=why_not_short_conv_triton,
         auto_on=("cuda",),
     ),
+    "native": Backend("cald_speech.ops.short_conv.native:short_conv_native", why_not_native, auto_on=("cpu",)),
     "torch": Backend("cald_speech.ops.short_conv.blocked:short_conv_blocked"),
     "naive": Backend("cald_speech.ops.short_conv.naive:short_conv_naive"),
 }
@@ -43,7 +45,7 @@ def short_conv(
     initial_state : (B, D, K-1), the K-1 inputs before the scan's first frame, in the order of the scan.
     return_final_state : True returns the last K-1 inputs of the scan too: the next piece's ``initial_state``.
     activation : ``silu`` or ``identity``, applied to the sum.
-    backend : ``auto``, ``triton``, ``torch`` or ``naive``.
+    backend : ``auto``, ``triton``, ``native``, ``torch`` or ``naive``.
 
     Returns
     -------
