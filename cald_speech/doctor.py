@@ -19,10 +19,12 @@ from cald_speech.ops.selective_scan import BACKENDS as SELECTIVE_SCAN_BACKENDS
 from cald_speech.ops.short_conv import BACKENDS as SHORT_CONV_BACKENDS
 from cald_speech.ops.ssd import BACKENDS as SSD_BACKENDS
 from cald_speech.ops.ssd.bidirectional import BACKENDS as BIDIRECTIONAL_BACKENDS
+from cald_speech.ops.ssd.pair import BACKENDS as PAIR_BACKENDS
 
 OPS = {
     "ssd": SSD_BACKENDS,
     "ssd_bidirectional": BIDIRECTIONAL_BACKENDS,
+    "ssd_pair": PAIR_BACKENDS,
     "short_conv": SHORT_CONV_BACKENDS,
     "selective_scan": SELECTIVE_SCAN_BACKENDS,
 }

@@ -1,7 +1,8 @@
 """Two scans, one in each direction, summed: what turns a causal mixer into one for an encoder.
 
 With separate projections and Mamba-2 this is the BiMamba2 of CALD (arXiv 2410.06846), about 20 % larger than the
-attention it replaces in Wav2Vec2-large; with shared projections both directions read one projection of the input.
+attention it replaces in Wav2Vec2-large, and both scans run at once; with shared projections both directions read one
+projection of the input.
 """
 
 from collections.abc import Callable
@@ -52,14 +53,18 @@ class Bidirectional(Mixer):
             self.backwards = mixer(d_model, num_heads, **options)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        if not self.share_projections:
+        if self.share_projections:
+            streams = self.forwards.project(x)
+            y = self.forwards.scan.with_reverse(self.backward_scan, streams.scanned, lengths)
+            return mask_padding(self.forwards.finish(y, streams.gate), lengths)
+        if in_blocks(x):
             past = self.forwards(x, lengths)
-            if in_blocks(x):
-                return self.backwards.infer(x, lengths, reverse=True, add_to=past)[0]
-            return past + self.backwards(x, lengths, reverse=True)
-        streams = self.forwards.project(x)
-        y = self.forwards.scan.with_reverse(self.backward_scan, streams.scanned, lengths)
-        return mask_padding(self.forwards.finish(y, streams.gate), lengths)
+            return self.backwards.infer(x, lengths, reverse=True, add_to=past)[0]
+        streams, others = self.forwards.project(x), self.backwards.project(x)
+        scan = self.forwards.scan
+        past, future = scan.beside(self.backwards.scan, streams.scanned, others.scanned, lengths)
+        out = self.forwards.finish(past, streams.gate) + self.backwards.finish(future, others.gate)
+        return mask_padding(out, lengths)
 
     def sweeps(self) -> tuple[Sweep, ...]:
         """Forwards and then backwards, which adds to what the first sweep put out.

@@ -39,6 +39,17 @@ class Scan(Float32Parameters):
         future, _ = other(streams, lengths, state=None, reverse=True)
         return past + future
 
+    def beside(
+        self, other: "Scan", streams: tuple[Tensor, ...], others: tuple[Tensor, ...], lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """This scan forwards over ``streams``, ``other`` in reverse over ``others``: a scan that can runs both at once.
+
+        Both have the same options, and their streams the same shapes.
+        """
+        past, _ = self(streams, lengths, state=None, reverse=False)
+        future, _ = other(others, lengths, state=None, reverse=True)
+        return past, future
+
     def pass_through(self) -> None:
         """Let the scan see what the projection put out: for a start from attention weights."""
 

@@ -40,18 +40,38 @@ class Mamba2Scan(SSDScan):
         self, streams: tuple[Tensor, Tensor], lengths: Tensor | None, *, state: Mamba2State | None, reverse: bool
     ) -> tuple[Tensor, Mamba2State]:
         """x, B, C joined (B, T, channels) and dt (B, T, H), before convolution and softplus, to y (B, T, H * P)."""
-        xBC, dt = streams
         conv_state, ssd_state = (None, None) if state is None else state
-        if self.conv1d is not None:
-            xBC, conv_state = self.conv1d(xBC, lengths, state=conv_state, reverse=reverse)
-        y, ssd_state = super().forward((xBC, dt), lengths, state=ssd_state, reverse=reverse)
+        streams, conv_state = self.convolved(streams, lengths, state=conv_state, reverse=reverse)
+        y, ssd_state = super().forward(streams, lengths, state=ssd_state, reverse=reverse)
         return y, Mamba2State(conv_state, ssd_state)
+
+    def convolved(
+        self, streams: tuple[Tensor, Tensor], lengths: Tensor | None, *, state: Tensor | None = None, reverse: bool
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """The streams as the SSD scan takes them, and the convolution's last inputs."""
+        if self.conv1d is None:
+            return streams, state
+        xBC, dt = streams
+        xBC, state = self.conv1d(xBC, lengths, state=state, reverse=reverse)
+        return (xBC, dt), state
 
     def with_reverse(self, other: "Mamba2Scan", streams: tuple[Tensor, Tensor], lengths: Tensor | None) -> Tensor:
         """As :class:`Scan` says; without convolutions both directions see the same x, B and C, which are read once."""
         if self.conv1d is not None:
             return Scan.with_reverse(self, other, streams, lengths)
         return super().with_reverse(other, streams, lengths)
+
+    def beside(
+        self,
+        other: "Mamba2Scan",
+        streams: tuple[Tensor, Tensor],
+        others: tuple[Tensor, Tensor],
+        lengths: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """As :class:`Scan` says: each direction has its own convolution, and one call scans what they put out."""
+        streams, _ = self.convolved(streams, lengths, reverse=False)
+        others, _ = other.convolved(others, lengths, reverse=True)
+        return super().beside(other, streams, others, lengths)
 
 
 class Mamba2(GatedMixer, CausalMixer):

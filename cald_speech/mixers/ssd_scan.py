@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cald_speech.mixers.causal import Scan
-from cald_speech.ops import ssd, ssd_bidirectional
+from cald_speech.ops import ssd, ssd_bidirectional, ssd_pair
 
 
 class Heads(NamedTuple):
@@ -57,15 +57,8 @@ class SSDScan(Scan):
         self, streams: tuple[Tensor, Tensor], lengths: Tensor | None, *, state: Any, reverse: bool
     ) -> tuple[Tensor, Any]:
         """The streams to y (B, T, H * P) and the state (B, H, P, N)."""
-        xBC, dt = streams
-        x, B, C = self.split(xBC)
         y, state = ssd(
-            x,
-            self.step_sizes(dt),
-            self.decay_rates(),
-            B,
-            C,
-            self.D,
+            *self.arguments(streams),
             lengths=lengths,
             reverse=reverse,
             initial_state=state,
@@ -89,6 +82,25 @@ class SSDScan(Scan):
             **self.options,
         )
         return y.flatten(-2)
+
+    def beside(
+        self,
+        other: "SSDScan",
+        streams: tuple[Tensor, Tensor],
+        others: tuple[Tensor, Tensor],
+        lengths: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """As :class:`Scan` says, in one call of :func:`cald_speech.ops.ssd_pair`."""
+        past, future = self.arguments(streams), other.arguments(others)
+        *both, D = zip(past, future, strict=True)
+        outputs = ssd_pair(*both, None if self.D is None else D, lengths=lengths, **self.options)
+        return outputs[0].flatten(-2), outputs[1].flatten(-2)
+
+    def arguments(self, streams: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+        """x, dt, A, B, C and D, as :func:`cald_speech.ops.ssd` takes them."""
+        xBC, dt = streams
+        x, B, C = self.split(xBC)
+        return x, self.step_sizes(dt), self.decay_rates(), B, C, self.D
 
     def step_sizes(self, dt: Tensor) -> Tensor:
         """The projection (B, T, H) to dt > 0, in float32."""

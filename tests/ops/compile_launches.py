@@ -1,4 +1,4 @@
-"""Compiles the kernels of the selective scan and the short convolution for GPUs that are not there.
+"""Compiles the kernels of the selective scan, the short convolution and SSD for GPUs that are not there.
 
 Run without TRITON_INTERPRET as ``python -m tests.ops.compile_launches OP DTYPE CAPABILITY``, such as ``short_conv
 bfloat16 90``; prints one line of JSON for each kernel that a training step launches: what the assembler says of it.
@@ -12,7 +12,7 @@ import torch
 
 from cald_speech.ops.selective_scan.triton_kernels import selective_scan_triton
 from cald_speech.ops.short_conv.triton_kernels import short_conv_triton
-from cald_speech.ops.ssd.triton_kernels.compile_check import compiled_kernels, usage_of
+from cald_speech.ops.ssd.triton_kernels.compile_check import compiled_kernels, forward_and_backward, usage_of
 
 # What adds code: reverse is the direction with more index arithmetic.
 OPTIONS = {"lengths": torch.tensor([64, 3]), "reverse": True, "return_final_state": True}
@@ -38,8 +38,16 @@ def selective_scan(dtype: torch.dtype) -> None:
     torch.autograd.grad(outputs, leaves, [torch.zeros_like(v) for v in outputs])
 
 
+def ssd(dtype: torch.dtype) -> None:
+    forward_and_backward("one", dtype, 64, 64)
+
+
+def ssd_pair(dtype: torch.dtype) -> None:
+    forward_and_backward("pair", dtype, 64, 64)
+
+
 def main(op: str, dtype: str, capability: str) -> None:
-    step = {"short_conv": short_conv, "selective_scan": selective_scan}[op]
+    step = {"short_conv": short_conv, "selective_scan": selective_scan, "ssd": ssd, "ssd_pair": ssd_pair}[op]
     for kernel in compiled_kernels(int(capability), lambda: step(getattr(torch, dtype))):
         print(json.dumps(asdict(usage_of(kernel))), flush=True)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cald_speech.ops.native.call import Call, Strided, padded, parts_of
+from cald_speech.ops.ssd.pair import Pair, two_calls
 
 CHUNK_SIZE = 32  # the fastest at head and state sizes of 64 and 128: docs/results.md
 MOST_CHUNK_SIZE = 256
@@ -66,6 +67,11 @@ def ssd_bidirectional_native(
     Same signature as :func:`cald_speech.ops.ssd_bidirectional`, which documents it. Example: see there.
     """
     return _scan(x, dt, A, B, C, D, None, lengths, (False, True), chunk_size)[0]
+
+
+def ssd_pair_native(*pairs: Pair | None, **options) -> Pair:
+    """Same arguments and result as :func:`cald_speech.ops.ssd_pair`: two scans, each on all threads."""
+    return two_calls(ssd_native, *pairs, **options)
 
 
 @torch.compiler.disable  # torch.compile cannot look into C: it breaks its graph here, and goes on after it

@@ -24,9 +24,11 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from cald_speech.ops.ssd.triton_kernels import ssd_bidirectional_triton, ssd_triton
+from cald_speech.ops.ssd.triton_kernels import ssd_bidirectional_triton, ssd_pair_triton, ssd_triton
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Of ssd, ssd_bidirectional and ssd_pair.
+DIRECTIONS = ["one", "both", "pair"]
 # Shared memory that one program may use: Hopper; A100; RTX 30 and 40.
 SHARED_KIB = {90: 227, 80: 163, 86: 99, 89: 99}
 
@@ -82,26 +84,29 @@ def compiled_kernels(capability: int, run) -> list:
     return list({id(kernel): kernel for kernel in compiled}.values())
 
 
-def forward_and_backward(bidirectional: bool, dtype: torch.dtype, head_dim: int, d_state: int) -> None:
+def forward_and_backward(directions: str, dtype: torch.dtype, head_dim: int, d_state: int) -> None:
     """One training step on uninitialised numbers, with every option that adds code."""
-    batch, num_frames, heads, directions = 2, 16, 16, 1 + bidirectional
+    batch, num_frames, heads = 2, 16, 16
     tensor = functools.partial(torch.zeros, requires_grad=True)
     x = tensor(batch, num_frames, heads, head_dim, dtype=dtype)
     B, C = (tensor(batch, num_frames, 1, d_state, dtype=dtype) for _ in "BC")
-    dt, A, D = tensor(batch, num_frames, directions, heads), tensor(directions, heads), tensor(heads)
+    dt, A, D = tensor(batch, num_frames, 2, heads), tensor(2, heads), tensor(heads)
     lengths = torch.full((batch,), num_frames)
-    if bidirectional:
-        y = ssd_bidirectional_triton(x, dt, A, B, C, D, lengths=lengths)
+    one = (x, dt[:, :, 0], A[0], B, C, D)
+    if directions == "both":
+        outputs = [ssd_bidirectional_triton(x, dt, A, B, C, D, lengths=lengths)]
+    elif directions == "pair":
+        outputs = ssd_pair_triton(*zip(one, one, strict=True), lengths=lengths)
     else:
         state = tensor(batch, heads, head_dim, d_state)
         options = {"initial_state": state, "return_final_state": True, "lengths": lengths}
-        y, _ = ssd_triton(x, dt[:, :, 0], A[0], B, C, D, **options)
-    y.backward(torch.zeros_like(y))
+        outputs = ssd_triton(*one, **options)[:1]
+    sum(y.sum() for y in outputs).backward()
 
 
-def check(capability: int, dtype: str, sizes: str, bidirectional: bool) -> Iterator[Usage]:
+def check(capability: int, dtype: str, sizes: str, directions: str) -> Iterator[Usage]:
     head_dim, d_state = map(int, sizes.split("x"))
-    step = functools.partial(forward_and_backward, bidirectional, DTYPES[dtype], head_dim, d_state)
+    step = functools.partial(forward_and_backward, directions, DTYPES[dtype], head_dim, d_state)
     return map(usage_of, compiled_kernels(capability, step))
 
 
@@ -110,7 +115,7 @@ def main() -> int:
     parser.add_argument("--capability", type=int, nargs="+", default=[90, 80])
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
     parser.add_argument("--sizes", nargs="+", default=["64x64", "64x128", "128x128"], help="head_dim x d_state")
-    parser.add_argument("--directions", choices=["one", "both"], nargs="+", default=["one", "both"])
+    parser.add_argument("--directions", choices=DIRECTIONS, nargs="+", default=DIRECTIONS)
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         parser.error("TRITON_INTERPRET=1 compiles nothing: unset it")
@@ -121,7 +126,7 @@ def main() -> int:
     )
     for case in itertools.product(args.capability, args.dtype, args.sizes, args.directions):
         capability, dtype, sizes, directions = case
-        for use in check(capability, dtype, sizes, directions == "both"):
+        for use in check(*case):
             limit = SHARED_KIB.get(capability, 99)
             too_large += use.shared_bytes > limit * 1024
             shared = f"{use.shared_bytes / 1024:.1f}" + ("!" if use.shared_bytes > limit * 1024 else "")

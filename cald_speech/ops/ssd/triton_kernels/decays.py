@@ -3,13 +3,22 @@
 import triton
 import triton.language as tl
 
-from cald_speech.ops.ssd.triton_kernels.tiles import frames_of, locate
+from cald_speech.ops.ssd.triton_kernels.tiles import frames_of, locate, run
 
 
-@triton.jit(do_not_specialize=["dt_strides", "num_frames", "num_chunks"])
+@triton.jit(do_not_specialize=["strides", "num_frames", "num_chunks"])
 def decays_kernel(
-    dt, dt_strides, A, lengths, decays, num_frames: tl.int64, num_chunks: tl.int64,
-    HEADS: tl.constexpr, PAST: tl.constexpr, FUTURE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_H: tl.constexpr,
+    tensors, strides, lengths, num_frames: tl.int64, num_chunks: tl.int64,
+    PAIR: tl.constexpr, PAST: tl.constexpr, FUTURE: tl.constexpr, HEADS: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    run(chunk_decays, tensors, strides, PAIR, PAST, FUTURE, (lengths, num_frames, num_chunks, HEADS, CHUNK, BLOCK_H))
+
+
+@triton.jit
+def chunk_decays(
+    program, PAST: tl.constexpr, FUTURE: tl.constexpr, dt, A, decays, dt_strides, lengths, num_frames, num_chunks,
+    HEADS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """dt (B, T, K, H) and A (K, H) to decays (B, H, chunks, K, 3, CHUNK): two parts of a running sum, and dt.
 
@@ -19,7 +28,7 @@ def decays_kernel(
     """
     DIRECTIONS: tl.constexpr = PAST + FUTURE
     HEAD_BLOCKS: tl.constexpr = (HEADS + BLOCK_H - 1) // BLOCK_H
-    batch, chunk, head_block = locate(num_chunks, HEAD_BLOCKS)
+    batch, chunk, head_block = locate(program, num_chunks, HEAD_BLOCKS)
     frames, valid = frames_of(chunk, batch, lengths, num_frames, CHUNK)
     heads = head_block * BLOCK_H + tl.arange(0, BLOCK_H)
     exists = heads < HEADS

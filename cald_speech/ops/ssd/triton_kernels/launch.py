@@ -1,66 +1,23 @@
-"""The launches of one scan and of its gradient, and the fixed table of their configurations."""
+"""The launches of one scan, or of two side by side, and of their gradients."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from cald_speech.ops.backends import interpreted
 from cald_speech.ops.ssd.triton_kernels.decays import decays_kernel
-from cald_speech.ops.ssd.triton_kernels.gradients import inputs_gradient_kernel, maps_gradient_kernel
+from cald_speech.ops.ssd.triton_kernels.inputs_gradient import inputs_gradient_kernel
+from cald_speech.ops.ssd.triton_kernels.maps_gradient import maps_gradient_kernel
 from cald_speech.ops.ssd.triton_kernels.outputs import outputs_kernel
 from cald_speech.ops.ssd.triton_kernels.states import carry_kernel, states_kernel
-
-# Programs that fill a large GPU a few times over: below this the backward pass splits the heads of a group.
-ENOUGH_PROGRAMS = 1024
+from cald_speech.ops.ssd.triton_kernels.tiling import Tiling, head_splits, padded
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """How one pass is cut: frames in a chunk, and warps and pipeline stages of its kernels."""
-
-    chunk: int
-    warps: int
-    stages: int
-
-
-def padded(size: int) -> int:
-    """The block that holds a head or state of this size: a power of two, and at least what a matrix product needs."""
-    return max(16, triton.next_power_of_2(size))
-
-
-def tiling(dtype: torch.dtype, d_state: int, gradient: bool) -> Tiling:
-    """The table, for heads of at most ``largest_part``: picked by ``compile_check`` so that registers hardly spill.
-
-    No kernel needs more than 96 KiB of shared memory, which all GPUs since Ampere have. The forward pass prefers long
-    chunks, since the states that it writes and reads back shrink with them; the backward pass has no registers for
-    them, and before Hopper, whose products take their operands from shared memory, still fewer. Full float32 products
-    run without tensor cores and hold their operands in registers.
-    """
-    small = d_state <= 64
-    table = {
-        # dtype: forward pass, backward pass
-        torch.bfloat16: (Tiling(128, 8, 2), Tiling(64, 4, 2)),
-        torch.float16: (Tiling(64, 4, 2), Tiling(64, 4, 2) if small else Tiling(32, 8, 2)),
-        torch.float32: (Tiling(32, 8, 2), Tiling(32, 8, 2)) if small else (Tiling(16, 8, 2), Tiling(16, 8, 2)),
-    }
-    if not interpreted() and triton.runtime.driver.active.get_current_target().arch < 90:
-        table |= {
-            torch.bfloat16: (Tiling(64, 8, 2), Tiling(32, 4, 2)),
-            torch.float16: (Tiling(32, 8, 2), Tiling(32, 8, 2)),
-        }
-    return table[dtype][gradient]
-
-
-def largest_part(dtype: torch.dtype) -> int:
-    """The largest piece of a head that one program takes, where the head splits evenly."""
-    return 32 if dtype == torch.float32 else 64
-
-
-@dataclass(frozen=True)
-class Scan:
-    """The inputs of one scan: dt (B, T, K, H) and A (K, H) for K = past + future directions."""
+class Inputs(NamedTuple):
+    """What one scan reads, as ``ssd`` takes it, but dt (B, T, K, H) and A (K, H) for its K directions."""
 
     x: Tensor
     dt: Tensor
@@ -68,14 +25,31 @@ class Scan:
     B: Tensor
     C: Tensor
     D: Tensor | None
+
+
+Each = Sequence[Tensor]
+"""One tensor for each scan."""
+
+
+@dataclass(frozen=True)
+class Scans:
+    """One scan, in one direction or both, or two of equal sizes, the past's and the future's, in the same launches."""
+
+    inputs: Sequence[Inputs]
     lengths: Tensor | None
     past: bool
     future: bool
     tiling: Tiling
 
     @property
+    def x(self) -> Tensor:
+        """The first scan's input, for what is the same in all: shapes, dtype and device."""
+        return self.inputs[0].x
+
+    @property
     def directions(self) -> int:
-        return self.past + self.future
+        """Of one scan."""
+        return (self.past + self.future) // len(self.inputs)
 
     @property
     def num_chunks(self) -> int:
@@ -91,18 +65,21 @@ class Scan:
         """Of float32 products: full for float32 inputs; float16 inputs have no more bits than tf32 anyway."""
         return "ieee" if self.x.dtype == torch.float32 else "tf32"
 
-    def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.x.device)
+    def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Each:
+        return [torch.empty(shape, dtype=dtype, device=self.x.device) for _ in self.inputs]
 
-    def new_states(self) -> Tensor:
+    def new_partial_sums(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(scans, *shape): of all scans in one tensor, so that one launch adds them up too."""
+        return torch.empty(len(self.inputs), *shape, dtype=dtype, device=self.x.device)
+
+    def new_states(self) -> Each:
         batch, _, heads, head_dim = self.x.shape
-        return self.new(
-            batch, heads, self.num_chunks, self.directions, head_dim, self.B.size(3), dtype=self.state_dtype
-        )
+        d_state = self.inputs[0].B.size(3)
+        return self.new(batch, heads, self.num_chunks, self.directions, head_dim, d_state, dtype=self.state_dtype)
 
     def constants(self) -> dict[str, object]:
         heads, head_dim = self.x.shape[2:]
-        groups, d_state = self.B.shape[2:]
+        groups, d_state = self.inputs[0].B.shape[2:]
         return {
             "HEADS": heads,
             "PER_GROUP": heads // groups,
@@ -114,82 +91,89 @@ class Scan:
         } | self.common()
 
     def common(self) -> dict[str, object]:
-        return {"PAST": int(self.past), "FUTURE": int(self.future), "CHUNK": self.tiling.chunk}
+        return {
+            "PAIR": len(self.inputs) == 2,
+            "PAST": int(self.past),
+            "FUTURE": int(self.future),
+            "CHUNK": self.tiling.chunk,
+        }
 
     def options(self) -> dict[str, int]:
         return {"num_warps": self.tiling.warps, "num_stages": self.tiling.stages}
 
-    def decays(self) -> Tensor:
+    def launch(self, kernel, programs: int, tensors, strided, **constants) -> None:
+        """``programs`` for each scan. Kernels take a tuple of tensors for each scan, and the strides of some of them.
+
+        tensors, strided : one sequence for each name, of the tensors of every scan.
+        """
+        strides = tuple(tuple(v.stride() for v in each) for each in zip(*strided, strict=True))
+        kernel[programs, len(self.inputs)](
+            tuple(zip(*tensors, strict=True)), strides, self.lengths, self.x.size(1), self.num_chunks, **constants
+        )
+
+    def decays(self) -> Each:
         """Running sums of log decays, and dt: (B, H, chunks, K, 3, chunk)."""
-        batch, num_frames, heads, _ = self.x.shape
+        batch, _, heads, _ = self.x.shape
+        _, dt, A, *_ = zip(*self.inputs, strict=True)
         decays = self.new(batch, heads, self.num_chunks, self.directions, 3, self.tiling.chunk)
         block = min(8, triton.next_power_of_2(heads))
-        decays_kernel[(batch * self.num_chunks * triton.cdiv(heads, block),)](
-            self.dt, self.dt.stride(), self.A, self.lengths, decays, num_frames, self.num_chunks,
-            HEADS=heads, BLOCK_H=block, num_warps=4, **self.common(),
-        )  # fmt: skip
+        programs = batch * self.num_chunks * triton.cdiv(heads, block)
+        options = {"HEADS": heads, "BLOCK_H": block, "num_warps": 4}
+        self.launch(decays_kernel, programs, (dt, A, decays), (dt,), **options, **self.common())
         return decays
 
-    def states(self, decays: Tensor, initial: Tensor | None, final: Tensor | None, dy: Tensor | None = None) -> Tensor:
+    def states(self, decays: Each, initial: Each | None, final: Each | None, dy: Each | None = None) -> Each:
         """The state before each chunk or, given dy, the gradient of the state after it: (B, H, chunks, K, P, N)."""
-        batch, num_frames, heads, head_dim = self.x.shape
-        x, B = (self.x, self.B) if dy is None else (dy, self.C)
+        batch, _, heads, head_dim = self.x.shape
+        x, _, _, B, C, _ = zip(*self.inputs, strict=True)
+        x, B = (x, B) if dy is None else (dy, C)
         added, entering = self.new_states(), self.new_states()
-        states_kernel[(batch * self.num_chunks * heads,)](
-            x, x.stride(), B, B.stride(), decays, self.lengths, added, num_frames, self.num_chunks,
-            GRADIENT=dy is not None, **self.constants(), **self.options(),
-        )  # fmt: skip
-        size = head_dim * self.B.size(3)
+        sizes = {"GRADIENT": dy is not None, **self.constants(), **self.options()}
+        self.launch(states_kernel, batch * self.num_chunks * heads, (x, B, decays, added), (x, B), **sizes)
+        none = [None] * len(self.inputs)
+        size = head_dim * B[0].size(3)
         block = min(256, padded(size))
-        carry_kernel[(batch * heads * self.directions * triton.cdiv(size, block),)](
-            added, decays, initial, entering, final, self.num_chunks,
+        programs = batch * heads * self.directions * triton.cdiv(size, block)
+        carry_kernel[programs, len(self.inputs)](
+            tuple(zip(added, decays, initial or none, entering, final or none, strict=True)), self.num_chunks,
             SIZE=size, GRADIENT=dy is not None, STEPS=16, BLOCK=block, STAGES=2,
             PRECISION="ieee" if self.precision == "ieee" else "tf32x3", num_warps=4, **self.common(),
         )  # fmt: skip
         return entering
 
-    def outputs(self, decays: Tensor, entering: Tensor) -> Tensor:
-        batch, num_frames, heads, _ = self.x.shape
+    def outputs(self, decays: Each, entering: Each) -> Each:
+        batch, _, heads, _ = self.x.shape
+        x, _, _, B, C, D = zip(*self.inputs, strict=True)
         y = self.new(*self.x.shape, dtype=self.x.dtype)
-        outputs_kernel[(batch * self.num_chunks * heads,)](
-            self.x, self.x.stride(), self.B, self.B.stride(), self.C, self.C.stride(), self.D, decays, entering,
-            self.lengths, y, num_frames, self.num_chunks, **self.constants(), **self.options(),
-        )  # fmt: skip
+        tensors = (x, B, C, D, decays, entering, y)
+        self.launch(
+            outputs_kernel, batch * self.num_chunks * heads, tensors, (x, B, C), **self.constants(), **self.options()
+        )
         return y
 
-    def inputs_gradient(self, dy: Tensor, decays: Tensor, entering: Tensor, leaving: Tensor) -> dict[str, Tensor]:
+    def inputs_gradient(self, dy: Each, decays: Each, entering: Each, leaving: Each) -> dict[str, Each]:
         """Gradients of x, dt, A and D."""
-        batch, num_frames, heads, _ = self.x.shape
-        dx, ddt = self.new(*self.x.shape, dtype=self.x.dtype), self.new(*self.dt.shape)
-        dA = self.new(batch, self.num_chunks, self.directions, heads)
-        dD = None if self.D is None else self.new(batch, self.num_chunks, heads)
-        inputs_gradient_kernel[(batch * self.num_chunks * heads,)](
-            self.x, self.x.stride(), dy, dy.stride(), self.A, self.B, self.B.stride(), self.C, self.C.stride(), self.D,
-            decays, entering, leaving, self.lengths, dx, ddt, dA, dD, num_frames, self.num_chunks,
-            **self.constants(), **self.options(),
-        )  # fmt: skip
-        return {"x": dx, "dt": ddt, "A": dA.sum((0, 1)), "D": None if dD is None else dD.sum((0, 1))}
+        batch, _, heads, _ = self.x.shape
+        x, dt, A, B, C, D = zip(*self.inputs, strict=True)
+        dx, ddt = self.new(*self.x.shape, dtype=self.x.dtype), self.new(*dt[0].shape)
+        dA = self.new_partial_sums(batch, self.num_chunks, self.directions, heads)
+        dD = D if D[0] is None else self.new_partial_sums(batch, self.num_chunks, heads)
+        tensors = (x, dy, A, B, C, D, decays, entering, leaving, dx, ddt, dA, dD)
+        sizes = self.constants() | self.options()
+        self.launch(inputs_gradient_kernel, batch * self.num_chunks * heads, tensors, (x, dy, B, C), **sizes)
+        return {"x": dx, "dt": ddt, "A": dA.sum((1, 2)), "D": D if D[0] is None else dD.sum((1, 2))}
 
-    def maps_gradient(self, dy: Tensor, decays: Tensor, entering: Tensor, leaving: Tensor) -> dict[str, Tensor]:
+    def maps_gradient(self, dy: Each, decays: Each, entering: Each, leaving: Each) -> dict[str, Each]:
         """Gradients of B and C."""
         batch, num_frames, heads, _ = self.x.shape
-        groups, d_state = self.B.shape[2:]
+        x, _, _, B, C, _ = zip(*self.inputs, strict=True)
+        groups, d_state = B[0].shape[2:]
         block = min(64, padded(d_state))
         programs = batch * self.num_chunks * groups * triton.cdiv(d_state, block)
         splits = head_splits(heads // groups, programs)
-        dtype = torch.float32 if splits > 1 else self.B.dtype
-        dB, dC = (self.new(batch, num_frames, groups, splits, d_state, dtype=dtype) for _ in "BC")
-        maps_gradient_kernel[(programs * splits,)](
-            self.x, self.x.stride(), dy, dy.stride(), self.B, self.B.stride(), self.C, self.C.stride(),
-            decays, entering, leaving, self.lengths, dB, dC, num_frames, self.num_chunks,
-            SPLITS=splits, **self.constants() | {"BLOCK_N": block}, **self.options(),
-        )  # fmt: skip
-        return {"B": dB.sum(3), "C": dC.sum(3)}
-
-
-def head_splits(heads: int, programs: int) -> int:
-    """Into how many equal parts a group's heads are split, so that there are enough programs; from shapes alone."""
-    splits = 1
-    while heads % (2 * splits) == 0 and programs * splits < ENOUGH_PROGRAMS:
-        splits *= 2
-    return splits
+        dtype = torch.float32 if splits > 1 else B[0].dtype
+        dB, dC = (self.new_partial_sums(batch, num_frames, groups, splits, d_state, dtype=dtype) for _ in "BC")
+        tensors = (x, dy, B, C, decays, entering, leaving, dB, dC)
+        sizes = {"SPLITS": splits} | self.constants() | {"BLOCK_N": block} | self.options()
+        self.launch(maps_gradient_kernel, programs * splits, tensors, (x, dy, B, C), **sizes)
+        return {"B": dB.sum(4), "C": dC.sum(4)}

@@ -10,6 +10,7 @@ from cald_speech.ops.ssd.triton_kernels.tiles import (
     locate,
     pair_decays,
     product,
+    run,
     state_tile,
     store_frames,
 )
@@ -17,10 +18,23 @@ from cald_speech.ops.ssd.triton_kernels.tiles import (
 
 @triton.jit(do_not_specialize=["num_frames", "num_chunks"])
 def outputs_kernel(
-    x, x_strides, B, B_strides, C, C_strides, D, decays, entering, lengths, y,
-    num_frames: tl.int64, num_chunks: tl.int64,
-    HEADS: tl.constexpr, PER_GROUP: tl.constexpr, P: tl.constexpr, N: tl.constexpr, PAST: tl.constexpr,
-    FUTURE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    tensors, strides, lengths, num_frames: tl.int64, num_chunks: tl.int64,
+    PAIR: tl.constexpr, PAST: tl.constexpr, FUTURE: tl.constexpr, HEADS: tl.constexpr, PER_GROUP: tl.constexpr,
+    P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    run(
+        chunk_outputs, tensors, strides, PAIR, PAST, FUTURE,
+        (lengths, num_frames, num_chunks, HEADS, PER_GROUP, P, N, CHUNK, BLOCK_P, BLOCK_N, PRECISION),
+    )  # fmt: skip
+
+
+@triton.jit
+def chunk_outputs(
+    program, PAST: tl.constexpr, FUTURE: tl.constexpr, x, B, C, D, decays, entering, y, x_strides, B_strides, C_strides,
+    lengths, num_frames, num_chunks,
+    HEADS: tl.constexpr, PER_GROUP: tl.constexpr, P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``y_i = sum_j (C_i B_j) decay_ij dt_j x_j + sum over directions decay_i S C_i + D x_i``, zeros at padding.
 
@@ -29,7 +43,7 @@ def outputs_kernel(
     """
     DIRECTIONS: tl.constexpr = PAST + FUTURE
     WORK: tl.constexpr = entering.dtype.element_ty
-    batch, chunk, head = locate(num_chunks, HEADS)
+    batch, chunk, head = locate(program, num_chunks, HEADS)
     group = head // PER_GROUP
     cell = (batch * HEADS + head) * num_chunks + chunk
     frames, valid = frames_of(chunk, batch, lengths, num_frames, CHUNK)

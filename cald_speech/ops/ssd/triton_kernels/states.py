@@ -13,16 +13,30 @@ from cald_speech.ops.ssd.triton_kernels.tiles import (
     load_frames,
     locate,
     product,
+    run,
     state_tile,
 )
 
 
 @triton.jit(do_not_specialize=["num_frames", "num_chunks"])
 def states_kernel(
-    x, x_strides, B, B_strides, decays, lengths, added, num_frames: tl.int64, num_chunks: tl.int64,
-    HEADS: tl.constexpr, PER_GROUP: tl.constexpr, P: tl.constexpr, N: tl.constexpr, PAST: tl.constexpr,
-    FUTURE: tl.constexpr, GRADIENT: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    tensors, strides, lengths, num_frames: tl.int64, num_chunks: tl.int64,
+    PAIR: tl.constexpr, PAST: tl.constexpr, FUTURE: tl.constexpr, HEADS: tl.constexpr, PER_GROUP: tl.constexpr,
+    P: tl.constexpr, N: tl.constexpr, GRADIENT: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    run(
+        chunk_states, tensors, strides, PAIR, PAST, FUTURE,
+        (lengths, num_frames, num_chunks, HEADS, PER_GROUP, P, N, GRADIENT, CHUNK, BLOCK_P, BLOCK_N, PRECISION),
+    )  # fmt: skip
+
+
+@triton.jit
+def chunk_states(
+    program, PAST: tl.constexpr, FUTURE: tl.constexpr, x, B, decays, added, x_strides, B_strides,
+    lengths, num_frames, num_chunks,
+    HEADS: tl.constexpr, PER_GROUP: tl.constexpr, P: tl.constexpr, N: tl.constexpr, GRADIENT: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """added (B, H, chunks, K, P, N): ``sum_j w_j x_j B_j^T`` over a chunk, for each direction from one load of x and B.
 
@@ -30,7 +44,7 @@ def states_kernel(
     float32 before x is rounded to the dtype of the product.
     """
     DIRECTIONS: tl.constexpr = PAST + FUTURE
-    batch, chunk, head = locate(num_chunks, HEADS)
+    batch, chunk, head = locate(program, num_chunks, HEADS)
     cell = (batch * HEADS + head) * num_chunks + chunk
     frames, valid = frames_of(chunk, batch, lengths, num_frames, CHUNK)
     x_tile = load_frames(x, x_strides, batch, frames, head, valid, P, BLOCK_P).to(tl.float32)
@@ -49,9 +63,21 @@ def states_kernel(
 
 @triton.jit(do_not_specialize=["num_chunks"])
 def carry_kernel(
-    added, decays, initial, entering, final, num_chunks: tl.int64,
-    SIZE: tl.constexpr, PAST: tl.constexpr, FUTURE: tl.constexpr, GRADIENT: tl.constexpr, CHUNK: tl.constexpr,
-    STEPS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    tensors, num_chunks: tl.int64,
+    PAIR: tl.constexpr, PAST: tl.constexpr, FUTURE: tl.constexpr, SIZE: tl.constexpr, GRADIENT: tl.constexpr,
+    CHUNK: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    run(
+        carry_states, tensors, ((), ()), PAIR, PAST, FUTURE,
+        (num_chunks, SIZE, GRADIENT, CHUNK, STEPS, BLOCK, PRECISION, STAGES),
+    )  # fmt: skip
+
+
+@triton.jit
+def carry_states(
+    program, PAST: tl.constexpr, FUTURE: tl.constexpr, added, decays, initial, entering, final, num_chunks,
+    SIZE: tl.constexpr, GRADIENT: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``S <- exp(total) S + added`` over the chunks, for a block of the state: entering gets S before each chunk.
 
@@ -60,7 +86,6 @@ def carry_kernel(
     """
     DIRECTIONS: tl.constexpr = PAST + FUTURE
     BLOCKS: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
-    program = tl.program_id(0).to(tl.int64)
     sequence = program // BLOCKS  # of (batch, head, direction)
     direction, row = sequence % DIRECTIONS, sequence // DIRECTIONS
     future = direction >= PAST

@@ -5,6 +5,8 @@ Every program works on one chunk of frames of one sequence. Offsets are int64 th
 
 ``PAST`` and ``FUTURE`` (0 or 1) say which directions a scan has; they are numbered from 0, the past first, so that a
 direction scans from the last frame to the first where ``direction >= PAST``.
+
+A kernel runs its body for one scan or, along the second axis of its grid, for the past's and the future's.
 """
 
 import triton
@@ -12,9 +14,25 @@ import triton.language as tl
 
 
 @triton.jit
-def locate(num_chunks, UNITS: tl.constexpr):
-    """Sequence, chunk and head (or group) of this program; heads run fastest, since neighbours share B and C."""
+def run(body: tl.constexpr, tensors, strides, PAIR: tl.constexpr, PAST: tl.constexpr, FUTURE: tl.constexpr, others):
+    """``body(program, PAST, FUTURE, *tensors, *strides, *others)`` for the scan that this program belongs to.
+
+    tensors, strides : a tuple for each scan: for a single one, or for the past's and the future's (``PAIR``). Each of
+    these keeps its own code, behind a branch that a whole program takes: the order of the decays is known to it. The
+    second test is no ``else``, out of whose branches the compiler hoists what they have in common, into registers.
+    """
     program = tl.program_id(0).to(tl.int64)
+    if not PAIR:
+        body(program, PAST, FUTURE, *tensors[0], *strides[0], *others)
+    elif tl.program_id(1) == 0:
+        body(program, 1, 0, *tensors[0], *strides[0], *others)
+    elif tl.program_id(1) == 1:
+        body(program, 0, 1, *tensors[1], *strides[1], *others)
+
+
+@triton.jit
+def locate(program, num_chunks, UNITS: tl.constexpr):
+    """Sequence, chunk and head (or group) of a program; heads run fastest, since neighbours share B and C."""
     rest = program // UNITS
     return rest // num_chunks, rest % num_chunks, program % UNITS
 

@@ -1,4 +1,4 @@
-"""Gradients of one chunk for every input, from one load of x, dy, B and C and the states on either side of it."""
+"""Gradients of one chunk that belong to a head, from one load of x, dy, B and C and the states on either side."""
 
 import triton
 import triton.language as tl
@@ -12,6 +12,7 @@ from cald_speech.ops.ssd.triton_kernels.tiles import (
     locate,
     pair_decays,
     product,
+    run,
     state_tile,
     store_frames,
 )
@@ -69,10 +70,23 @@ def step_gradient(
 
 @triton.jit(do_not_specialize=["num_frames", "num_chunks"])
 def inputs_gradient_kernel(
-    x, x_strides, dy, dy_strides, A, B, B_strides, C, C_strides, D, decays, entering, leaving, lengths,
-    dx, ddt, dA, dD, num_frames: tl.int64, num_chunks: tl.int64,
-    HEADS: tl.constexpr, PER_GROUP: tl.constexpr, P: tl.constexpr, N: tl.constexpr, PAST: tl.constexpr,
-    FUTURE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    tensors, strides, lengths, num_frames: tl.int64, num_chunks: tl.int64,
+    PAIR: tl.constexpr, PAST: tl.constexpr, FUTURE: tl.constexpr, HEADS: tl.constexpr, PER_GROUP: tl.constexpr,
+    P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    run(
+        chunk_inputs_gradient, tensors, strides, PAIR, PAST, FUTURE,
+        (lengths, num_frames, num_chunks, HEADS, PER_GROUP, P, N, CHUNK, BLOCK_P, BLOCK_N, PRECISION),
+    )  # fmt: skip
+
+
+@triton.jit
+def chunk_inputs_gradient(
+    program, PAST: tl.constexpr, FUTURE: tl.constexpr, x, dy, A, B, C, D, decays, entering, leaving, dx, ddt, dA, dD,
+    x_strides, dy_strides, B_strides, C_strides, lengths, num_frames, num_chunks,
+    HEADS: tl.constexpr, PER_GROUP: tl.constexpr, P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients that belong to one head: dx (B, T, H, P), ddt (B, T, K, H), dA (B, chunks, K, H), dD (B, chunks, H).
 
@@ -80,7 +94,7 @@ def inputs_gradient_kernel(
     Tiles over two frames are [source, target], so that dx needs no transpose.
     """
     DIRECTIONS: tl.constexpr = PAST + FUTURE
-    batch, chunk, head = locate(num_chunks, HEADS)
+    batch, chunk, head = locate(program, num_chunks, HEADS)
     cell = (batch * HEADS + head) * num_chunks + chunk
     frames, valid = frames_of(chunk, batch, lengths, num_frames, CHUNK)
     B_tile = load_frames(B, B_strides, batch, frames, head // PER_GROUP, valid, N, BLOCK_N)
@@ -132,50 +146,3 @@ def inputs_gradient_kernel(
         )
         tl.store(ddt + (row + PAST) * HEADS + head, tl.where(valid, dstep, 0.0), mask=frames < num_frames)
         tl.store(dA + (part + PAST) * HEADS + head, across)
-
-
-@triton.jit(do_not_specialize=["num_frames", "num_chunks"])
-def maps_gradient_kernel(
-    x, x_strides, dy, dy_strides, B, B_strides, C, C_strides, decays, entering, leaving, lengths, dB, dC,
-    num_frames: tl.int64, num_chunks: tl.int64,
-    HEADS: tl.constexpr, PER_GROUP: tl.constexpr, SPLITS: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-    PAST: tl.constexpr, FUTURE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """dB, dC (B, T, G, SPLITS, N), a block of N at a time: summed over a group's heads, or one of SPLITS equal parts.
-
-    The (chunk, chunk) matrix is summed over the heads before it meets B and C.
-    """
-    DIRECTIONS: tl.constexpr = PAST + FUTURE
-    WORK: tl.constexpr = entering.dtype.element_ty
-    UNITS: tl.constexpr = HEADS // PER_GROUP * SPLITS
-    BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    batch, chunk, unit = locate(num_chunks, UNITS * BLOCKS)
-    first, unit = unit % BLOCKS * BLOCK_N, unit // BLOCKS
-    frames, valid = frames_of(chunk, batch, lengths, num_frames, CHUNK)
-    offsets, inside = state_tile(P, N, BLOCK_P, BLOCK_N, first)
-    dmatrix = tl.zeros((CHUNK, CHUNK), dtype=tl.float32)
-    dB_tile = tl.zeros((CHUNK, BLOCK_N), dtype=tl.float32)
-    dC_tile = tl.zeros((CHUNK, BLOCK_N), dtype=tl.float32)
-    for index in range(PER_GROUP // SPLITS):
-        head = unit * (PER_GROUP // SPLITS) + index
-        cell = (batch * HEADS + head) * num_chunks + chunk
-        x_tile = load_frames(x, x_strides, batch, frames, head, valid, P, BLOCK_P)
-        dy_tile = load_frames(dy, dy_strides, batch, frames, head, valid, P, BLOCK_P)
-        decay, pair_step = pair_decays(decays, cell, PAST, FUTURE, CHUNK, SOURCES_FIRST=True)
-        dmatrix += decay * pair_step * tl.dot(x_tile, tl.trans(dy_tile), input_precision=PRECISION)
-        for direction in tl.static_range(DIRECTIONS):
-            coarse, rest, step = load_decays(decays, cell, direction, DIRECTIONS, CHUNK)
-            at = (cell * DIRECTIONS + direction) * (P * N) + offsets
-            state = tl.load(entering + at, mask=inside, other=0.0)
-            dC_tile += tl.exp2(coarse + rest)[:, None] * product(dy_tile, state, WORK, PRECISION)
-            dstate = tl.load(leaving + at, mask=inside, other=0.0)
-            step *= decay_to_exit(decays, cell, direction, coarse, rest, direction >= PAST, DIRECTIONS, CHUNK)
-            dB_tile += step[:, None] * product(x_tile, dstate, WORK, PRECISION)
-    group = unit // SPLITS
-    B_tile = load_frames(B, B_strides, batch, frames, group, valid, N, BLOCK_N, first)
-    C_tile = load_frames(C, C_strides, batch, frames, group, valid, N, BLOCK_N, first)
-    dB_tile += product(dmatrix, C_tile, WORK, PRECISION)
-    dC_tile += product(tl.trans(dmatrix), B_tile, WORK, PRECISION)
-    store_frames(dB, dB_tile, batch, frames, num_frames, unit, UNITS, N, BLOCK_N, first)
-    store_frames(dC, dC_tile, batch, frames, num_frames, unit, UNITS, N, BLOCK_N, first)
