@@ -11,7 +11,9 @@ import torch
 from cald_speech.benchmarks.ops_workloads import OPS, Case, make_inputs
 from cald_speech.benchmarks.parity import parity_fault
 from cald_speech.ops.backends import choose_backend
+from cald_speech.ops.ssd.triton_kernels import ssd_pair_triton
 from tests.helpers import TOLERANCE, relative_error
+from tests.ops.test_ssd_pair import assert_same, cast, exact, make_pairs, run
 
 pytestmark = pytest.mark.gpu
 
@@ -21,6 +23,11 @@ EVERY_OP = pytest.mark.parametrize("op", list(OPS))
 EVERY_BACKEND = pytest.mark.parametrize(
     ("op", "backend"), [(op, name) for op in OPS for name in OPS[op].backends if name != "naive"]
 )
+PAIR_TOLERANCE = {
+    torch.float32: TOLERANCE["parity"],
+    torch.bfloat16: TOLERANCE["bfloat16"],
+    torch.float16: TOLERANCE["float16"],
+}
 # 2.2 thousand million elements in x: past 2^31, in bfloat16 4.1 GiB.
 LARGE = {"batch": 12, "num_frames": 180_000, "heads": 16, "groups": 1}
 LARGE_GIB = 70
@@ -63,6 +70,26 @@ def test_parity_at_other_sizes(op, backend, head_dim, d_state):
     case = case_of(op, head_dim=head_dim, d_state=d_state)
     skip_unless_it_runs(case, backend)
     assert parity_fault(case, backend) is None
+
+
+@pytest.mark.parametrize(("head_dim", "d_state"), [(64, 64), (64, 128), (48, 80)], ids=lambda n: str(n))
+@DTYPES
+def test_parity_of_a_pair(dtype, head_dim, d_state):
+    pairs, lengths = pairs_in(dtype, head_dim=head_dim, d_state=d_state), torch.tensor([130, 67])
+    there = cast(pairs, lambda v: v.to("cuda"))
+    assert_same(run(ssd_pair_triton, there, lengths), exact(pairs, lengths), PAIR_TOLERANCE[dtype])
+
+
+def pairs_in(dtype, **sizes):
+    """x, B and C in a dtype; the rest stays in float32, as the mixers keep it."""
+    pairs = make_pairs(130, batch=2, heads=2, groups=1, **sizes)
+    return pairs | cast({name: pairs[name] for name in ("x", "B", "C")}, lambda v: v.to(dtype))
+
+
+def test_small_runs_of_a_pair_finish():
+    """For the checkers, as below."""
+    pairs = cast(pairs_in(torch.bfloat16), lambda v: v.to("cuda"))
+    assert all(v.isfinite().all() for v in run(ssd_pair_triton, pairs, torch.tensor([130, 67])).values())
 
 
 @EVERY_OP
