@@ -65,9 +65,10 @@ class _NativeShortConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dstate):
-        x, weight, bias, initial_state, _ = ctx.saved_tensors
+        # Read once: under non-reentrant gradient checkpointing a second reading is refused.
+        x, weight, bias, initial_state, lengths = ctx.saved_tensors
         channels, taps = weight.shape
-        call = _call(*ctx.saved_tensors, *ctx.options)
+        call = _call(x, weight, bias, initial_state, lengths, *ctx.options)
         dx, dhistory = torch.empty(x.shape), torch.empty(x.size(0), taps - 1, channels)
         blocks = x.size(0) * call.arguments.blocks
         block_sums, dtaps_bias = (torch.empty(n, taps + 1, padded(channels)) for n in (blocks, 1))
