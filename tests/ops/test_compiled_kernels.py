@@ -37,6 +37,7 @@ def test_kernels_compile_for_hopper(op, repository, tmp_path):
     assert max(one["shared_bytes"] for one in used) <= 48 * 1024
 
 
+@pytest.mark.slow
 def test_a_pair_of_scans_takes_the_shared_memory_of_one_and_hardly_spills_more(repository, tmp_path):
     one, pair = (usage(op, repository, tmp_path) for op in ("ssd", "ssd_pair"))
     for single, both in zip(one, pair, strict=True):
