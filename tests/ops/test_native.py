@@ -1,13 +1,17 @@
 """The compiled kernels: how they come to be and what is said where they cannot; vectors, threads, strides, offsets."""
 
 import ctypes
+import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from cald_speech.benchmarks.ops_workloads import OPS, Case
+from cald_speech.benchmarks.ops_workloads import make_inputs as make_case_inputs
 from cald_speech.ops import native, ssd, ssd_bidirectional
 from cald_speech.ops.backends import Request
 from cald_speech.ops.native import compiler
@@ -104,6 +108,30 @@ def test_slices_of_wider_tensors_and_an_expanded_gradient():
     assert_same(gradients(sliced, dy, backend="native"), gradients(inputs, backend="torch"))
 
 
+@pytest.mark.parametrize("op", ["ssd", "ssd_bidirectional", "selective_scan", "short_conv"])
+@pytest.mark.parametrize("default", ["dtype", "device"])
+def test_the_process_s_defaults_change_nothing(op, default):
+    """Kernels write float32 into the CPU's memory: nothing they are given may follow torch's defaults."""
+    case = Case(op, batch=2, num_frames=40, heads=2, groups=1, backward=True)
+    inputs, function = make_case_inputs(case), partial(OPS[op].function, backend="native")
+    expected = [y := function(**inputs), *torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))]
+    before = torch.get_default_dtype()
+    try:
+        if default == "dtype":
+            torch.set_default_dtype(torch.float64)
+        with torch.device("meta" if default == "device" else "cpu"):
+            actual = [y := function(**inputs), *torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))]
+    finally:
+        torch.set_default_dtype(before)
+    assert all(map(torch.equal, actual, expected)) and {v.dtype for v in actual} == {torch.float32}
+
+
+def test_what_kernels_write_to_is_never_a_copy():
+    inputs = make_inputs(20)
+    with pytest.raises(ValueError, match=r"^y: expected float32 on the CPU .*, got torch.float64 on cpu"):
+        ssd_kernels.scan_into(inputs["x"].double(), *inputs.values())
+
+
 def test_offsets_past_two_to_the_31():
     """Sequences 2^31 elements apart, in memory that is only touched where they lie."""
     inputs, apart = make_inputs(20), 2**31 + 8
@@ -194,4 +222,4 @@ def test_what_it_does_not_run(request_, said):
 
 def test_a_process_that_imports_the_package_does_not_compile(tmp_path):
     code = "import cald_speech.ops, os; assert not os.listdir(os.environ['CALD_SPEECH_CACHE'])"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"CALD_SPEECH_CACHE": str(tmp_path)})
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CALD_SPEECH_CACHE": str(tmp_path)})

@@ -32,6 +32,15 @@ class Call:
             self.held.append(v)
             setattr(self.arguments, name, Strided(v.data_ptr(), *v.stride()[:3]))
 
+    def written(self, **tensors: Tensor) -> None:
+        """The same for tensors that the kernels write to: a copy of one would take the result with it."""
+        for name, v in tensors.items():
+            if v.dtype != torch.float32 or v.device.type != "cpu" or (v.stride(3) != 1 and v.size(3) > 1):
+                raise ValueError(
+                    f"{name}: expected float32 on the CPU with a contiguous last axis, got {v.dtype} on {v.device}"
+                )
+        self.strided(**tensors)
+
     def contiguous(self, **tensors: Tensor | None) -> None:
         """Set tensors of the right dtype; None becomes NULL."""
         for name, v in tensors.items():
@@ -45,7 +54,8 @@ class Call:
         kernels, arguments = library(), ctypes.byref(self.arguments)
         needed = getattr(kernels, f"{function}_scratch")
         needed.restype = ctypes.c_int64
-        scratch = torch.zeros(self.arguments.threads * needed(arguments) + CACHE_LINE, dtype=torch.uint8)
+        size = self.arguments.threads * needed(arguments) + CACHE_LINE
+        scratch = torch.zeros(size, dtype=torch.uint8, device="cpu")  # whatever the process's default device is
         start = scratch.data_ptr() + -scratch.data_ptr() % CACHE_LINE
         getattr(kernels, function)(arguments, ctypes.c_void_p(start))
 

@@ -69,12 +69,13 @@ class _NativeScan(torch.autograd.Function):
     def backward(ctx, dy, dstate):
         x, dt, A, B, C, D, initial_state, lengths, kept = ctx.saved_tensors
         call = _call(x, dt, A, B, C, D, lengths, ctx.reverse, ctx.chunk_size)
-        dx, ddt = torch.empty(x.shape), torch.empty(dt.shape)
-        dB, dC = (torch.zeros(call.arguments.parts, *B.shape) for _ in range(2))
-        dA = torch.zeros(x.size(0), *A.shape, dtype=torch.float64)
-        dD = torch.zeros(x.size(0), x.size(2), dtype=torch.float64)
+        dx, ddt = x.new_empty(x.shape), x.new_empty(dt.shape)
+        dB, dC = (x.new_zeros(call.arguments.parts, *B.shape) for _ in range(2))
+        dA = x.new_zeros(x.size(0), *A.shape, dtype=torch.float64)
+        dD = x.new_zeros(x.size(0), x.size(2), dtype=torch.float64)
         dinitial = dstate.to(torch.float32, copy=True).contiguous()
-        call.strided(y=dy[:, :, None], dx=dx[:, :, None], ddt=ddt[:, :, None], dB=dB.flatten(0, 1), dC=dC.flatten(0, 1))
+        call.strided(y=dy[:, :, None])
+        call.written(dx=dx[:, :, None], ddt=ddt[:, :, None], dB=dB.flatten(0, 1), dC=dC.flatten(0, 1))
         call.contiguous(state=dinitial, kept=kept, dA=dA, dD=dD)
         call.arguments.kept_blocks = kept.size(2)
         call.run("cald_selective_scan_backward")
@@ -86,16 +87,16 @@ class _NativeScan(torch.autograd.Function):
 
 def _forward(x, dt, A, B, C, D, initial_state, lengths, reverse, chunk_size, keep_states=False):
     """y, the final state (B, D_inner, N) and the states before each block (B, strips, blocks, N, STRIP), if wanted."""
-    call, y = _call(x, dt, A, B, C, D, lengths, reverse, chunk_size), torch.empty(x.shape)
+    call, y = _call(x, dt, A, B, C, D, lengths, reverse, chunk_size), x.new_empty(x.shape)
     batch, num_frames, channels = x.shape
     groups, d_state = B.shape[2:]
     if initial_state is None:
-        state = torch.zeros(batch, channels, d_state)
+        state = x.new_zeros(batch, channels, d_state)
     else:
         state = initial_state.to(torch.float32, copy=True).contiguous()
     blocks = -(-num_frames // call.arguments.block) if keep_states else 0
-    kept = torch.empty(batch, groups * -(-channels // groups // STRIP), blocks, d_state, STRIP)
-    call.strided(y=y[:, :, None])
+    kept = x.new_empty(batch, groups * -(-channels // groups // STRIP), blocks, d_state, STRIP)
+    call.written(y=y[:, :, None])
     call.contiguous(state=state, kept=kept if keep_states else None)
     call.arguments.kept_blocks = blocks
     call.run("cald_selective_scan_forward")

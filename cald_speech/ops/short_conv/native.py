@@ -69,10 +69,11 @@ class _NativeShortConv(torch.autograd.Function):
         x, weight, bias, initial_state, lengths = ctx.saved_tensors
         channels, taps = weight.shape
         call = _call(x, weight, bias, initial_state, lengths, *ctx.options)
-        dx, dhistory = torch.empty(x.shape), torch.empty(x.size(0), taps - 1, channels)
+        dx, dhistory = x.new_empty(x.shape), x.new_empty(x.size(0), taps - 1, channels)
         blocks = x.size(0) * call.arguments.blocks
-        block_sums, dtaps_bias = (torch.empty(n, taps + 1, padded(channels)) for n in (blocks, 1))
-        call.strided(y=dy[:, :, None], dx=dx[:, :, None])
+        block_sums, dtaps_bias = (x.new_empty(n, taps + 1, padded(channels)) for n in (blocks, 1))
+        call.strided(y=dy[:, :, None])
+        call.written(dx=dx[:, :, None])
         call.contiguous(state=dstate.transpose(1, 2).float(), dhistory=dhistory)
         call.contiguous(block_sums=block_sums, dtaps_bias=dtaps_bias)
         call.run("cald_short_conv_backward")
@@ -86,8 +87,8 @@ class _NativeShortConv(torch.autograd.Function):
 def _forward(x, weight, bias, initial_state, lengths, reverse, silu) -> tuple[Tensor, Tensor]:
     """y and the final state."""
     call = _call(x, weight, bias, initial_state, lengths, reverse, silu)
-    y, state = torch.empty(x.shape), torch.empty(x.size(0), weight.size(1) - 1, x.size(2))
-    call.strided(y=y[:, :, None])
+    y, state = x.new_empty(x.shape), x.new_empty(x.size(0), weight.size(1) - 1, x.size(2))
+    call.written(y=y[:, :, None])
     call.contiguous(state=state)
     call.run("cald_short_conv_forward")
     return y, state.transpose(1, 2)
@@ -105,11 +106,11 @@ def _call(x, weight, bias, initial_state, lengths, reverse, silu) -> Call:
     tasks = min(batch * blocks * strips, x.numel() // ELEMENTS_PER_THREAD)
     threads = max(1, min(torch.get_num_threads(), tasks))
     call = Call(_Convolution(batch, num_frames, channels, taps, block, blocks, strip, threads, reverse, silu))
-    taps_bias = torch.zeros(taps + 1, padded(channels))
+    taps_bias = x.new_zeros(taps + 1, padded(channels))
     taps_bias[:taps, :channels] = weight.detach().t()
     if bias is not None:
         taps_bias[taps, :channels] = bias.detach()
-    history = torch.zeros(batch, taps - 1, channels) if initial_state is None else initial_state.transpose(1, 2).float()
+    history = x.new_zeros(batch, taps - 1, channels) if initial_state is None else initial_state.transpose(1, 2).float()
     call.strided(x=x[:, :, None])
     call.contiguous(taps_bias=taps_bias, history=history)
     call.contiguous(lengths=None if lengths is None else lengths.long())

@@ -81,14 +81,14 @@ def _scan(x, dt, A, B, C, D, initial_state, lengths, directions, chunk_size):
     chunk_size = chunk_size or CHUNK_SIZE
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
         return _NativeScan.apply(*tensors, lengths, directions, chunk_size)
-    y = torch.empty(x.shape)
+    y = x.new_empty(x.shape)
     return y, _forward(y, *tensors, lengths, directions, chunk_size)[-1][0]
 
 
 class _NativeScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dt, A, B, C, D, initial_state, lengths, directions, chunk_size):
-        y = torch.empty(x.shape)
+        y = x.new_empty(x.shape)
         made = _forward(y, x, dt, A, B, C, D, initial_state, lengths, directions, chunk_size, keep_states=True)
         ctx.save_for_backward(x, dt, A, B, C, D, initial_state, lengths, *(kept for _, kept in made))
         ctx.directions, ctx.chunk_size = directions, chunk_size
@@ -98,15 +98,16 @@ class _NativeScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dstate):
         x, dt, A, B, C, D, initial_state, lengths, *kept = ctx.saved_tensors
-        dx, ddt = torch.empty(x.shape), torch.empty(dt.shape)
+        dx, ddt = x.new_empty(x.shape), x.new_empty(dt.shape)
         # Sums over all frames: in float64, since a float32 sum over hours of them would drift.
-        dA, dD = (torch.zeros(len(kept), x.size(0), x.size(2), dtype=torch.float64) for _ in range(2))
+        dA, dD = (x.new_zeros(len(kept), x.size(0), x.size(2), dtype=torch.float64) for _ in range(2))
         dmaps = []
         for k, reverse in enumerate(ctx.directions):
             call = _call(x, dt[:, :, k], A[k], B, C, None if k else D, lengths, reverse, ctx.chunk_size, add=k > 0)
-            dmaps.append([torch.empty(call.arguments.parts, *B.shape) for _ in range(2)])
-            call.strided(y=dy, dx=dx, ddt=ddt[:, :, k, :, None])
-            call.strided(**{name: v.flatten(0, 1) for name, v in zip(("dB", "dC"), dmaps[k], strict=True)})
+            dmaps.append([x.new_empty(call.arguments.parts, *B.shape) for _ in range(2)])
+            call.strided(y=dy)
+            call.written(dx=dx, ddt=ddt[:, :, k, :, None])
+            call.written(**{name: v.flatten(0, 1) for name, v in zip(("dB", "dC"), dmaps[k], strict=True)})
             dinitial = dstate.to(torch.float32, copy=True).contiguous()
             call.contiguous(state=dinitial, kept=kept[k], dA=dA[k], dD=dD[k])
             call.arguments.kept_blocks = kept[k].size(2)
@@ -149,12 +150,12 @@ def scan_into(
     call = _call(x, dt, A, B, C, D, lengths, reverse, chunk_size, add)
     batch, num_frames, heads, head_dim = x.shape
     if initial_state is None:
-        state = torch.zeros(batch, heads, head_dim, B.size(3))
+        state = x.new_zeros(batch, heads, head_dim, B.size(3))
     else:
         state = initial_state.to(torch.float32, copy=True).contiguous()
     blocks = -(-num_frames // (call.arguments.chunk * call.arguments.block)) if keep_states else 0
-    kept = torch.empty(batch, heads, blocks, padded(B.size(3)), padded(head_dim))
-    call.strided(y=y)
+    kept = x.new_empty(batch, heads, blocks, padded(B.size(3)), padded(head_dim))
+    call.written(y=y)
     call.contiguous(state=state, kept=kept if keep_states else None)
     call.arguments.kept_blocks = blocks
     call.run("cald_ssd_forward")
