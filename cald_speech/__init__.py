@@ -3,8 +3,7 @@
 Importing the package registers the converted model classes with transformers, and no more.
 """
 
-from cald_speech.checkpoints import from_pretrained, register
-from cald_speech.conversion import ConversionReport, LayerMap, convert
+from cald_speech.conversion import ConversionReport, LayerMap, convert, from_pretrained, register
 
 __version__ = "0.1.0"
 __all__ = ["ConversionReport", "LayerMap", "convert", "from_pretrained"]

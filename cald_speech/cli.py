@@ -39,17 +39,17 @@ def convert(model: str, folder: Path, initialise: str, keep: tuple[int, ...], sh
     from transformers import AutoProcessor
 
     import cald_speech
-    from cald_speech.checkpoints import load_config
+    from cald_speech.conversion import load_config
+    from cald_speech.conversion.model_card import update_facts
     from cald_speech.families import family_of
     from cald_speech.mixers import Bidirectional, Mamba2
-    from cald_speech.model_card import update_facts
 
     family = family_of(load_config(model))
     head = head or family.default_head
     student = cald_speech.from_pretrained(model, head=head)
     mixer = Mamba2 if family.causal else partial(Bidirectional, share_projections=share)
     layer_map = cald_speech.LayerMap(mixer, dict.fromkeys(keep))
-    report = cald_speech.convert(student, family, layer_map, initialise=initialise)
+    report = cald_speech.convert(student, layer_map, initialise=initialise)
     student.save_pretrained(folder)
     AutoProcessor.from_pretrained(model).save_pretrained(folder)
     layers = report.describe_layers()

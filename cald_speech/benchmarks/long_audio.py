@@ -25,8 +25,7 @@ from hyperpyyaml import load_hyperpyyaml
 from transformers import PretrainedConfig
 
 from cald_speech.benchmarks.long_audio_figure import draw
-from cald_speech.checkpoints import from_pretrained
-from cald_speech.conversion import LayerMap, convert
+from cald_speech.conversion import LayerMap, convert, from_pretrained
 from cald_speech.data.audio import SAMPLE_RATE, write_audio
 from cald_speech.data.joining import recordings
 from cald_speech.data.manifests import read_manifest
@@ -70,7 +69,7 @@ class Experiment:
         family = family_of(self.config)
         model = family.load(self.config, model_class=family.classes["ctc"], vocab_size=letters)
         if name == "student":
-            convert(model, family, self.layer_map, initialise="random")
+            convert(model, self.layer_map, initialise="random")
         model.save_pretrained(place)
         return str(place)
 

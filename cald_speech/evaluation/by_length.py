@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cald_speech.checkpoints import from_pretrained
+from cald_speech.conversion import from_pretrained
 from cald_speech.data.joining import Recording
 from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.data.text import normalise

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from cald_speech.checkpoints import from_pretrained
+from cald_speech.conversion import from_pretrained
 from cald_speech.data.batching import batches_by_length
 from cald_speech.data.modality import Audio, Modality
 from cald_speech.distillation import captured_states

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cald_speech.checkpoints import from_pretrained
+from cald_speech.conversion import from_pretrained
 from cald_speech.errors import UserError
 from cald_speech.tasks.processors import tokenizer_of
 

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cald_speech.checkpoints import from_pretrained, load_config
+from cald_speech.conversion import from_pretrained, load_config
 from cald_speech.data.batching import batch_loader
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError

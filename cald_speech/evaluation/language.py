@@ -20,14 +20,14 @@ from speechbrain.dataio.batch import PaddedBatch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from cald_speech.checkpoints import load_config
+from cald_speech.conversion import load_config
+from cald_speech.conversion.model_card import add_figure
 from cald_speech.data.batching import batches_by_length
 from cald_speech.data.tokens import TokenBlocks
 from cald_speech.errors import UserError
 from cald_speech.evaluation.forward import load
 from cald_speech.evaluation.generation import check_generation
 from cald_speech.families import family_of
-from cald_speech.model_card import add_figure
 from cald_speech.tasks.bootstrap import bootstrap_interval
 from cald_speech.tasks.language_modelling import CausalLM, LanguageModelling, MaskedLM
 from cald_speech.tasks.processors import tokenizer_of

@@ -26,8 +26,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from cald_speech.checkpoints import load_config
-from cald_speech.conversion import STARTS
+from cald_speech.conversion import STARTS, load_config
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.manifests import manifest_hash
 from cald_speech.errors import UserError

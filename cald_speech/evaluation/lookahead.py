@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Wav2Vec2Processor
 
-from cald_speech.checkpoints import from_pretrained
+from cald_speech.conversion import from_pretrained
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError

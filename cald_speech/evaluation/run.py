@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, Wav2Vec2Processor
 
 import cald_speech
+from cald_speech.conversion.model_card import add_result
 from cald_speech.data.batching import batches_by_length
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.manifests import manifest_hash
@@ -22,7 +23,6 @@ from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import run_facts, write_report
 from cald_speech.families.lengths import frame_lengths
-from cald_speech.model_card import add_result
 from cald_speech.ops.lengths import valid_frames
 from cald_speech.tasks.decoding import BeamSearch, Decoder, greedy
 from cald_speech.tasks.reading import load_processor

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from cald_speech.checkpoints import from_pretrained
+from cald_speech.conversion import from_pretrained
 from cald_speech.evaluation.labels import classify, write_guesses
 from cald_speech.tasks.processors import tokenizer_of
 from cald_speech.tasks.text_classification import TextClassification

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import cald_speech
+from cald_speech.conversion.model_card import add_result
 from cald_speech.data.audio import audio_info
 from cald_speech.data.manifests import Entry, manifest_hash, read_manifest
 from cald_speech.data.text import normalise
@@ -20,7 +21,6 @@ from cald_speech.errors import UserError
 from cald_speech.evaluation.report import run_facts, write_report
 from cald_speech.longform import AudioSource, transcribe
 from cald_speech.longform.words import Word
-from cald_speech.model_card import add_result
 from cald_speech.tasks.reading import load_processor
 from cald_speech.tasks.wer import score
 

@@ -55,7 +55,7 @@ class DecoderFamily(TextFamily):
     >>> family = families()["gpt_neox"]
     >>> config = GPTNeoXConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)
     >>> model = family.load(config, pad_token_id=0, eos_token_id=None).eval()
-    >>> _ = convert(model, family, LayerMap(Mamba2))
+    >>> _ = convert(model, LayerMap(Mamba2))
     >>> prompts, mask = torch.tensor([[0, 0, 7, 8], [5, 6, 7, 8]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     >>> model.generate(prompts, attention_mask=mask, max_new_tokens=5).shape
     torch.Size([2, 9])

@@ -31,7 +31,7 @@ class EncoderFamily(TextFamily):
     >>> from cald_speech.mixers import Linformer
     >>> family = families()["roberta"]
     >>> model = family.load(RobertaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=50))
-    >>> report = convert(model, family, LayerMap(partial(Linformer, k=4, max_length=16)))
+    >>> report = convert(model, LayerMap(partial(Linformer, k=4, max_length=16)))
     >>> model(torch.tensor([[5, 6, 7]])).logits.shape
     torch.Size([1, 3, 50])
     """

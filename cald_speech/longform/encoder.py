@@ -87,7 +87,7 @@ def encode_long(
     >>> from cald_speech.mixers import Bidirectional
     >>> family = families()["hubert"]
     >>> model = family.load(HubertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2))
-    >>> _ = convert(model, family, LayerMap(Bidirectional))
+    >>> _ = convert(model, LayerMap(Bidirectional))
     >>> encode_long(model.eval(), AudioSource.from_samples(torch.randn(32_000))).shape
     torch.Size([99, 32])
     """

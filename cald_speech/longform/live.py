@@ -68,7 +68,7 @@ def stream(
     ...     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, feat_extract_norm="layer"
     ... )
     >>> model = families()["wav2vec2"].load(config)
-    >>> _ = convert(model, families()["wav2vec2"], LayerMap(Mamba2))
+    >>> _ = convert(model, LayerMap(Mamba2))
     >>> seconds = torch.randn(4 * 16_000).split(16_000)
     >>> [logits.size(0) for logits in stream(model.eval(), seconds)]  # 1.28 s behind, and all of it at the end
     [35, 50, 50, 64]
@@ -91,7 +91,7 @@ def latency_s(model: PreTrainedModel, lookahead_s: float | None = None) -> float
     >>> from cald_speech.families import families
     >>> from cald_speech.mixers import Bidirectional
     >>> model = families()["wav2vec2"].load(Wav2Vec2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
-    >>> _ = convert(model, families()["wav2vec2"], LayerMap(Bidirectional))
+    >>> _ = convert(model, LayerMap(Bidirectional))
     >>> latency_s(model, lookahead_s=2.0)
     3.28
     """

@@ -13,7 +13,7 @@ from transformers import (
 
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.errors import UserError
-from cald_speech.hub import check_source
+from cald_speech.families.hub import check_source
 
 
 def first_processor(

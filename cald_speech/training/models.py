@@ -5,8 +5,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cald_speech.checkpoints import from_pretrained, load_config
-from cald_speech.conversion import ConversionReport, convert
+from cald_speech.conversion import ConversionReport, convert, from_pretrained, load_config
 from cald_speech.errors import UserError
 from cald_speech.families import Family, family_of
 from cald_speech.tasks.base import Processor
@@ -66,9 +65,9 @@ def build_models(settings: Settings, train: Path) -> Models:
         except ValueError as error:
             raise UserError(str(error)) from error
     if settings.student is not None:
-        report = ConversionReport.of(student, family)
+        report = ConversionReport.of(student)
     else:
-        report = convert(student, family, settings.layer_map, initialise=settings.initialise)
+        report = convert(student, settings.layer_map, initialise=settings.initialise)
     return Models(family, student, teacher, processor, report)
 
 

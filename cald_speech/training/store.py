@@ -7,8 +7,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from cald_speech.conversion.model_card import update_facts
 from cald_speech.errors import UserError
-from cald_speech.model_card import update_facts
 from cald_speech.tasks.base import Processor
 from cald_speech.training.checkpointing import is_main
 

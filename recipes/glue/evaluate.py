@@ -15,13 +15,13 @@ import torch
 from corpora import CORPORA, HUB
 from prepare import prepare
 
+from cald_speech.conversion.model_card import add_figure
 from cald_speech.data.tables import table_hash
 from cald_speech.errors import UserError
 from cald_speech.evaluation.labels import summarise
 from cald_speech.evaluation.report import format_table
 from cald_speech.evaluation.tables import classify_table
 from cald_speech.files import whole_file
-from cald_speech.model_card import add_figure
 
 
 @click.command()

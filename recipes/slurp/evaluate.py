@@ -16,14 +16,14 @@ from typing import Any
 import click
 from prepare import prepare
 
-from cald_speech.checkpoints import from_pretrained
+from cald_speech.conversion import from_pretrained
+from cald_speech.conversion.model_card import add_figure, add_result
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError
 from cald_speech.evaluation.labels import classify_folder, group_names, summarise
 from cald_speech.evaluation.report import format_table, write_report
 from cald_speech.evaluation.run import evaluate
-from cald_speech.model_card import add_figure, add_result
 from cald_speech.tasks.reading import load_processor
 from cald_speech.tasks.wer import score
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from cald_speech.checkpoints import from_pretrained
+from cald_speech.conversion import from_pretrained
 from cald_speech.data.audio import SAMPLE_RATE, read_audio, write_audio
 from cald_speech.data.manifests import write_manifest
 from cald_speech.tasks.reading import load_processor, whole

@@ -10,7 +10,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from cald_speech import LayerMap, convert
-from cald_speech.checkpoints import from_pretrained
+from cald_speech.conversion import from_pretrained
 from cald_speech.data.tokens import TokenSet
 from cald_speech.evaluation.drift import main
 from cald_speech.families import families
@@ -106,7 +106,7 @@ def unlike(place):
     write_model(place / "slower", layers=3, conv_stride=(8, 8, 8))
 
     def converted(model):
-        convert(model, families()["wav2vec2"], LayerMap(Bidirectional, {0: None}))
+        convert(model, LayerMap(Bidirectional, {0: None}))
 
     rewrite(place / "teacher", place / "converted", converted)
     (place / "waypoints-of-another").mkdir()

@@ -32,7 +32,7 @@ def only_one_layer_attends(model):
 
 
 def convert_all_but(*kept):
-    return lambda model: convert(model, family_of(model), LayerMap(Bidirectional, dict.fromkeys(kept)))
+    return lambda model: convert(model, LayerMap(Bidirectional, dict.fromkeys(kept)))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_layer_alone_is_what_a_layer_map_makes(name, index):
         before = teacher(audio, attention_mask=mask).logits
         alone = converted_alone(teacher, index, Bidirectional, seed=3)
         torch.manual_seed(3)
-        convert(whole, family, LayerMap(None, {index: Bidirectional}))
+        convert(whole, LayerMap(None, {index: Bidirectional}))
         expected = whole.eval()(audio, attention_mask=mask).logits
         assert torch.equal(alone(audio, attention_mask=mask).logits, expected)
         again = with_mixer_of(whole, teacher, index)

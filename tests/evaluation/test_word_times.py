@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     folder, family = tmp_path_factory.mktemp("model"), families()["wav2vec2"]
     processor = make_processor(folder, DIGITS)
     model = tiny_model(family, vocab_size=len(processor.tokenizer))
-    convert(model, family, LayerMap(Bidirectional))
+    convert(model, LayerMap(Bidirectional))
     model.save_pretrained(folder)
     return folder
 

@@ -50,7 +50,7 @@ every_attention = pytest.mark.parametrize(
 
 def converted(family, norm, layer_map, **options) -> PreTrainedModel:
     model = tiny_model(family, norm, LAYERS, **options)
-    convert(model, family, layer_map)
+    convert(model, layer_map)
     return model.eval()
 
 

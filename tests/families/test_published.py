@@ -59,7 +59,7 @@ def test_a_published_model_converts(config, head, parameters, mixer):
         weights.o_bias,
     )
     gone = sum(w.numel() for w in attention if w is not None)
-    report = convert(model, family, LayerMap(mixer), initialise="random")
+    report = convert(model, LayerMap(mixer), initialise="random")
     assert report.num_parameters_before == parameters
     assert report.num_parameters_after == parameters + config.num_hidden_layers * (expected - gone)
     assert all(p.is_meta for p in model.parameters())
@@ -116,7 +116,7 @@ def test_a_published_speech_model_converts(config, head, parameters):
     assert size(model) == parameters
     # All of it goes, WavLM's gates and its table of biases too.
     attention = sum(size(layer.attention) for layer in family.layers(model))
-    report = convert(model, family, LayerMap(SHARED), initialise="random")
+    report = convert(model, LayerMap(SHARED), initialise="random")
     assert report.num_parameters_before == parameters
     assert report.num_parameters_after == parameters - attention + config.num_hidden_layers * expected == size(model)
     # as hparams/mamba.yaml says

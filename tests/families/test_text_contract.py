@@ -191,7 +191,7 @@ def test_a_mixer_that_sees_the_future_is_refused_in_a_causal_model(case, mixer):
     model = case.model()
     before = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(UserError, match=r"layer_map: \w+ models are causal, and in layer 1 .*Expected a causal mixer"):
-        convert(model, case.family, LayerMap(Mamba2, {1: mixer}))
+        convert(model, LayerMap(Mamba2, {1: mixer}))
     after = dict(model.named_parameters())
     assert after.keys() == before.keys() and all(torch.equal(p, before[name]) for name, p in after.items())
 
@@ -199,7 +199,7 @@ def test_a_mixer_that_sees_the_future_is_refused_in_a_causal_model(case, mixer):
 @every_causal
 def test_what_is_no_mixer_is_refused_in_a_causal_model(case):
     with pytest.raises(ValueError, match="expected a Mixer class or a partial of one"):
-        convert(case.model(), case.family, LayerMap(lambda width, heads: Mamba2(width, heads)))
+        convert(case.model(), LayerMap(lambda width, heads: Mamba2(width, heads)))
 
 
 def mask_of(*rows: tuple[int, ...]) -> torch.Tensor:
@@ -304,7 +304,7 @@ def test_the_report_names_what_was_copied_and_what_is_gone(case):
     family, model = case.family, case.model()
     layer_map = LayerMap(None, {1: case.maps()["all converted"].default})
     old = {f"{name}": id(p) for name, p in model.named_parameters()}
-    report = convert(model, family, layer_map)
+    report = convert(model, layer_map)
     assert len(report.copied) == 4 and all("s.1." in n or "r.1." in n for n in report.copied), report.copied
     assert set(report.removed) == old.keys() - dict(model.named_parameters()).keys()
     weights = {name for name in report.removed if name.endswith("weight")}

@@ -64,7 +64,7 @@ class Case(NamedTuple):
     def converted(self, chosen: str, head: str | None = None, **options) -> PreTrainedModel:
         """By the layer map of that name; the paper's mixers have no start from attention that fits."""
         model = self.model(head, **options)
-        convert(model, self.family, self.maps()[chosen], initialise="random" if chosen == "paper" else "attention")
+        convert(model, self.maps()[chosen], initialise="random" if chosen == "paper" else "attention")
         return model.eval()
 
     def maps(self) -> dict[str, LayerMap]:

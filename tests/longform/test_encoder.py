@@ -70,7 +70,7 @@ every_map = pytest.mark.parametrize("layer_map", MAPS.values(), ids=MAPS)
 
 def make(family, norm="group", layer_map=MAPS["shared projections"], layers=2, **options):
     model = tiny_model(family, norm, max(layers, 1 + max(layer_map.overrides, default=0)), **options)
-    convert(model, family, layer_map, initialise="random")
+    convert(model, layer_map, initialise="random")
     return model.eval()
 
 

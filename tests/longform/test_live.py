@@ -130,6 +130,6 @@ def test_arguments_that_do_not_fit():
 
 def test_a_head_is_needed():
     model = tiny_model(FAMILIES["hubert"])
-    convert(model, FAMILIES["hubert"], CAUSAL)
+    convert(model, CAUSAL)
     with pytest.raises(UserError, match="expected a model with a CTC head"):
         stream(model.base_model.eval(), [])

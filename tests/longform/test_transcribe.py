@@ -42,7 +42,7 @@ def talkative(mixer=Bidirectional):
     """A converted model with random weights that says something else every few frames, delimiters among it."""
     family = families()["wav2vec2"]
     model = tiny_model(family)
-    convert(model, family, LayerMap(mixer), initialise="random")
+    convert(model, LayerMap(mixer), initialise="random")
     with torch.no_grad():
         model.lm_head.weight.mul_(20.0)
         # seven tokens are left, so that the delimiter comes often: <pad>, | and A to E
@@ -138,7 +138,7 @@ def test_a_model_of_attention_alone_has_to_be_forced(kept, talk):
 def test_no_speech_is_no_words_and_a_warning(tmp_path, seconds):
     family = families()["wav2vec2"]
     silent = tiny_model(family)
-    convert(silent, family, LayerMap(Bidirectional))
+    convert(silent, LayerMap(Bidirectional))
     silent.lm_head.bias.data[0] = 1e4
     processor = Wav2Vec2Processor.from_pretrained(save(tmp_path, silent))
     with pytest.warns(UserWarning, match="no speech was found"):

@@ -75,7 +75,7 @@ def test_options_that_do_not_fit(options, message):
 @every_family
 def test_one_projection_for_all_layers_or_one_for_each(family, sharing):
     model = tiny_model(family)
-    report = convert(model, family, LayerMap(partial(Linformer, k=7, max_length=60, sharing=sharing)))
+    report = convert(model, LayerMap(partial(Linformer, k=7, max_length=60, sharing=sharing)))
     first, *others = mixers_of(model, family)
     assert all((other.mix_keys is first.mix_keys) == (sharing == "layer") for other in others)
     mixing = [name for name in report.new if "mix_" in name]
@@ -87,7 +87,7 @@ def test_layers_share_where_their_entries_are_equal():
     family = FAMILIES["hubert"]
     model = tiny_model(family, layers=5)
     other = partial(Linformer, k=3, max_length=60, sharing="layer")
-    convert(model, family, LayerMap(SHARED, {1: other, 2: Bidirectional, 3: other}))
+    convert(model, LayerMap(SHARED, {1: other, 2: Bidirectional, 3: other}))
     weights = [mixer.mix_keys for index, mixer in enumerate(mixers_of(model, family)) if index != 2]
     assert weights[0] is weights[3] and weights[1] is weights[2] and weights[0] is not weights[1]
 
@@ -96,7 +96,7 @@ def test_layers_share_where_their_entries_are_equal():
 @torch.no_grad()
 def test_shared_projections_are_saved_once_and_shared_after_loading(family, tmp_path):
     model = tiny_model(family)
-    convert(model, family, LayerMap(SHARED))
+    convert(model, LayerMap(SHARED))
     model.eval().save_pretrained(tmp_path / "model")
     audio, mask = audio_batch((8000, 5000))
     expected = model(audio, attention_mask=mask).logits
@@ -118,7 +118,7 @@ def test_shared_projections_are_saved_once_and_shared_after_loading(family, tmp_
 def test_a_folder_without_the_shared_projection_is_refused(tmp_path):
     family = FAMILIES["hubert"]
     model = tiny_model(family)
-    convert(model, family, LayerMap(SHARED))
+    convert(model, LayerMap(SHARED))
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     kept = {name: value for name, value in weights.items() if "mix_keys" not in name}

@@ -110,7 +110,7 @@ def test_a_wide_window_is_the_kept_attention(family, layers, norm):
                 torch.nn.init.normal_(parameter)
     expected = outputs(model)
     factory = partial(WindowedAttention, window=30, position_bias=family.model_type == "wavlm")
-    report = convert(model, family, LayerMap(None, dict.fromkeys(layers, factory)))
+    report = convert(model, LayerMap(None, dict.fromkeys(layers, factory)))
     assert not report.new
     for got, wanted in zip(outputs(model), expected, strict=True):
         assert relative_error(got, wanted) <= TOLERANCE["rounding"]
@@ -122,7 +122,7 @@ def test_a_narrow_window_is_not():
     for layer in family.layers(model):
         torch.nn.init.normal_(layer.attention.q_proj.weight)
     expected = outputs(model)
-    convert(model, family, LayerMap(partial(WindowedAttention, window=2)))
+    convert(model, LayerMap(partial(WindowedAttention, window=2)))
     assert relative_error(outputs(model)[0], expected[0]) > 1e-3
 
 
@@ -137,16 +137,16 @@ def test_wavlms_bias_far_beyond_its_table():
     expected = attention(x)[0]
     model = tiny_model(family, num_buckets=16, max_distance=20)
     family.layers(model)[0].attention.load_state_dict(attention.state_dict())
-    convert(model, family, LayerMap(None, {0: partial(WindowedAttention, window=70, position_bias=True)}))
+    convert(model, LayerMap(None, {0: partial(WindowedAttention, window=70, position_bias=True)}))
     assert relative_error(family.mixer(family.layers(model)[0])(x), expected) <= TOLERANCE["rounding"]
 
 
 def test_a_position_bias_without_a_place_is_named():
     with pytest.raises(UserError, match=r"layer 0: .*needs position_bias: True .*initialise: random"):
-        convert(tiny_model(FAMILIES["wavlm"]), FAMILIES["wavlm"], LayerMap(WindowedAttention))
+        convert(tiny_model(FAMILIES["wavlm"]), LayerMap(WindowedAttention))
     biased = partial(WindowedAttention, position_bias=True)
     with pytest.raises(UserError, match=r"layer 0: position_bias: .*Leave it False"):
-        convert(tiny_model(FAMILIES["hubert"]), FAMILIES["hubert"], LayerMap(biased))
+        convert(tiny_model(FAMILIES["hubert"]), LayerMap(biased))
 
 
 def test_a_window_of_nothing_is_named():

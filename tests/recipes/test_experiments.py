@@ -10,9 +10,9 @@ import soundfile
 import torch
 
 import cald_speech
+from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.manifests import read_manifest
 from cald_speech.evaluation.run import evaluate_folder
-from cald_speech.model_card import read_facts
 from cald_speech.training.run import run
 from tests.training.miniature import ROOT, SPLITS, load_module, prepare, write_corpus, write_experiment, write_model
 

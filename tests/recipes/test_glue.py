@@ -10,10 +10,10 @@ import torch
 from click.testing import CliRunner
 
 from cald_speech import from_pretrained
+from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.tables import read_table
 from cald_speech.errors import UserError
 from cald_speech.mixers.linformer import TooLong
-from cald_speech.model_card import read_facts
 from cald_speech.training.run import run
 from tests.sentences import WORDS, write_encoder
 from tests.training.miniature import ROOT, load_module

@@ -8,11 +8,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.audio import SAMPLE_RATE, write_audio
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
 from cald_speech.evaluation import labels
-from cald_speech.model_card import read_facts
 from cald_speech.tasks.wer import score
 from cald_speech.training.run import run
 from cald_speech.training.settings import Settings

@@ -9,10 +9,10 @@ import soundfile
 import torch
 from click.testing import CliRunner
 
+from cald_speech.conversion.model_card import read_facts
 from cald_speech.data import preparation
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
-from cald_speech.model_card import read_facts
 from cald_speech.training.run import run
 from cald_speech.training.settings import Settings
 from tests.training.miniature import ROOT, load_module, write_model

@@ -16,7 +16,7 @@ FAMILIES = SPEECH
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
 def model(request):
     model = tiny_model(request.param, mask_time_prob=0.1)
-    convert(model, request.param, LayerMap(partial(Bidirectional, share_projections=True), {1: None}))
+    convert(model, LayerMap(partial(Bidirectional, share_projections=True), {1: None}))
     model.freeze_feature_encoder()
     return model
 

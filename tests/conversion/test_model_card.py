@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from cald_speech.model_card import add_result, read_facts, render, update_facts
+from cald_speech.conversion.model_card import add_result, read_facts, render, update_facts
 from tests.training.conftest import corpus, experiment, signal_handlers, start, teachers  # noqa: F401
 
 FACTS = {

@@ -12,10 +12,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from cald_speech.conversion import LayerMap, replace_layers
+from cald_speech.conversion.layer_map import LayerMap
+from cald_speech.conversion.replace import replace_layers
 from cald_speech.errors import UserError
 from cald_speech.families import Family, families, family_of
-from cald_speech.hub import check_source
+from cald_speech.families.hub import check_source
 from cald_speech.mixers import SCAN_PARAMETERS
 
 

@@ -42,7 +42,7 @@ every_map = pytest.mark.parametrize("layer_map", MAPS.values(), ids=MAPS)
 
 def converted(family, norm="group", layer_map=MAPS["all converted"], **options):
     model = tiny_model(family, norm, **options)
-    convert(model, family, layer_map)
+    convert(model, layer_map)
     return model.eval()
 
 

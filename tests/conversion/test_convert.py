@@ -8,8 +8,7 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from cald_speech import LayerMap, convert
-from cald_speech.checkpoints import converted_class
-from cald_speech.conversion import ConversionReport
+from cald_speech.conversion import ConversionReport, converted_class
 from cald_speech.errors import UserError
 from cald_speech.mixers import Bidirectional, GatedLinearAttention, Hydra, Linformer, Mamba, Mamba2, WindowedAttention
 from tests.helpers import SPEECH, audio_batch, tiny_model
@@ -32,7 +31,7 @@ every_map = pytest.mark.parametrize("layer_map", MAPS.values(), ids=MAPS)
 def test_report_has_every_parameter_once(family, layer_map, initialise):
     model = tiny_model(family)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    report = convert(model, family, layer_map, initialise=initialise)
+    report = convert(model, layer_map, initialise=initialise)
     after = dict(model.named_parameters())
     named = [*report.untouched, *report.copied, *report.new]
     assert len(named) == len(set(named)) and set(named) == after.keys()
@@ -52,7 +51,7 @@ def test_report_has_every_parameter_once(family, layer_map, initialise):
 def test_untouched_parameters_are_the_pretrained_models(family):
     model = tiny_model(family)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    report = convert(model, family, MAPS["two mixers"])
+    report = convert(model, MAPS["two mixers"])
     # WavLM's position bias belonged to layer 0's attention, which stays.
     assert set(report.untouched) <= before.keys()
 
@@ -62,7 +61,7 @@ def test_wavlms_position_bias_goes_with_the_last_attention():
     for layer_map, stays in ((MAPS["all"], False), (MAPS["first"], True)):
         model = tiny_model(family)
         bias = model.get_parameter(name).detach().clone()
-        report = convert(model, family, layer_map)
+        report = convert(model, layer_map)
         assert (name in report.untouched) == stays and (name in report.removed) == (not stays)
         if stays:
             assert torch.equal(model.get_parameter(name), bias)
@@ -72,7 +71,7 @@ def test_wavlms_position_bias_goes_with_the_last_attention():
 def test_copied_parameters_hold_the_attentions_weights(family):
     model = tiny_model(family)
     attention = family.layers(model)[1].attention
-    report = convert(model, family, LayerMap(None, {1: Mamba2}))
+    report = convert(model, LayerMap(None, {1: Mamba2}))
     mixer = family.layers(model)[1].attention.mixer
     prefix = f"{family.model_type}.encoder.layers.1.attention.mixer."
     assert set(report.copied) == {f"{prefix}{n}.{kind}" for n in ("in_proj", "out_proj") for kind in ("weight", "bias")}
@@ -84,7 +83,7 @@ def test_copied_parameters_hold_the_attentions_weights(family):
 def test_random_start_copies_nothing(family):
     model = tiny_model(family)
     attention = family.layers(model)[0].attention
-    report = convert(model, family, MAPS["all"], initialise="random")
+    report = convert(model, MAPS["all"], initialise="random")
     assert report.copied == ()
     assert not torch.equal(family.layers(model)[0].attention.mixer.forwards.out_proj.weight, attention.out_proj.weight)
 
@@ -94,7 +93,7 @@ def test_random_start_copies_nothing(family):
 def test_in_place_and_of_the_converted_class(family, layer_map):
     model = tiny_model(family)
     layers, head = family.layers(model), model.lm_head
-    report = convert(model, family, layer_map)
+    report = convert(model, layer_map)
     assert family.layers(model) is layers and model.lm_head is head
     base = family.classes["ctc"]
     if any(layer_map.factories(3)):
@@ -109,7 +108,7 @@ def test_in_place_and_of_the_converted_class(family, layer_map):
 
 def test_layers_of_the_report():
     family = FAMILIES["wav2vec2"]
-    report = convert(tiny_model(family), family, MAPS["two mixers"])
+    report = convert(tiny_model(family), MAPS["two mixers"])
     assert report.layers == ("attention", "Bidirectional", "Mamba2")
     assert "layers: attention, Bidirectional, Mamba2" in str(report)
     assert f"{report.num_parameters_before:,} before, {report.num_parameters_after:,} after" in str(report)
@@ -119,9 +118,9 @@ def test_layers_of_the_report():
 def test_the_report_of_a_model_as_it_is():
     family = FAMILIES["wav2vec2"]
     model = tiny_model(family)
-    assert ConversionReport.of(model, family).describe_layers() == "0 of 3 layers converted"
-    converted = convert(model, family, MAPS["two mixers"])
-    again = ConversionReport.of(model, family)
+    assert ConversionReport.of(model).describe_layers() == "0 of 3 layers converted"
+    converted = convert(model, MAPS["two mixers"])
+    again = ConversionReport.of(model)
     assert again.layers == converted.layers and not again.new and not again.removed
     assert again.num_parameters_before == again.num_parameters_after == converted.num_parameters_after
 
@@ -133,7 +132,7 @@ def test_only_the_converted_layers_change(family):
     states = []
     for layer_map in (MAPS["kept"], LayerMap(None, {1: SHARED})):
         model = tiny_model(family)
-        convert(model, family, layer_map)
+        convert(model, layer_map)
         with torch.no_grad():
             states.append(model(audio, output_hidden_states=True).hidden_states)
     assert all(torch.equal(a, b) for a, b in zip(states[0][:2], states[1][:2], strict=True))
@@ -146,20 +145,20 @@ def test_a_layer_that_does_not_exist(index):
     model = tiny_model(family)
     expected = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(UserError, match=r"indices from 0 to 2 \(the model has 3 layers\), got \["):
-        convert(model, family, LayerMap(Bidirectional, {index: None}))
+        convert(model, LayerMap(Bidirectional, {index: None}))
     assert dict(model.named_parameters()).keys() == expected.keys()
 
 
 def test_an_unknown_start():
     family = FAMILIES["wav2vec2"]
     with pytest.raises(UserError, match="initialise: expected one of attention, random, got 'magic'"):
-        convert(tiny_model(family), family, LayerMap(Bidirectional), initialise="magic")
+        convert(tiny_model(family), LayerMap(Bidirectional), initialise="magic")
 
 
 def test_a_start_that_does_not_fit_names_layer_and_way_out():
     family = FAMILIES["wav2vec2"]
     with pytest.raises(UserError, match=r"layer 1: .*n_groups.*initialise: random"):
-        convert(tiny_model(family), family, LayerMap(None, {1: partial(Bidirectional, n_groups=1)}))
+        convert(tiny_model(family), LayerMap(None, {1: partial(Bidirectional, n_groups=1)}))
 
 
 @every_map
@@ -190,7 +189,6 @@ SIZES = {
 
 @pytest.mark.parametrize(("factory", "parameters", "most"), SIZES.values(), ids=SIZES)
 def test_size_of_a_converted_wav2vec2_large(factory, parameters, most):
-    family = FAMILIES["wav2vec2"]
     config = Wav2Vec2Config(
         hidden_size=1024,
         num_hidden_layers=24,
@@ -202,6 +200,6 @@ def test_size_of_a_converted_wav2vec2_large(factory, parameters, most):
     )
     with torch.device("meta"):
         model = Wav2Vec2ForCTC(config)
-    report = convert(model, family, LayerMap(factory), initialise="random")
+    report = convert(model, LayerMap(factory), initialise="random")
     assert report.num_parameters_before == 315_471_520
     assert report.num_parameters_after == parameters <= most * report.num_parameters_before

@@ -1,0 +1,25 @@
+"""Conversion (floor F3): from a pretrained model and a layer map to a model that saves and loads as what it has become.
+
+``layer_map`` says which layer gets which mixer, ``replace`` puts the mixers in, ``convert`` does so for a pretrained
+model and reports on every parameter, ``classes`` holds the Hugging Face classes of converted models, ``model_card``
+writes what is known of one beside it.
+"""
+
+from cald_speech.conversion.classes import config_class, converted_class, from_pretrained, load_config, register
+from cald_speech.conversion.convert import ConversionReport, convert
+from cald_speech.conversion.layer_map import LayerMap, type_name
+from cald_speech.conversion.replace import STARTS, replace_layers
+
+__all__ = [
+    "STARTS",
+    "ConversionReport",
+    "LayerMap",
+    "config_class",
+    "convert",
+    "converted_class",
+    "from_pretrained",
+    "load_config",
+    "register",
+    "replace_layers",
+    "type_name",
+]
