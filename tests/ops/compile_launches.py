@@ -10,9 +10,9 @@ from dataclasses import asdict
 
 import torch
 
-from cald_speech.ops.selective_scan.triton_kernels import selective_scan_triton
-from cald_speech.ops.short_conv.triton_kernels import short_conv_triton
-from cald_speech.ops.ssd.triton_kernels.compile_check import compiled_kernels, forward_and_backward, usage_of
+from cald_speech.ops.selective_scan.triton import selective_scan_triton
+from cald_speech.ops.short_conv.triton import short_conv_triton
+from cald_speech.ops.ssd.triton.compile_check import compiled_kernels, forward_and_backward, usage_of
 
 # What adds code: reverse is the direction with more index arithmetic.
 OPTIONS = {"lengths": torch.tensor([64, 3]), "reverse": True, "return_final_state": True}

@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 
-from cald_speech.ops.ssd import chunked
+from cald_speech.ops.ssd import torch_chunked
 from tests.helpers import NATIVE
 
 if not torch.cuda.is_available():
@@ -17,7 +17,7 @@ TORCH_WAYS = ["torch by blocks", "torch whole batch"]
 def choose(way: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The backend of a way: the torch backend has two, by the size of a sequence, and both are asked everything."""
     backend, _, how = way.partition(" ")
-    monkeypatch.setattr(chunked, "SMALL_SEQUENCE", 2**40 if how == "whole batch" else 0)
+    monkeypatch.setattr(torch_chunked, "SMALL_SEQUENCE", 2**40 if how == "whole batch" else 0)
     return backend
 
 

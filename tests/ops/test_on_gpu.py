@@ -11,7 +11,7 @@ import torch
 from cald_speech.benchmarks.ops_workloads import OPS, Case, make_inputs
 from cald_speech.benchmarks.parity import parity_fault
 from cald_speech.ops.backends import choose_backend
-from cald_speech.ops.ssd.triton_kernels import ssd_pair_triton
+from cald_speech.ops.ssd.triton import ssd_pair_triton
 from tests.helpers import TOLERANCE, relative_error
 from tests.ops.test_ssd_pair import assert_same, cast, exact, make_pairs, run
 

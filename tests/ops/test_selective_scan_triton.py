@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cald_speech.ops import selective_scan
-from cald_speech.ops.selective_scan.triton_kernels import launch, warmup
+from cald_speech.ops.selective_scan.triton import launch, warmup
 from tests.helpers import TOLERANCE, flip_valid, relative_error
 from tests.ops.test_selective_scan import (
     CHANNELS,

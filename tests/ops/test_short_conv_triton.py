@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cald_speech.ops import short_conv
-from cald_speech.ops.short_conv import triton_kernels
+from cald_speech.ops.short_conv import triton
 from tests.helpers import TOLERANCE, flip_valid, relative_error
 from tests.ops.test_short_conv import CHANNELS, DIRECTIONS, assert_same, make_inputs, run_with_gradients
 
@@ -17,8 +17,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def set_tiles(monkeypatch, frames, channels, tiles):
     for name in ("FORWARD", "BACKWARD"):
-        monkeypatch.setattr(triton_kernels, name, {"BLOCK_T": frames, "BLOCK_D": channels, "num_warps": 1})
-    monkeypatch.setattr(triton_kernels, "BACKWARD_TILES", tiles)
+        monkeypatch.setattr(triton, name, {"BLOCK_T": frames, "BLOCK_D": channels, "num_warps": 1})
+    monkeypatch.setattr(triton, "BACKWARD_TILES", tiles)
 
 
 @pytest.fixture(autouse=True)
@@ -170,4 +170,4 @@ def test_more_taps_than_it_can_are_refused_by_name():
 
 
 def test_warmup_runs_every_direction():
-    triton_kernels.warmup(8, dtype=torch.float16, device=DEVICE, padded=(False, True))
+    triton.warmup(8, dtype=torch.float16, device=DEVICE, padded=(False, True))

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from cald_speech.ops import ssd, ssd_pair
 from cald_speech.ops.backends import Request
 from cald_speech.ops.ssd.pair import BACKENDS
-from cald_speech.ops.ssd.triton_kernels import ssd_pair_triton, ssd_triton
-from cald_speech.ops.ssd.triton_kernels.outputs import outputs_kernel
+from cald_speech.ops.ssd.triton import ssd_pair_triton, ssd_triton
+from cald_speech.ops.ssd.triton.outputs import outputs_kernel
 from tests.helpers import TOLERANCE
 from tests.ops.test_ssd import assert_same
 from tests.ops.test_ssd_triton import DEVICE, bits_differ

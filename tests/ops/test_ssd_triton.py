@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from cald_speech.ops import ssd, ssd_bidirectional
-from cald_speech.ops.ssd.triton_kernels import ssd_bidirectional_triton, ssd_triton
+from cald_speech.ops.ssd.triton import ssd_bidirectional_triton, ssd_triton
 from tests.helpers import TOLERANCE, relative_error
 from tests.ops.test_ssd import assert_same
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cald_speech.ops import ssd
-from cald_speech.ops.ssd.triton_kernels import ssd_triton, warmup
+from cald_speech.ops.ssd.triton import ssd_triton, warmup
 from tests.helpers import TOLERANCE, relative_error
 from tests.ops.test_ssd_triton import DEVICE, SCANS, call, make_inputs
 
@@ -59,7 +59,7 @@ def test_warmup_runs_every_direction():
 )
 def test_kernels_compile_for_a_gpu(capability, sizes, dtype):
     """What the interpreter accepts the compiler may not; a kernel that needs too much shared memory fails here too."""
-    module = "cald_speech.ops.ssd.triton_kernels.compile_check"
+    module = "cald_speech.ops.ssd.triton.compile_check"
     options = f"--capability {capability} --sizes {sizes} --dtype {dtype} --directions both".split()
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-m", module, *options], capture_output=True, text=True, env=environment)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCES = Path(__file__).parent
+SHARED = Path(__file__).parent  # headers of all ops; an op's own sources lie beside the Python that calls them
 # No -ffast-math: it would undo the rounding that exp2_of() relies on. Contraction to fused multiply-adds is wanted.
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 COMPILE_SECONDS = 120
@@ -76,9 +76,14 @@ def cache_folder() -> Path:
     return folder
 
 
+def sources(endings: str) -> list[Path]:
+    """The C files of every op, in an order that does not depend on the machine."""
+    return sorted(SHARED.parent.glob(f"**/native/*.[{endings}]"))
+
+
 def fingerprint(command: list[str]) -> str:
     """Of all that the result depends on: sources, command, compiler, processor."""
-    parts = [path.name.encode() + path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]"))]
+    parts = [str(path.relative_to(SHARED.parent)).encode() + path.read_bytes() for path in sources("ch")]
     parts += [" ".join(command).encode(), output_of([*command[:1], "--version"]), processor().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -98,9 +103,9 @@ def compile_to(path: Path, command: list[str]) -> None:
     """Compile every source and link them, under a temporary name until it is whole."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         objects = []
-        for source in sorted(SOURCES.glob("*.c")):
-            objects.append(str(Path(folder) / f"{source.stem}.o"))
-            output_of([*command, "-c", str(source), "-o", objects[-1]])
+        for source in sources("c"):
+            objects.append(f"{folder}/{len(objects)}.o")
+            output_of([*command, f"-I{SHARED}", "-c", str(source), "-o", objects[-1]])
         # Linked without -fopenmp: the OpenMP calls find the runtime that torch has loaded, and its threads with it.
         undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
         output_of([command[0], "-shared", *undefined, *objects, "-o", f"{folder}/kernels.so"])

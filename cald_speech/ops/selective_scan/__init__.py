@@ -12,12 +12,12 @@ from cald_speech.ops.selective_scan.limits import why_not_selective_scan_triton
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
     "triton": Backend(
-        "cald_speech.ops.selective_scan.triton_kernels:selective_scan_triton",
+        "cald_speech.ops.selective_scan.triton:selective_scan_triton",
         why_not=why_not_selective_scan_triton,
         auto_on=("cuda",),
     ),
     "native": Backend("cald_speech.ops.selective_scan.native:selective_scan_native", why_not_native, auto_on=("cpu",)),
-    "torch": Backend("cald_speech.ops.selective_scan.chunked:selective_scan_chunked"),
+    "torch": Backend("cald_speech.ops.selective_scan.torch_blocked:selective_scan_chunked"),
     "naive": Backend("cald_speech.ops.selective_scan.naive:selective_scan_naive"),
 }
 

@@ -11,12 +11,12 @@ from cald_speech.ops.short_conv.naive import ACTIVATIONS
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
     "triton": Backend(
-        "cald_speech.ops.short_conv.triton_kernels:short_conv_triton",
+        "cald_speech.ops.short_conv.triton:short_conv_triton",
         why_not=why_not_short_conv_triton,
         auto_on=("cuda",),
     ),
     "native": Backend("cald_speech.ops.short_conv.native:short_conv_native", why_not_native, auto_on=("cpu",)),
-    "torch": Backend("cald_speech.ops.short_conv.blocked:short_conv_blocked"),
+    "torch": Backend("cald_speech.ops.short_conv.torch_blocked:short_conv_blocked"),
     "naive": Backend("cald_speech.ops.short_conv.naive:short_conv_naive"),
 }
 

@@ -11,9 +11,9 @@ from cald_speech.ops.ssd.mamba_ssm import BACKEND as MAMBA_SSM
 
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
-    "triton": Backend("cald_speech.ops.ssd.triton_kernels:ssd_triton", why_not_triton_ssd, auto_on=("cuda",)),
+    "triton": Backend("cald_speech.ops.ssd.triton:ssd_triton", why_not_triton_ssd, auto_on=("cuda",)),
     "native": Backend("cald_speech.ops.ssd.native:ssd_native", why_not_native, auto_on=("cpu",)),
-    "torch": Backend("cald_speech.ops.ssd.chunked:ssd_chunked"),
+    "torch": Backend("cald_speech.ops.ssd.torch_chunked:ssd_chunked"),
     "mamba_ssm": MAMBA_SSM,
     "naive": Backend("cald_speech.ops.ssd.naive:ssd_naive"),
 }

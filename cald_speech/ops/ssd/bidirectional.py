@@ -15,11 +15,9 @@ from cald_speech.ops.ssd.limits import why_not_triton_ssd
 
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
-    "triton": Backend(
-        "cald_speech.ops.ssd.triton_kernels:ssd_bidirectional_triton", why_not_triton_ssd, auto_on=("cuda",)
-    ),
+    "triton": Backend("cald_speech.ops.ssd.triton:ssd_bidirectional_triton", why_not_triton_ssd, auto_on=("cuda",)),
     "native": Backend("cald_speech.ops.ssd.native:ssd_bidirectional_native", why_not_native, auto_on=("cpu",)),
-    "torch": Backend("cald_speech.ops.ssd.chunked:ssd_bidirectional_chunked"),
+    "torch": Backend("cald_speech.ops.ssd.torch_chunked:ssd_bidirectional_chunked"),
     "naive": Backend("cald_speech.ops.ssd.naive:ssd_bidirectional_naive"),
 }
 

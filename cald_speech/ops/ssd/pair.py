@@ -13,17 +13,17 @@ from torch import Tensor
 from cald_speech.ops.backends import Backend, Request, choose_backend
 from cald_speech.ops.native import why_not_native
 from cald_speech.ops.ssd.arguments import check_arguments
-from cald_speech.ops.ssd.chunked import ssd_chunked
 from cald_speech.ops.ssd.limits import why_not_triton_ssd
 from cald_speech.ops.ssd.mamba_ssm import BACKEND as MAMBA_SSM
 from cald_speech.ops.ssd.mamba_ssm import ssd_mamba_ssm
 from cald_speech.ops.ssd.naive import ssd_naive
+from cald_speech.ops.ssd.torch_chunked import ssd_chunked
 
 Pair = tuple[Tensor, Tensor]
 
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
-    "triton": Backend("cald_speech.ops.ssd.triton_kernels:ssd_pair_triton", why_not_triton_ssd, auto_on=("cuda",)),
+    "triton": Backend("cald_speech.ops.ssd.triton:ssd_pair_triton", why_not_triton_ssd, auto_on=("cuda",)),
     "native": Backend("cald_speech.ops.ssd.native:ssd_pair_native", why_not_native, auto_on=("cpu",)),
     "torch": Backend("cald_speech.ops.ssd.pair:ssd_pair_chunked"),
     "mamba_ssm": replace(MAMBA_SSM, location="cald_speech.ops.ssd.pair:ssd_pair_mamba_ssm"),

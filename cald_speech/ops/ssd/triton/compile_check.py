@@ -1,0 +1,142 @@
+"""Compiles every kernel for real GPUs on a machine that has none, and reads what the assembler says of them.
+
+    python -m cald_speech.ops.ssd.triton.compile_check [--capability 90] [--dtype bfloat16] [--sizes 64x64]
+
+The launches are those of a real call, on a few frames; only the last step, handing the program to a driver, is left
+out. Prints registers, spilled bytes (the stack frame) and shared memory per kernel. Exits with 1 where a kernel needs
+more shared memory than the GPU has.
+"""
+
+import argparse
+import functools
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from cald_speech.ops.ssd.triton import ssd_bidirectional_triton, ssd_pair_triton, ssd_triton
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Of ssd, ssd_bidirectional and ssd_pair.
+DIRECTIONS = ["one", "both", "pair"]
+# Shared memory that one program may use: Hopper; A100; RTX 30 and 40.
+SHARED_KIB = {90: 227, 80: 163, 86: 99, 89: 99}
+
+
+class PretendDriver:
+    """A driver of a GPU that is not there: enough for Triton to compile for it. Each capability is a device."""
+
+    def __init__(self, capability: int):
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    kernel: str
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    warps: int
+
+
+def usage_of(kernel) -> Usage:
+    """What the assembled kernel uses, as cuobjdump reads it."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: int(re.search(rf"{name}:(\d+)", text).group(1)) for name in ("REG", "STACK", "LOCAL")}
+    spilled = found["STACK"] + found["LOCAL"]
+    return Usage(kernel.metadata.name, found["REG"], spilled, kernel.metadata.shared, kernel.metadata.num_warps)
+
+
+def compiled_kernels(capability: int, run) -> list:
+    """Every kernel that ``run`` would launch, compiled for a capability and not launched."""
+    compiled = []
+
+    def compile_only(self, grid):
+        return lambda *args, **options: compiled.append(self.run(*args, grid=grid, warmup=True, **options))
+
+    triton.runtime.driver.set_active(PretendDriver(capability))
+    with mock.patch.object(triton.JITFunction, "__getitem__", compile_only):
+        run()
+    return list({id(kernel): kernel for kernel in compiled}.values())
+
+
+def forward_and_backward(directions: str, dtype: torch.dtype, head_dim: int, d_state: int) -> None:
+    """One training step on uninitialised numbers, with every option that adds code."""
+    batch, num_frames, heads = 2, 16, 16
+    tensor = functools.partial(torch.zeros, requires_grad=True)
+    x = tensor(batch, num_frames, heads, head_dim, dtype=dtype)
+    B, C = (tensor(batch, num_frames, 1, d_state, dtype=dtype) for _ in "BC")
+    dt, A, D = tensor(batch, num_frames, 2, heads), tensor(2, heads), tensor(heads)
+    lengths = torch.full((batch,), num_frames)
+    one = (x, dt[:, :, 0], A[0], B, C, D)
+    if directions == "both":
+        outputs = [ssd_bidirectional_triton(x, dt, A, B, C, D, lengths=lengths)]
+    elif directions == "pair":
+        outputs = ssd_pair_triton(*zip(one, one, strict=True), lengths=lengths)
+    else:
+        state = tensor(batch, heads, head_dim, d_state)
+        options = {"initial_state": state, "return_final_state": True, "lengths": lengths}
+        outputs = ssd_triton(*one, **options)[:1]
+    sum(y.sum() for y in outputs).backward()
+
+
+def check(capability: int, dtype: str, sizes: str, directions: str) -> Iterator[Usage]:
+    head_dim, d_state = map(int, sizes.split("x"))
+    step = functools.partial(forward_and_backward, directions, DTYPES[dtype], head_dim, d_state)
+    return map(usage_of, compiled_kernels(capability, step))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--capability", type=int, nargs="+", default=[90, 80])
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
+    parser.add_argument("--sizes", nargs="+", default=["64x64", "64x128", "128x128"], help="head_dim x d_state")
+    parser.add_argument("--directions", choices=DIRECTIONS, nargs="+", default=DIRECTIONS)
+    args = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        parser.error("TRITON_INTERPRET=1 compiles nothing: unset it")
+    too_large = 0
+    print(
+        f"{'sm':>3} {'dtype':9} {'P x N':8} {'scan':5} {'kernel':24} {'warps':>5} {'regs':>5} {'spill B':>8} "
+        f"{'shared KiB':>11}"
+    )
+    for case in itertools.product(args.capability, args.dtype, args.sizes, args.directions):
+        capability, dtype, sizes, directions = case
+        for use in check(*case):
+            limit = SHARED_KIB.get(capability, 99)
+            too_large += use.shared_bytes > limit * 1024
+            shared = f"{use.shared_bytes / 1024:.1f}" + ("!" if use.shared_bytes > limit * 1024 else "")
+            print(
+                f"{capability:3} {dtype:9} {sizes:8} {directions:5} {use.kernel:24} {use.warps:5} {use.registers:5} "
+                f"{use.spilled_bytes:8} {shared:>11}",
+                flush=True,
+            )
+    return int(too_large > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
