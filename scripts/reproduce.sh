@@ -7,8 +7,8 @@
 #
 # Why the alignment is part of the training run: recipes/align makes an encoder for many tasks, without a CTC head; here
 # the teacher's own head is kept. Whether it pays is open: three seeds on the digits show no difference
-# (docs/results.md). Why target guidance: where the labels were fewer than the teacher's, as here, it beat hybrid on the
-# digits (6.3 and 8.4 % WER). The paper, with all the labels, has hybrid first: GUIDANCE=hybrid.
+# (docs/results/digits_grid.md). Why target guidance: where the labels were fewer than the teacher's, as here, it beat
+# hybrid on the digits (6.3 and 8.4 % WER). The paper, with all the labels, has hybrid first: GUIDANCE=hybrid.
 set -euo pipefail
 
 usage() {

@@ -4,7 +4,7 @@
     python recipes/digits/train.py hparams/digits_teacher.yaml --data_folder ../shared/data/fsdd
     python recipes/digits/train.py hparams/digits.yaml --data_folder ../shared/data/fsdd
 
-See docs/results.md for what came out.
+See docs/results/digits.md for what came out.
 """
 
 import sys

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from cald_speech.ops.native.call import Call, Strided, padded, parts_of
 from cald_speech.ops.ssd.pair import Pair, two_calls
 
-CHUNK_SIZE = 32  # the fastest at head and state sizes of 64 and 128: docs/results.md
+CHUNK_SIZE = 32  # the fastest at head and state sizes of 64 and 128: docs/results/scans.md
 MOST_CHUNK_SIZE = 256
 FRAMES_PER_BLOCK = 256  # from one kept state to the next: what is computed again fits a core's second cache
 _LOG2_E = 1.4426950408889634
