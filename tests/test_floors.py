@@ -17,6 +17,7 @@ FLOORS = {
     "ops": 0,
     "errors": 0,
     "files": 0,
+    "shipped": 0,
     "audio_headers": 0,
     "mixers": 1,
     "families": 2,

@@ -3,14 +3,29 @@
 It sees tensors only; loading a model is never its business.
 """
 
-from cald_speech.distillation.forms import NORMALISATIONS, PRESETS, LossForm
-from cald_speech.distillation.guidance import Alignment, Guidance, Hybrid, LossWeights, Target, Unguided
-from cald_speech.distillation.losses import layer_distances, layerwise_loss, logit_loss, reduce_layers
-from cald_speech.distillation.moving import Trajectory, Waypoint
+from cald_speech.distillation.guidance import (
+    Alignment,
+    Guidance,
+    Hybrid,
+    LossWeights,
+    Target,
+    Trajectory,
+    Unguided,
+    Waypoint,
+)
+from cald_speech.distillation.losses import (
+    DIVISORS,
+    PRESETS,
+    LossForm,
+    layer_distances,
+    layerwise_loss,
+    logit_loss,
+    reduce_layers,
+)
 from cald_speech.distillation.states import captured_slots, captured_states
 
 __all__ = [
-    "NORMALISATIONS",
+    "DIVISORS",
     "PRESETS",
     "Alignment",
     "Guidance",

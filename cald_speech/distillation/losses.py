@@ -5,6 +5,7 @@ batches: then one process, two ranks and a bigger batch give the same gradient a
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from cald_speech.ops import mask_padding
 
-NORMALISATIONS = ("none", "layer_norm")
+STATE_NORMS = ("none", "layer_norm")
 # (B, T, D) twice to (B, T): how far two states are apart.
 DISTANCES = {
     "squared": lambda s, t: (s - t).square().mean(-1),
@@ -46,8 +47,8 @@ def layer_distances(
     ValueError
         if the numbers of layers or the shapes differ.
     """
-    if normalise not in NORMALISATIONS:
-        raise ValueError(f"normalise: expected one of {', '.join(NORMALISATIONS)}, got {normalise!r}")
+    if normalise not in STATE_NORMS:
+        raise ValueError(f"normalise: expected one of {', '.join(STATE_NORMS)}, got {normalise!r}")
     if distance not in DISTANCES:
         raise ValueError(f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}")
     if len(student) != len(teacher) or any(s.shape != t.shape for s, t in zip(student, teacher, strict=True)):
@@ -147,3 +148,64 @@ def logit_loss(
         divergence = divergence * torch.where(teacher.argmax(-1) == blank, blank_weight, 1.0)
     total = divergence.sum()
     return total * temperature**2 if scale_by_t2 else total, lengths.sum().float()
+
+
+# What a sum over one batch is divided by: the key `normalisation`.
+DIVISORS = ("per_frame", "reference")
+
+
+@dataclass(frozen=True)
+class LossForm:
+    """Which states are compared, how, and what the sums are divided by.
+
+    Arguments
+    ---------
+    distance, normalise : as in :func:`cald_speech.distillation.layer_distances`.
+    layers, reduce : weight of each compared state, and how they are brought together: see ``layerwise_loss``.
+    embedding : True compares the input of the first layer too, as the first of the states.
+    last : False leaves the last layer's states out.
+    final_norm : True compares the last layer's states after the model's final norm.
+    masked : False counts padded frames like any other.
+    temperature, scale_by_t2, blank_weight : as in :func:`cald_speech.distillation.logit_loss`.
+    by_characters : in the reference's normalisation, True weighs each accumulated batch by its share of the step's
+        label characters (speech); False takes each batch's own mean, divided by the number of batches (text).
+
+    Example
+    -------
+    >>> PRESETS["lm"].num_states(num_layers=16)
+    15
+    """
+
+    distance: str = "squared"
+    normalise: str = "layer_norm"
+    layers: Sequence[float] | None = None
+    reduce: str = "mean"
+    embedding: bool = False
+    last: bool = True
+    final_norm: bool = True
+    masked: bool = True
+    temperature: float = 2.0
+    scale_by_t2: bool = False
+    blank_weight: float = 1.0
+    by_characters: bool = True
+
+    def num_states(self, num_layers: int) -> int:
+        """How many states of a model with so many layers are compared."""
+        return num_layers + self.embedding - (not self.last)
+
+
+# The reference's three (arXiv 2410.06846; speech/models/model.py, lm/open_instruct/train_utils.py and
+# nlp/run_glue_linformer.py of its code).
+PRESETS = {
+    "speech": LossForm(),
+    "lm": LossForm(last=False, final_norm=False, masked=False, by_characters=False),
+    "nlp": LossForm(
+        normalise="none",
+        reduce="sum",
+        embedding=True,
+        final_norm=False,
+        masked=False,
+        scale_by_t2=True,
+        by_characters=False,
+    ),
+}

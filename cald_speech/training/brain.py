@@ -10,21 +10,15 @@ import signal
 
 import torch
 from speechbrain import Brain, Stage
-from torch import Tensor, distributed
+from torch import Tensor
 
-from cald_speech.training.checkpointing import AtomicCheckpointer, RandomState, is_main
-from cald_speech.training.interruption import Interruption
-from cald_speech.training.logs import StepLog
-from cald_speech.training.losses import Counts, Losses, step_values
-from cald_speech.training.models import Models
-from cald_speech.training.nonfinite import SkippedSteps
-from cald_speech.training.objective import Objective
-from cald_speech.training.optimiser import clip_gradients, parameter_groups, sum_gradients
-from cald_speech.training.progress import Progress
-from cald_speech.training.ranks import all_ranks, summed
+from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore, Progress, RandomState, StepLog
+from cald_speech.training.distributed import all_ranks, is_main, sum_gradients, world_size
+from cald_speech.training.guards import Interruption, SkippedSteps
+from cald_speech.training.models import Models, TeacherTraining
+from cald_speech.training.objective import Counts, Losses, Objective, step_values
+from cald_speech.training.optimiser import clip_gradients, parameter_groups
 from cald_speech.training.settings import Settings
-from cald_speech.training.store import ModelStore
-from cald_speech.training.teacher import TeacherTraining
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +41,17 @@ class CaldBrain(Brain):
         self.objective = Objective(settings, models.family, models.student, self.teacher)
         self.teacher_training = TeacherTraining(self.teacher, settings) if settings.guidance.trains_teacher else None
         self.plain = models.student
-        self.world_size = distributed.get_world_size() if distributed.is_initialized() else 1
+        self.world_size = world_size()
         self.optimizer_step_limit = settings.num_steps
         self.interruption = Interruption()
         self.skipped = SkippedSteps(settings.nonfinite_patience)
         self.step_log: StepLog | None = None
-        self.best_metric = float("inf")
+        self.progress = Progress(settings.guidance, self.skipped)
         self.has_ended = False
         checkpointer.add_recoverable("student", models.student)
         if self.teacher_training is not None:
             self.teacher_training.register(checkpointer)
-        checkpointer.add_recoverable("progress", Progress(self))
+        checkpointer.add_recoverable("progress", self.progress)
         checkpointer.add_recoverable("random_state", RandomState())
 
     # --- set-up -----------------------------------------------------------------------------------------------------
@@ -88,7 +82,7 @@ class CaldBrain(Brain):
             group["lr"] = self.settings.learning_rate_at(step)
         guidance.update(step, self.teacher)
         weights = guidance.weights(step)
-        counts = summed(self.objective.count(batches), self.device)
+        counts = self.objective.count(batches).over_ranks(self.device)
         if guidance.trains_teacher_at(step):
             self.teacher_training.step(batches, counts.task, self.optimizer.param_groups[0]["lr"], self.training_ctx)
         losses = [self._backward(b, weights, counts, last=b is batches[-1]) for b in batches]
@@ -189,8 +183,8 @@ class CaldBrain(Brain):
         name = self.settings.task.metric
         unit = self.settings.task.unit
         logger.info("epoch %d, step %d: validation %s %.2f%s", epoch, self.optimizer_step, name, metric, unit)
-        if metric <= self.best_metric:
-            self.best_metric = metric
+        if metric <= self.progress.best_metric:
+            self.progress.best_metric = metric
             self.store.save("model", self.plain, valid={name: metric, "step": self.optimizer_step})
             if self.teacher_training is not None:
                 self.store.save("teacher", self.teacher, teacher="none: it is the teacher, fine-tuned in the same run")

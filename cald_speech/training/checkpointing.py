@@ -1,15 +1,23 @@
-"""Training checkpoints that are whole or not there, and the random state that an exact resumption needs."""
+"""What a run keeps on disk, so that it goes on to the bit after any stop.
 
+Checkpoints and model folders are whole or not there; the log is taken up at the step of the checkpoint. Beside weights,
+optimiser and epoch, an exact resumption needs the random state and the progress.
+"""
+
+import json
 import logging
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from speechbrain.utils.checkpoints import (
     Checkpoint,
     Checkpointer,
@@ -20,8 +28,16 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.distributed import ddp_barrier
 from torch import distributed
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedModel
 
+from cald_speech.conversion.model_card import update_facts
+from cald_speech.distillation import Guidance
 from cald_speech.errors import UserError
+from cald_speech.files import whole_file
+from cald_speech.tasks.base import Processor
+from cald_speech.training.distributed import is_main
+from cald_speech.training.guards import SkippedSteps
 
 UNFINISHED = "unfinished+"
 # What reading a truncated or foreign file raises, in torch, pickle and yaml.
@@ -82,11 +98,6 @@ class AtomicCheckpointer(Checkpointer):
             ) from error
 
 
-def is_main() -> bool:
-    """Whether this process writes: the only one, or rank 0."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 @partial(register_checkpoint_hooks, save_on_main_only=False)
 class RandomState:
     """The state of every random generator that training draws from, on every rank."""
@@ -120,3 +131,107 @@ class RandomState:
         torch.set_rng_state(states[rank]["torch"])
         if states[rank]["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(states[rank]["cuda"])
+
+
+@register_checkpoint_hooks
+class Progress:
+    """The guidance's state, the best figure so far, and how many steps were skipped."""
+
+    def __init__(self, guidance: Guidance, skipped: SkippedSteps):
+        self.guidance, self.skipped = guidance, skipped
+        self.best_metric = float("inf")
+
+    @mark_as_saver
+    def save(self, path: Path) -> None:
+        state = {"guidance": self.guidance.state_dict(), "best_metric": self.best_metric}
+        torch.save(state | {"num_skipped": self.skipped.count}, path)
+
+    @mark_as_loader
+    def load(self, path: Path, end_of_epoch: bool) -> None:
+        state = torch.load(path)
+        self.guidance.load_state_dict(state["guidance"])
+        self.best_metric, self.skipped.count = state["best_metric"], state["num_skipped"]
+
+
+class ModelStore:
+    """Saves models under ``folder``; ``facts`` go into every model's card."""
+
+    def __init__(self, folder: Path, processor: Processor, facts: dict[str, Any]):
+        self.folder, self.processor, self.facts = folder, processor, facts
+        for old in folder.glob(".*.old") if is_main() else ():
+            # Killed between two renames: the new folder is gone with its temporary name, the old one is put back.
+            final = old.with_name(old.name[1 : -len(".old")])
+            old.rename(final) if not final.exists() else shutil.rmtree(old)
+
+    def save(self, name: str, model: PreTrainedModel, **facts: Any) -> None:
+        """Write ``folder/name``, in place of what was there, ``facts`` over the store's; on the main process only.
+
+        Raises UserError, with the old folder left as it was, if the disk is full.
+        """
+        if not is_main():
+            return
+        final = self.folder / name
+        place, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("unfinished", "old"))
+        for left_over in (place, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        unfinished = place / final.name  # the card reads the folder's name
+        try:
+            unfinished.mkdir(parents=True)
+            # By the names that the model has now: waypoints are read by them, without a model.
+            model.save_pretrained(unfinished, save_original_format=False)
+            self.processor.save_pretrained(unfinished)
+            update_facts(unfinished, **self.facts | facts)
+        # safetensors reports a full disk with an error of its own, which is not an OSError.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(place, ignore_errors=True)
+            raise UserError(
+                f"cannot save the model in {final}: {error}. What was there before is untouched: make room and start "
+                "the same command again"
+            ) from error
+        if final.exists():
+            final.rename(old)
+        unfinished.rename(final)
+        for left_over in (place, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+
+class StepLog:
+    """Writes numbers to ``train_log.jsonl`` (one JSON object a line) and to ``tensorboard/`` in ``folder``.
+
+    Lines at or after ``first_step``, left by a run that was killed after its last checkpoint, are dropped, and so is
+    a last line that it did not finish.
+
+    Raises UserError where the log cannot be written.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> log = StepLog(folder, first_step=0)
+    >>> log.write(0, {"loss/task": 3.5})
+    >>> (folder / "train_log.jsonl").read_text()
+    '{"step": 0, "loss/task": 3.5}\\n'
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        self.path = folder / "train_log.jsonl"
+        if self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines(True) if line.endswith("\n")]
+            kept = [line for line in lines if json.loads(line)["step"] < first_step]
+            with whole_file(self.path) as unfinished:
+                unfinished.write_text("".join(kept))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the values of one step."""
+        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+        try:
+            with open(self.path, "a") as stream:
+                stream.write(json.dumps({"step": step, **rounded}) + "\n")
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error}. The last good checkpoint is still there: make room and start the "
+                "same command again to go on from it"
+            ) from error

@@ -1,6 +1,8 @@
 """The loss of CALD on one batch: task, hidden states and logits, each a sum over units counted beforehand."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import astuple, dataclass
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
@@ -19,8 +21,34 @@ from cald_speech.distillation import (
 from cald_speech.errors import UserError
 from cald_speech.families import Family
 from cald_speech.families.masks import SharedMasks
-from cald_speech.training.losses import Counts, Losses
+from cald_speech.training.distributed import summed, world_size
 from cald_speech.training.settings import Settings
+
+
+@dataclass
+class Counts:
+    """Units of one optimiser step, over all its batches and ranks: what the loss sums are divided by."""
+
+    task: float
+    frames: float
+    batches: float
+
+    def over_ranks(self, device: torch.device) -> "Counts":
+        """The counts of all ranks together."""
+        if world_size() == 1:
+            return self
+        return Counts(*summed(torch.tensor(astuple(self), dtype=torch.float64, device=device)).tolist())
+
+
+@dataclass
+class Losses:
+    """Loss terms of one batch, each a share of the step's mean, so that they add up over batches and ranks."""
+
+    total: Tensor  # the weighted sum of the terms, with gradient
+    task: Tensor
+    layers: Tensor  # of each compared state; zeros where no teacher is followed
+    logits: Tensor
+    alignment: Tensor  # of each converted layer; zeros but while the mixers are aligned
 
 
 class Objective:
@@ -164,3 +192,19 @@ class Objective:
             raise UserError("blank_weight: expected 1, since this task has no blank, got another. Leave it out")
         if self.settings.guidance.weights(0).alignment and not self.mixers:
             raise UserError("align_steps: expected a layer_map that converts a layer, got one that keeps them all")
+
+
+def step_values(losses: Sequence[Losses], converted: Sequence[int]) -> dict[str, float]:
+    """The terms of a step's batches, summed over them and over the ranks, by the names they have in the log.
+
+    converted : the layers that ``Losses.alignment`` is about.
+    """
+    names = ("task", "logits", "layers", "alignment")
+    terms = [torch.stack([getattr(loss, name) for loss in losses]).sum(0).reshape(-1) for name in names]
+    together = summed(torch.cat(terms).double())
+    (task,), (logits,), layers, alignment = (t.tolist() for t in together.split([len(term) for term in terms]))
+    values = {"loss/task": task, "loss/layers": sum(layers) / len(layers), "loss/logits": logits}
+    values |= {f"layer_distance/{i:02d}": distance for i, distance in enumerate(layers)}
+    if any(alignment):
+        values |= {f"alignment/{i:02d}": distance for i, distance in zip(converted, alignment, strict=True)}
+    return values

@@ -1,9 +1,9 @@
-"""Parameter groups and one optimiser step."""
+"""Which parameters decay, and the clipping of their gradients."""
 
 from collections.abc import Iterable
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from cald_speech.mixers import SCAN_PARAMETERS
 
@@ -32,13 +32,3 @@ def clip_gradients(optimiser: torch.optim.Optimizer, max_norm: float) -> torch.T
     """Clip the joint norm of the gradients of every parameter group; returns the norm before."""
     parameters: Iterable = [p for group in optimiser.param_groups for p in group["params"]]
     return nn.utils.clip_grad_norm_(parameters, max_norm)
-
-
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum gradients over the ranks, of losses that are each rank's share of one sum; a rank without one adds zeros."""
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        distributed.all_reduce(parameter.grad)

@@ -20,10 +20,10 @@ import cald_speech
 from cald_speech.data.batching import StepSampler, batch_loader, step_loader
 from cald_speech.errors import UserError
 from cald_speech.training.brain import CaldBrain
-from cald_speech.training.checkpointing import AtomicCheckpointer, is_main
+from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore
+from cald_speech.training.distributed import is_main, rank
 from cald_speech.training.models import Models, build_models
 from cald_speech.training.settings import Settings
-from cald_speech.training.store import ModelStore
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def run(argv: Sequence[str], prepare: Prepare) -> CaldBrain:
     logger.info("%s", models.conversion)
     brain = make_brain(settings, data, models, run_opts)
     # Ranks draw different dropout and SpecAugment masks.
-    seed_everything(settings.seed + int(os.environ.get("RANK", 0)))
+    seed_everything(settings.seed + rank())
     fit(brain, data)
     return brain
 
@@ -144,7 +144,7 @@ def fit(brain: CaldBrain, data: Mapping[str, Path]) -> None:
         modality.sizes(train_set),
         limit,
         accumulation=settings.accumulation,
-        rank=int(os.environ.get("RANK", 0)),
+        rank=rank(),
         world_size=brain.world_size,
         max_batch_utterances=settings.max_batch_utterances,
         seed=settings.seed,

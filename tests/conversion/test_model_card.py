@@ -93,7 +93,7 @@ def test_a_trained_models_card(experiment, start):  # noqa: F811
     facts, text = read_facts(folder), card(folder)
     assert facts["model"] == "CaldWav2Vec2ForCTC" and facts["guidance"] == "target" and facts["licence"] == "mit"
     assert facts["layers"] == "2 of 2 layers converted: Bidirectional"
-    assert facts["steps"] == 4 and facts["valid"]["step"] == 4 and facts["valid"]["WER"] == brain.best_metric
+    assert facts["steps"] == 4 and facts["valid"]["step"] == 4 and facts["valid"]["WER"] == brain.progress.best_metric
     count = sum(p.numel() for p in brain.plain.parameters())
     assert facts["parameters"].startswith(f"{count:,} (") and re.search(r"manifest [0-9a-f]{12}", facts["data"])
     assert "# model\n" in text and 'model="model")' in text and "not recorded" not in text

@@ -11,7 +11,7 @@ from cald_speech.distillation import (
     Trajectory,
     Unguided,
     Waypoint,
-    moving,
+    guidance,
 )
 from cald_speech.training.settings import Settings
 from tests.training.miniature import ROOT
@@ -77,7 +77,7 @@ def test_a_teacher_that_stands_still(name):
 def test_the_waypoint_ahead(tmp_path, monkeypatch):
     """Step -> the checkpoint followed: the first later than the teacher's step beside it, at last the last."""
     followed = []
-    monkeypatch.setattr(moving, "take_over", lambda teacher, folder: followed.append(folder.name[-2:]))
+    monkeypatch.setattr(guidance, "take_over", lambda teacher, folder: followed.append(folder.name[-2:]))
     mode = Waypoint(_waypoints(tmp_path, 10, 20, 30), teacher_steps=5)
     mode.check(8)
     changed = [mode.update(step, None) for step in range(8)]
@@ -114,7 +114,7 @@ def test_a_moving_teacher_stands_still_while_the_mixers_are_aligned(tmp_path, mo
     mode = Trajectory(2, align_steps=3)
     assert [mode.trains_teacher_at(step) for step in range(7)] == [False] * 3 + [True, False, True, False]
     followed = []
-    monkeypatch.setattr(moving, "take_over", lambda teacher, folder: followed.append(folder.name[-2:]))
+    monkeypatch.setattr(guidance, "take_over", lambda teacher, folder: followed.append(folder.name[-2:]))
     mode = Waypoint(_waypoints(tmp_path, 10, 20), teacher_steps=5, align_steps=4)
     assert [mode.update(step, None) for step in range(8)] == [step in (0, 6) for step in range(8)]
     assert followed == ["10", "20"]

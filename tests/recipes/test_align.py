@@ -41,7 +41,7 @@ def aligned(corpus, tmp_path):
 def test_the_encoder_comes_nearer_to_its_teacher(aligned):
     lines = [json.loads(line) for line in (aligned.store.folder / "train_log.jsonl").read_text().splitlines()]
     distances = [line["valid/distance"] for line in lines if "valid/distance" in line]
-    assert distances[-1] < distances[0] and aligned.best_metric == pytest.approx(min(distances), rel=1e-4)
+    assert distances[-1] < distances[0] and aligned.progress.best_metric == pytest.approx(min(distances), rel=1e-4)
     assert all("alignment/00" in line for line in lines if line["step"] < 20 and "loss/task" in line)
     model = cald_speech.from_pretrained(aligned.store.folder / "model", head="base")
     assert type(model).__name__ == "CaldWav2Vec2Model"

@@ -65,10 +65,10 @@ def test_teacher_and_student(orders, tmp_path, guidance, capsys):
     manifest = tmp_path / "data" / "manifests" / "valid-0.json"
     found = classify_folder(student.store.folder / "model", manifest, tmp_path / "report.json")
     assert found.keys() == read_manifest(manifest).keys()
-    assert 100 * sum(label != guess for label, guess in found.values()) / len(found) == student.best_metric
+    assert 100 * sum(label != guess for label, guess in found.values()) / len(found) == student.progress.best_metric
     labels.main([str(student.store.folder / "model"), str(manifest)])
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert summary["of"] == len(found) and summary["accuracy"] == pytest.approx(100 - student.best_metric)
+    assert summary["of"] == len(found) and summary["accuracy"] == pytest.approx(100 - student.progress.best_metric)
 
 
 def start(experiment: str, keys: dict):

@@ -176,5 +176,5 @@ def test_a_converted_model_learns_four_utterances_by_heart(shared_data, tmp_path
     )
     path.write_text(path.read_text() + SMALL_CONFIG)
     brain = run([str(path), "--noprogressbar"], prepare)
-    assert len(brain.results) == 4 and brain.best_metric == 0
+    assert len(brain.results) == 4 and brain.progress.best_metric == 0
     assert all(reference == said for reference, said in brain.results.values())

@@ -277,7 +277,7 @@ def test_every_sharing(start, teacher, recipe, corpora, sharing):
     done = CliRunner().invoke(recipe.evaluate, [str(folder), *words, "--prepare_folder", str(out)])
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["accuracy"] == pytest.approx(100 - brain.best_metric) and summary["of"] == 6
+    assert summary["accuracy"] == pytest.approx(100 - brain.progress.best_metric) and summary["of"] == 6
     assert summary["interval"][0] <= summary["accuracy"] <= summary["interval"][1] and "| sst2-valid" in done.stdout
     guesses = json.loads((out / "sst2-valid-guesses.json").read_text())
     assert len(guesses) == 6 and sum(a == b for a, b in guesses.values()) == summary["right"]

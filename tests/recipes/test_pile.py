@@ -110,7 +110,7 @@ def test_a_model_is_converted_in_every_mode(teacher, texts, tmp_path, mode):
     tokens = tmp_path / "data" / "manifests" / "valid.json"
     summary = evaluate_language(str(brain.store.folder / "model"), tokens, num_prompts=3) if mode == "target" else None
     if summary is not None:
-        assert summary["value"] == pytest.approx(brain.best_metric, rel=1e-4)
+        assert summary["value"] == pytest.approx(brain.progress.best_metric, rel=1e-4)
         low, high = summary["interval"]
         assert low <= summary["value"] <= high
         card = (brain.store.folder / "model" / "README.md").read_text()

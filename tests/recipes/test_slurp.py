@@ -262,7 +262,7 @@ def test_a_student_in_every_guidance_mode(guidance, teacher, trained_on, tmp_pat
     assert (lines[0]["loss/layers"] > 0) == (lines[0]["loss/logits"] > 0) == (guidance != "unguided")
     assert (lines[-1]["loss/layers"] > 0) == (guidance not in ("unguided", "hybrid"))
     summary = evaluated(evaluate_script, student.store.folder / "model", trained_on, tmp_path, "--split", "valid")
-    assert summary["intent"]["accuracy"] == pytest.approx(100 - student.best_metric)
+    assert summary["intent"]["accuracy"] == pytest.approx(100 - student.progress.best_metric)
 
 
 @pytest.mark.parametrize("part", ["teacher", "student"])

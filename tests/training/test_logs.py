@@ -5,7 +5,7 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cald_speech.training.logs import StepLog
+from cald_speech.training.checkpointing import StepLog
 
 
 def lines(folder):

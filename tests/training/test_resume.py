@@ -83,7 +83,7 @@ def assert_same_run(actual: CaldBrain, expected: CaldBrain) -> None:
     assert actual.optimizer_step == expected.optimizer_step
     assert_same_state(actual.plain.state_dict(), expected.plain.state_dict())
     assert_same_state(actual.optimizer.state_dict(), expected.optimizer.state_dict())
-    assert actual.best_metric == expected.best_metric
+    assert actual.progress.best_metric == expected.progress.best_metric
     assert log(actual.store.folder) == log(expected.store.folder)
 
 

@@ -1,7 +1,9 @@
-"""Steps whose loss or gradient is not finite: skipped and counted, until there are too many in a row."""
+"""What a long run is guarded against: steps that are not finite, and signals that come in the middle of one."""
 
 import logging
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from cald_speech.errors import UserError
 
@@ -41,3 +43,35 @@ class SkippedSteps:
                 f"step {step}, with the utterances {' '.join(utterances)}. Look at these utterances, lower "
                 "learning_rate, or use --precision=fp32. The last checkpoint is from before"
             )
+
+
+class Interruption:
+    """``signal`` is the number of the signal that came inside :meth:`watched`, or None.
+
+    Example
+    -------
+    >>> interruption = Interruption()
+    >>> with interruption.watched():
+    ...     signal.raise_signal(signal.SIGTERM)
+    >>> interruption.signal == signal.SIGTERM
+    True
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, a first SIGTERM or Ctrl-C is remembered; a second one leaves at once, as KeyboardInterrupt."""
+
+        def remember(number, frame):
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,48 @@
+"""What the processes of one run share and agree on; a single process agrees with itself."""
+
+import os
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+def is_main() -> bool:
+    """Whether this process writes: the only one, or rank 0."""
+    return rank() == 0
+
+
+def rank() -> int:
+    """The number of this process, as torchrun gave it; 0 for the only one."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, in place."""
+    if world_size() > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def all_ranks(condition: bool, device: torch.device) -> bool:
+    """Whether the condition holds on every rank."""
+    if not distributed.is_initialized():
+        return condition
+    flag = torch.tensor(float(condition), device=device)
+    distributed.all_reduce(flag, distributed.ReduceOp.MIN)
+    return bool(flag)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sum gradients over the ranks, of losses that are each rank's share of one sum; a rank without one adds zeros."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        distributed.all_reduce(parameter.grad)

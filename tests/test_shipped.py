@@ -1,0 +1,37 @@
+"""The shipped folders are found in a checkout and in an installed package; a file that is there comes first."""
+
+import pytest
+
+from cald_speech import shipped
+
+
+@pytest.fixture(params=["checkout", "installed"])
+def place(request, tmp_path, monkeypatch):
+    """A package in a checkout, or installed with the same folders inside it; the folder that these are in."""
+    package = tmp_path / "somewhere" / "cald_speech"
+    package.mkdir(parents=True)
+    if request.param == "checkout":
+        (package.parent / "pyproject.toml").touch()
+    folder = package.parent if request.param == "checkout" else package
+    (folder / "hparams").mkdir()
+    (folder / "hparams" / "mamba.yaml").touch()
+    monkeypatch.setattr(shipped, "PACKAGE", package)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_folders(place):
+    assert shipped.hparams_folder() == place / "hparams"
+    assert shipped.recipes_folder() == place / "recipes"
+
+
+def test_the_users_own_file_comes_first(place, tmp_path):
+    assert shipped.experiment_file("hparams/mamba.yaml") == place / "hparams" / "mamba.yaml"
+    (tmp_path / "hparams").mkdir()
+    (tmp_path / "hparams" / "mamba.yaml").touch()
+    assert shipped.experiment_file("hparams/mamba.yaml").resolve() == tmp_path / "hparams" / "mamba.yaml"
+
+
+@pytest.mark.parametrize("name", ["hparams/nothing.yaml", "mamba.yaml", "/hparams/mamba.yaml"])
+def test_what_is_nowhere_stays_what_it_was_called(place, name):
+    assert str(shipped.experiment_file(name)) == name
