@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import distributed
 import cald_speech
 from cald_speech.data.batching import StepSampler, batch_loader, step_loader
 from cald_speech.errors import UserError
+from cald_speech.shipped import experiment_file, recipes_folder
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore
 from cald_speech.training.distributed import is_main, rank
@@ -31,8 +33,10 @@ Prepare = Callable[..., Mapping[str, Path]]
 """(data folder, output folder, **corpus settings) -> the manifests of ``train``, ``valid`` and any test sets."""
 
 
-def train(argv: Sequence[str], prepare: Prepare) -> None:
-    """The body of every recipe: ``python recipe/train.py experiment.yaml [--key value ...]``.
+def train(argv: Sequence[str], prepare: Prepare | None = None) -> None:
+    """The body of every recipe, and of ``cald-speech train``: ``experiment.yaml [--key value ...]``.
+
+    prepare : makes the manifests; None: that of the recipe which the experiment names (``recipe``).
 
     What a user can mend ends in a one-paragraph message and exit status 2, never in a traceback.
     """
@@ -55,9 +59,11 @@ def _set_up_logging() -> None:
         handler.addFilter(lambda record: record.levelno >= logging.WARNING or "speechbrain" not in record.name)
 
 
-def run(argv: Sequence[str], prepare: Prepare) -> CaldBrain:
+def run(argv: Sequence[str], prepare: Prepare | None = None) -> CaldBrain:
     """What :func:`train` does, with errors raised; returns the Brain after training."""
     settings, run_opts = parse(argv)
+    if prepare is None:
+        prepare = prepare_of(settings.recipe)
     if "RANK" in os.environ and not distributed.is_initialized():
         ddp_init_group(run_opts)
     data = prepare_data(settings, prepare)
@@ -76,7 +82,10 @@ def run(argv: Sequence[str], prepare: Prepare) -> CaldBrain:
 
 
 def parse(argv: Sequence[str]) -> tuple[Settings, RunOptions]:
-    """The experiment with the command line's keys on top, and SpeechBrain's run options (``--device``, ...)."""
+    """The experiment with the command line's keys on top, and SpeechBrain's run options (``--device``, ...).
+
+    The experiment is a file, or, where there is none, the shipped one of that name (hparams/mamba.yaml).
+    """
     if not argv or argv[0].startswith("--"):
         raise UserError("expected an experiment file first, such as: train.py hparams/mamba.yaml --data_folder DIR")
     path, run_opts, overrides = RunOptions.from_command_line_args(list(argv))
@@ -85,7 +94,18 @@ def parse(argv: Sequence[str]) -> tuple[Settings, RunOptions]:
         run_opts = replace(
             run_opts, distributed_backend="gloo", overridden_args=run_opts.overridden_args | {"distributed_backend"}
         )
-    return Settings.load(path, overrides), run_opts
+    return Settings.load(experiment_file(path), overrides), run_opts
+
+
+def prepare_of(recipe: str | None) -> Prepare:
+    """The ``prepare()`` of a folder of recipes/. Raises UserError where there is none of that name."""
+    known = sorted(path.parent.name for path in recipes_folder().glob("*/prepare.py"))
+    if recipe not in known:
+        raise UserError(
+            f"recipe: expected one of {', '.join(known)} (the folders in {recipes_folder()}, whose prepare() makes the "
+            f"manifests), got {recipe!r}. Set it in the experiment's yaml, or give --recipe"
+        )
+    return import_module(f"cald_speech.recipes.{recipe}.prepare").prepare
 
 
 def prepare_data(settings: Settings, prepare: Prepare) -> Mapping[str, Path]:

@@ -64,6 +64,7 @@ class Settings:
     """One experiment. Hub ids and folders are strings; durations are in seconds, counts in optimiser steps."""
 
     output_folder: str
+    recipe: str | None = None  # a folder in recipes/, whose prepare() makes the manifests for `cald-speech train`
     data_folder: str = "data"
     seed: int = 0
     prepare_folder: str | None = None  # where prepare() writes; default: output_folder

@@ -16,7 +16,7 @@ from cald_speech.errors import UserError
 from cald_speech.training import models as building
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import UNFINISHED
-from cald_speech.training.run import train
+from cald_speech.training.run import run, train
 from cald_speech.training.settings import Settings
 from tests.training.miniature import prepare, write_model
 from tests.training.test_resume import assert_same_run, train_steps
@@ -345,6 +345,12 @@ LINES = {
 @pytest.mark.parametrize("argv, expected", LINES.values(), ids=LINES)
 def test_broken_command_line(capsys, argv, expected):
     assert_matches(expected, message(capsys, *argv))
+
+
+@pytest.mark.parametrize("recipe", [None, "libri"])
+def test_no_such_recipe(experiment, recipe):
+    with pytest.raises(UserError, match=f"recipe: expected one of align, .*librispeech, .*got {recipe!r}.*--recipe"):
+        run([str(experiment(recipe=recipe))])
 
 
 def test_layer_that_does_not_exist(experiment, capsys):
