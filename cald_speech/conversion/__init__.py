@@ -1,8 +1,8 @@
 """Conversion (floor F3): from a pretrained model and a layer map to a model that saves and loads as what it has become.
 
 ``layer_map`` says which layer gets which mixer, ``replace`` puts the mixers in, ``convert`` does so for a pretrained
-model and reports on every parameter, ``classes`` holds the Hugging Face classes of converted models, ``model_card``
-writes what is known of one beside it.
+model and reports on every parameter, ``classes`` makes the Hugging Face classes of converted models, ``model_card``
+writes what is known of one beside it. Importing this package registers the classes with transformers' Auto classes.
 """
 
 from cald_speech.conversion.classes import config_class, converted_class, from_pretrained, load_config, register
@@ -23,3 +23,5 @@ __all__ = [
     "replace_layers",
     "type_name",
 ]
+
+register()

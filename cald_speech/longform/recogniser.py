@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, Wav2Vec2Processor
 
-import cald_speech
+from cald_speech.conversion import from_pretrained
 from cald_speech.errors import UserError
 from cald_speech.families import family_of
 from cald_speech.longform.alignment import DEFAULT_BAND, align, labels_of
@@ -50,7 +50,7 @@ class Recogniser:
             raise UserError(f"device {device}: torch {torch.__version__} sees no CUDA device here. Use --device cpu")
         folder = model.name_or_path if isinstance(model, PreTrainedModel) else str(model)
         if not isinstance(model, PreTrainedModel):
-            model = cald_speech.from_pretrained(folder, dtype=dtype)
+            model = from_pretrained(folder, dtype=dtype)
         family = family_of(model)
         if not force and not any(family.mixer(layer) for layer in family.layers(model)):
             raise UserError(
