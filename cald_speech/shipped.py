@@ -1,6 +1,9 @@
 """Where the experiments and the recipes are: beside the package in a checkout, inside it where it was installed."""
 
+import difflib
 from pathlib import Path
+
+from cald_speech.errors import UserError
 
 PACKAGE = Path(__file__).parent
 
@@ -16,17 +19,43 @@ def recipes_folder() -> Path:
 
 
 def experiment_file(path: str | Path) -> Path:
-    """``path`` where there is such a file, else the shipped experiment of that name, else ``path`` as it is.
+    """``path`` where there is such a file, else the shipped experiment of that name.
+
+    Raises: UserError, where there is neither, naming the shipped files that are called alike.
 
     Example
     -------
-    >>> experiment_file("hparams/mamba.yaml").name, experiment_file("nowhere.yaml")
-    ('mamba.yaml', PosixPath('nowhere.yaml'))
+    >>> experiment_file("hparams/mamba.yaml").name
+    'mamba.yaml'
     """
     path = Path(path)
     shipped = hparams_folder().parent / path
-    is_shipped = not path.is_absolute() and path.parts[:1] == ("hparams",) and shipped.is_file()
-    return shipped if is_shipped and not path.exists() else path
+    if path.is_file():
+        return path
+    if not path.is_absolute() and path.parts[:1] == ("hparams",) and shipped.is_file():
+        return shipped
+    alike = ", ".join(experiments_called_like(path)) or "hparams/mamba.yaml"
+    raise UserError(f"no experiment file {path}: expected a yaml of yours, or one that ships, such as {alike}")
+
+
+def experiments_called_like(path: str | Path) -> list[str]:
+    """The shipped experiments whose file, folder, or folder and file together have about the name of ``path``.
+
+    Example
+    -------
+    >>> experiments_called_like("hparams/digits/teacher.yaml")
+    ['hparams/digits/teacher.yaml']
+    """
+    wanted = "_".join(Path(path).with_suffix("").parts[-2:]).removeprefix("hparams_")
+    names: dict[str, list[str]] = {}
+    for file in sorted(hparams_folder().rglob("*.yaml")):
+        place = file.relative_to(hparams_folder())
+        folder = place.parent.as_posix()
+        if folder != "guidance":
+            for name in {file.stem} if folder == "." else {file.stem, folder, f"{folder}_{file.stem}"}:
+                names.setdefault(name, []).append(f"hparams/{place.as_posix()}")
+    alike = [wanted] if wanted in names else difflib.get_close_matches(wanted, names, n=2)
+    return [file for name in alike for file in names[name]]
 
 
 def _shipped(name: str) -> Path:

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from cald_speech.conversion import LayerMap
 from cald_speech.distillation import DIVISORS, PRESETS, Guidance, LossForm, Unguided
 from cald_speech.errors import UserError
+from cald_speech.shipped import experiment_file, hparams_folder
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.ctc import CTC
 from cald_speech.training.schedules import WarmupSchedule
@@ -133,12 +134,13 @@ class Settings:
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | str = "") -> "Settings":
         """Read an experiment's yaml, with values from the command line (yaml text, or a mapping) on top.
 
-        ``base: other.yaml`` takes over another experiment beside it; the file then holds what differs.
+        ``base: other.yaml`` takes over another experiment, beside it or shipped (``base: hparams/mamba.yaml``); the
+        file then holds what differs.
 
         Raises UserError for a file that cannot be read, an unknown key (with the nearest known one), and a guidance
         mode that has no file or does not fit the number of steps.
         """
-        path = Path(path)
+        path = experiment_file(path)
         values, referenced = load_experiment(path, overrides)
         known = {f.name for f in fields(cls)}
         for key in values:
@@ -207,8 +209,6 @@ def load_experiment(path: Path, overrides: Mapping[str, Any] | str) -> tuple[dic
 
 def _with_base(path: Path, overrides: Mapping[str, Any] | str) -> str:
     """The text of an experiment laid over the experiment it names as its ``base``, with ``overrides`` on top."""
-    if not path.is_file():
-        raise UserError(f"no experiment file {path}: expected a yaml, such as hparams/mamba.yaml")
     yaml = YAML()
     tree = yaml.load(path.read_text())
     if not isinstance(tree, dict):
@@ -216,7 +216,8 @@ def _with_base(path: Path, overrides: Mapping[str, Any] | str) -> str:
     _lay_over(tree, (yaml.load(overrides) or {}) if isinstance(overrides, str) else overrides)
     base = tree.pop("base", None)
     if base is not None:
-        below = yaml.load(_with_base(path.parent / base, ""))
+        beside = path.parent / base
+        below = yaml.load(_with_base(experiment_file(beside if beside.is_file() else base), ""))
         _lay_over(below, tree)
         tree = below
     text = StringIO()
@@ -239,8 +240,13 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def load_guidance(folder: Path, name: str, given: Mapping[str, Any]) -> Guidance:
-    """The mode in ``folder/guidance/name.yaml``, with what it knows of the keys that are ``given`` (None: not)."""
+    """The mode in ``folder/guidance/name.yaml``, or else the one that ships.
+
+    It is made with what it knows of the keys that are ``given`` (None: not).
+    """
     path = folder / "guidance" / f"{name}.yaml"
+    if not path.is_file():
+        path = hparams_folder() / "guidance" / f"{name}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise UserError(f"guidance: expected one of {names} (the files in {path.parent}), got {name!r}")

@@ -15,16 +15,20 @@ from pathlib import Path
 
 import click
 import numpy as np
-from prepare import NUM_FOLDS, prepare
 
 from cald_speech.errors import UserError
 from cald_speech.evaluation.labels import classify_folder
 from cald_speech.evaluation.report import format_table
+from cald_speech.recipes.coffee_orders.prepare import NUM_FOLDS, prepare
 from cald_speech.tasks.bootstrap import bootstrap_interval, paired_bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("results/coffee")
-MODELS = {"teacher": "coffee_teacher.yaml", "target": "coffee.yaml", "unguided": "coffee.yaml"}
+MODELS = {
+    "teacher": "coffee_orders/teacher.yaml",
+    "target": "coffee_orders/student.yaml",
+    "unguided": "coffee_orders/student.yaml",
+}
 PLUMBING = 60.0  # a teacher below this accuracy says nothing about conversion
 
 
@@ -58,7 +62,7 @@ def _train_fold(fold: int, data_folder: Path) -> None:
         folder = RESULTS / f"{name}-fold{fold}"
         words = [f"--data_folder={data_folder}", f"--fold={fold}", f"--output_folder={folder}", "--noprogressbar"]
         words += [] if name == "teacher" else [f"--guidance={name}"]
-        command = [sys.executable, "recipes/coffee_orders/train.py", f"hparams/{experiment}", *words]
+        command = [sys.executable, "recipes/coffee_orders/train.py", f"hparams/coffee_orders/{experiment}", *words]
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "log.txt", "a") as log:
             status = subprocess.call(

@@ -12,16 +12,16 @@ import time
 from pathlib import Path
 
 import torch
-from figure import draw
 from transformers import PreTrainedModel
 
 import cald_speech
 from cald_speech.benchmarks.stopwatch import measure, peak_rss_gib
 from cald_speech.data.audio import SAMPLE_RATE, read_audio
 from cald_speech.data.manifests import read_manifest
-from cald_speech.data.synthesis import synthesise_corpus
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import format_table, read_result
+from cald_speech.recipes.demo.figure import draw
+from cald_speech.recipes.demo.synthesis import synthesise_corpus
 from cald_speech.tasks.wer import compare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def main() -> None:
     say("2. two students with the same start and the same number of steps: by the task alone, and guided")
     models = {"teacher": TEACHER}
     for name, guidance in (("unguided", "unguided"), ("student", "target")):
-        recipe("train.py", "hparams/demo.yaml", "--guidance", guidance, "--output_folder", RESULTS / name)
+        recipe("train.py", "hparams/demo/students.yaml", "--guidance", guidance, "--output_folder", RESULTS / name)
         models[name] = RESULTS / name / "model"
     say("3. word error rates on voices and sentences that training never heard")
     reports = {name: RESULTS / "reports" / name for name in NAMES}

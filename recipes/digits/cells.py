@@ -1,4 +1,4 @@
-"""The grid of compare.py as values: what each cell changes in hparams/digits_grid.yaml, and what it starts from."""
+"""The grid of compare.py as values: what each cell changes in hparams/digits/grid.yaml, and what it starts from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ TEACHER_STEPS = 8000  # of its fine-tuning, which the waypoints are spread over
 class Cell:
     """One student: its ``steps``, ``keys`` on top of the experiment, and the ``student`` cell that it goes on from.
 
-    ``mixer`` is the yaml of the mixer's factory, without the package's name, and None for that of digits.yaml.
+    ``mixer`` is the yaml of the mixer's factory, without the package's name, and None for that of digits/student.yaml.
     """
 
     steps: int

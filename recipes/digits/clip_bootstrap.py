@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from digit_strings import DigitString
-
+from cald_speech.recipes.digits.digit_strings import DigitString
 from cald_speech.tasks.bootstrap import paired_bootstrap
 from cald_speech.tasks.wer import EvaluationResult, Utterance
 

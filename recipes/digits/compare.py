@@ -17,13 +17,13 @@ from pathlib import Path
 from threading import Event
 
 import click
-from cells import Cell, make_cells
-from prepare import prepare
-from summarise import Student, summarise
 
 from cald_speech.errors import UserError
 from cald_speech.evaluation.run import evaluate_folder
 from cald_speech.files import whole_file
+from cald_speech.recipes.digits.cells import Cell, make_cells
+from cald_speech.recipes.digits.prepare import prepare
+from cald_speech.recipes.digits.summarise import Student, summarise
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,7 +88,7 @@ def train_one(name: str, cell: Cell, seed: int, data_folder: Path, output_folder
     folder = folder_of(output_folder, name, seed)
     if (folder / "run.json").is_file():
         return
-    words = [sys.executable, "recipes/digits/train.py", "hparams/digits_grid.yaml", f"--data_folder={data_folder}"]
+    words = [sys.executable, "recipes/digits/train.py", "hparams/digits/grid.yaml", f"--data_folder={data_folder}"]
     words += [f"--output_folder={folder}", "--noprogressbar", *cell.arguments(seed), *_start(cell, seed, output_folder)]
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()

@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 import click
-from clip_bootstrap import compare_over_clips
-from prepare import prepare, test_strings
 
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import format_table, read_result
 from cald_speech.evaluation.run import evaluate_folder
+from cald_speech.recipes.digits.clip_bootstrap import compare_over_clips
+from cald_speech.recipes.digits.prepare import prepare, test_strings
 
 
 @click.command()

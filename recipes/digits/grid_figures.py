@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 if TYPE_CHECKING:
-    from summarise import Student
+    from cald_speech.recipes.digits.summarise import Student
 
 STYLES = ("-", "--")  # ten colours in each
 LAST_LOGGED = 5

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from digit_strings import DigitString
 from torchaudio.functional import resample
 
 from cald_speech.data.audio import SAMPLE_RATE
+from cald_speech.recipes.digits.digit_strings import DigitString
 
 
 def join(string: DigitString, load: Callable[[str], torch.Tensor], *, perturb: bool = False) -> torch.Tensor:

@@ -12,14 +12,21 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-from digit_strings import TEST_INDICES, TRAIN_INDICES, VALID_INDICES, DigitString, draw_strings, read_strings
-from download import REPOSITORY, download_recordings
-from join_clips import join
 
 from cald_speech.data.audio import SAMPLE_RATE, read_audio, write_audio
 from cald_speech.data.manifests import manifest_hash, write_manifest
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
+from cald_speech.recipes.digits.digit_strings import (
+    TEST_INDICES,
+    TRAIN_INDICES,
+    VALID_INDICES,
+    DigitString,
+    draw_strings,
+    read_strings,
+)
+from cald_speech.recipes.digits.download import REPOSITORY, download_recordings
+from cald_speech.recipes.digits.join_clips import join
 
 TEST_STRINGS = Path(__file__).with_name("test_strings.json")
 TEST_STRINGS_SHA256 = "315dfc94f2ec3044c03d8cabaf8f3fac9e3ade454372ed2f0cd128842d4a01de"

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import click
 import torch
-from corpora import CORPORA, HUB
-from prepare import prepare
 
 from cald_speech.conversion.model_card import add_figure
 from cald_speech.data.tables import table_hash
@@ -22,6 +20,8 @@ from cald_speech.evaluation.labels import summarise
 from cald_speech.evaluation.report import format_table
 from cald_speech.evaluation.tables import classify_table
 from cald_speech.files import whole_file
+from cald_speech.recipes.glue.corpora import CORPORA, HUB
+from cald_speech.recipes.glue.prepare import prepare
 
 
 @click.command()

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from corpora import CORPORA, HUB, Corpus, Rows, files_of, from_files, from_hub
-
 from cald_speech.data.tables import write_tables_once
 from cald_speech.errors import UserError
+from cald_speech.recipes.glue.corpora import CORPORA, HUB, Corpus, Rows, files_of, from_files, from_hub
 
 logger = logging.getLogger(__name__)
 

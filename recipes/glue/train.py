@@ -1,7 +1,7 @@
 """RoBERTa to Linformer on QNLI, QQP, SST-2 or IMDB: fine-tune a teacher, then convert and distil it.
 
-python recipes/glue/train.py hparams/glue_teacher.yaml --glue_task sst2
-python recipes/glue/train.py hparams/glue.yaml --glue_task sst2 --guidance hybrid --sharing kv
+python recipes/glue/train.py hparams/glue/teacher.yaml --glue_task sst2
+python recipes/glue/train.py hparams/glue/student.yaml --glue_task sst2 --guidance hybrid --sharing kv
 """
 
 import sys

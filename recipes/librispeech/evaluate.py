@@ -12,11 +12,11 @@ from pathlib import Path
 
 import click
 import torch
-from prepare import prepare
 
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import format_table
 from cald_speech.evaluation.run import evaluate_folder
+from cald_speech.recipes.librispeech.prepare import prepare
 
 
 @click.command()

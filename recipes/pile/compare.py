@@ -1,6 +1,6 @@
 """Every guidance mode from one teacher, on text: the students' losses on the test set beside the teacher's.
 
-    python recipes/pile/compare.py hparams/stdlib.yaml
+    python recipes/pile/compare.py hparams/pile/stdlib.yaml
 
 The experiment names teacher and source, which must have been trained. Stopped and started again, it goes on where it
 was. Prints a table, and one JSON line last.
@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
-from prepare import prepare
 
 from cald_speech.errors import UserError
 from cald_speech.evaluation.language import Perplexity, perplexity_of
 from cald_speech.evaluation.report import format_table
+from cald_speech.recipes.pile.prepare import prepare
 from cald_speech.tasks.bootstrap import paired_bootstrap
 from cald_speech.training.settings import Settings
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from cald_speech.data.megatron import split_token_file
 from cald_speech.data.packing import pack_texts, train_tokenizer
 from cald_speech.data.tokens import TokenSet
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
+from cald_speech.recipes.pile.megatron import split_token_file
 from cald_speech.tasks.processors import tokenizer_of
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Language models: convert Pythia to Mamba or Mamba-2 on the Pile, or any model on any text, guided by itself.
 
-    python recipes/pile/train.py hparams/pile.yaml --data_folder data/pile
+    python recipes/pile/train.py hparams/pile/student.yaml --data_folder data/pile
 
 hparams/stdlib*.yaml are the same at a size that two CPU cores train, on Python's own sources.
 """

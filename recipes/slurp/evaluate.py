@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from prepare import prepare
 
 from cald_speech.conversion import from_pretrained
 from cald_speech.conversion.model_card import add_figure, add_result
@@ -24,6 +23,7 @@ from cald_speech.errors import UserError
 from cald_speech.evaluation.labels import classify_folder, group_names, summarise
 from cald_speech.evaluation.report import format_table, write_report
 from cald_speech.evaluation.run import evaluate
+from cald_speech.recipes.slurp.prepare import prepare
 from cald_speech.tasks.reading import load_processor
 from cald_speech.tasks.wer import score
 
@@ -34,7 +34,7 @@ NORMALISER = "librispeech"
 @click.argument("folder")
 @click.option("--data_folder", type=Path, default="data/slurp", show_default=True)
 @click.option("--split", type=click.Choice(["valid", "test"]), default="test", show_default=True)
-@click.option("--joint", is_flag=True, help="FOLDER spells out intent and words, as of hparams/slurp_joint.yaml.")
+@click.option("--joint", is_flag=True, help="FOLDER spells out intent and words, as of hparams/slurp/joint.yaml.")
 @click.option("--output_folder", type=Path, help="Default: results/evaluation/ and the path of FOLDER, joined by --.")
 @click.option("--drop_bad_audio", is_flag=True, help="Leave out recordings that cannot be read.")
 @click.option("--max_batch_s", default=60.0, show_default=True, help="Seconds of audio in a batch, padding counted.")

@@ -1,9 +1,9 @@
 """SLURP intents: fine-tune a teacher, then convert and distil it.
 
-    python recipes/slurp/train.py hparams/slurp_teacher.yaml --data_folder data/slurp
-    python recipes/slurp/train.py hparams/slurp.yaml --data_folder data/slurp --guidance hybrid
+    python recipes/slurp/train.py hparams/slurp/teacher.yaml --data_folder data/slurp
+    python recipes/slurp/train.py hparams/slurp/student.yaml --data_folder data/slurp --guidance hybrid
 
-hparams/slurp_joint.yaml spells out intent and words with CTC; recipes/slurp/evaluate.py scores.
+hparams/slurp/joint.yaml spells out intent and words with CTC; recipes/slurp/evaluate.py scores.
 """
 
 import sys

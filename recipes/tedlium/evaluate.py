@@ -13,12 +13,12 @@ from pathlib import Path
 
 import click
 import torch
-from prepare import prepare
 
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import format_table
 from cald_speech.evaluation.run import evaluate_folder
 from cald_speech.evaluation.talks import evaluate_talks
+from cald_speech.recipes.tedlium.prepare import prepare
 
 
 @click.command()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from cald_speech.data.audio import MIN_SAMPLES, SAMPLE_RATE
 from cald_speech.data.preparation import durations_s, prepare_once, refuse, refuse_or_drop
-from cald_speech.data.stm import Segment, read_stm
 from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
+from cald_speech.recipes.tedlium.stm import Segment, read_stm
 
 logger = logging.getLogger(__name__)
 

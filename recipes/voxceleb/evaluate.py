@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import click
-from prepare import SPLITS, prepare
 
 from cald_speech.conversion.model_card import add_figure
 from cald_speech.data.manifests import manifest_hash
@@ -19,6 +18,7 @@ from cald_speech.errors import UserError
 from cald_speech.evaluation.labels import classify_folder, summarise
 from cald_speech.evaluation.report import format_table
 from cald_speech.files import whole_file
+from cald_speech.recipes.voxceleb.prepare import SPLITS, prepare
 
 
 @click.command()

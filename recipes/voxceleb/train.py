@@ -1,7 +1,7 @@
 """VoxCeleb1 speaker identification: fine-tune a teacher, then convert and distil it, as in the paper (2410.06846).
 
-    python recipes/voxceleb/train.py hparams/voxceleb_teacher.yaml --data_folder data/voxceleb1
-    python recipes/voxceleb/train.py hparams/voxceleb.yaml --data_folder data/voxceleb1 --guidance hybrid
+    python recipes/voxceleb/train.py hparams/voxceleb/teacher.yaml --data_folder data/voxceleb1
+    python recipes/voxceleb/train.py hparams/voxceleb/student.yaml --data_folder data/voxceleb1 --guidance hybrid
 
 recipes/voxceleb/evaluate.py scores.
 """

@@ -8,11 +8,11 @@ import torch
 import cald_speech
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
+from cald_speech.recipes.align.prepare import prepare
+from cald_speech.recipes.librispeech.prepare import prepare as librispeech
 from cald_speech.training.run import run
-from tests.training.miniature import ROOT, SPLITS, load_module, write_corpus, write_experiment, write_model
-from tests.training.miniature import prepare as librispeech
+from tests.training.miniature import ROOT, SPLITS, write_corpus, write_experiment, write_model
 
-prepare = load_module(ROOT / "recipes" / "align" / "prepare.py").prepare
 SMALL = {
     "num_steps": 30,
     "align_steps": 20,
@@ -35,7 +35,9 @@ def aligned(corpus, tmp_path):
     encoder = write_model(tmp_path / "encoder", head="base")
     keys = SMALL | {"data_folder": str(corpus), "output_folder": str(tmp_path / "align"), "teacher": str(encoder)}
     words = [f"--{key}={value}" for key, value in (keys | {"corpus": json.dumps({"num_valid": 4})}).items()]
-    return run([str(ROOT / "hparams" / "align.yaml"), *words, "--log_every_steps=1", "--noprogressbar"], prepare)
+    return run(
+        [str(ROOT / "hparams" / "align/encoder.yaml"), *words, "--log_every_steps=1", "--noprogressbar"], prepare
+    )
 
 
 def test_the_encoder_comes_nearer_to_its_teacher(aligned):

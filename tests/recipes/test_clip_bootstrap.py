@@ -1,15 +1,10 @@
 """Errors at each clip add up to the utterance's, and a difference over clips is the difference of the rates."""
 
-import sys
-
 import pytest
 
+from cald_speech.recipes.digits import clip_bootstrap
+from cald_speech.recipes.digits.digit_strings import DigitString
 from cald_speech.tasks.wer import compare, score
-from tests.training.miniature import ROOT, load_module
-
-sys.path.append(str(ROOT / "recipes" / "digits"))
-clip_bootstrap = load_module(ROOT / "recipes" / "digits" / "clip_bootstrap.py")
-DigitString = sys.modules["digit_strings"].DigitString
 
 REFERENCES = {"a": "ONE TWO SIX", "b": "SIX", "c": "TWO TWO ONE ONE"}
 HYPOTHESES = {"a": "OH ONE SIX NINE", "b": "", "c": "TWO ONE SEVEN ONE FIVE"}

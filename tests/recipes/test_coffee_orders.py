@@ -11,10 +11,10 @@ from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
 from cald_speech.evaluation import labels
 from cald_speech.evaluation.labels import classify_folder
+from cald_speech.recipes.coffee_orders import prepare as recipe
 from cald_speech.training.run import run
-from tests.training.miniature import ROOT, load_module, write_model
+from tests.training.miniature import ROOT, write_model
 
-recipe = load_module(ROOT / "recipes" / "coffee_orders" / "prepare.py")
 SMALL = {"num_steps": 4, "max_batch_s": 5, "log_every_steps": 1, "validate_every_epochs": 1}
 
 
@@ -23,7 +23,7 @@ def labels_of(text: str) -> list[str]:
     return yaml.safe_load(line.strip())
 
 
-DRINKS = labels_of((ROOT / "hparams" / "coffee_teacher.yaml").read_text())
+DRINKS = labels_of((ROOT / "hparams" / "coffee_orders/teacher.yaml").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,12 @@ def test_teacher_and_student(orders, tmp_path, guidance, capsys):
     common = SMALL | {"data_folder": str(orders), "prepare_folder": str(tmp_path / "data")}
     encoder = write_model(tmp_path / "encoder", head="base")
     teacher = start(
-        "coffee_teacher.yaml", common | {"source": str(encoder), "output_folder": str(tmp_path / "teacher")}
+        "coffee_orders/teacher.yaml", common | {"source": str(encoder), "output_folder": str(tmp_path / "teacher")}
     )
     keys = {"teacher": str(teacher.store.folder / "model"), "output_folder": str(tmp_path / "student")}
-    student = start("coffee.yaml", common | keys | {"guidance": guidance, "switch_step": 2, "alpha_logits": 1.0})
+    student = start(
+        "coffee_orders/student.yaml", common | keys | {"guidance": guidance, "switch_step": 2, "alpha_logits": 1.0}
+    )
     assert type(student.plain).__name__ == "CaldWav2Vec2ForSequenceClassification"
     lines = [json.loads(line) for line in (student.store.folder / "train_log.jsonl").read_text().splitlines()]
     assert (lines[0]["loss/layers"] > 0) == (lines[0]["loss/logits"] > 0) == (guidance != "unguided")
@@ -82,7 +84,7 @@ def test_labels_that_the_task_does_not_know(orders, tmp_path):
     keys |= {"prepare_folder": str(tmp_path / "data")}
     task = "!new:cald_speech.tasks.classification.Classification {labels: [tea, latte]}"
     with pytest.raises(UserError, match=r"train-0\.json: expected the labels tea, latte, got .* for utterance"):
-        start("coffee_teacher.yaml", keys | {"task": task})
+        start("coffee_orders/teacher.yaml", keys | {"task": task})
 
 
 def test_what_is_missing_is_named(orders, tmp_path):

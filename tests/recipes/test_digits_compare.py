@@ -1,7 +1,6 @@
 """The grid: every cell is an experiment, stages come first, what has ended is not trained again, the table adds up."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,33 +8,18 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import write_report
+from cald_speech.recipes.digits import compare, grid_figures, summarise
 from cald_speech.tasks.wer import score
 from cald_speech.training.run import parse
 from tests.training.miniature import ROOT
 
-DIGITS = ROOT / "recipes" / "digits"
 
-
-@pytest.fixture
-def recipe(monkeypatch):
-    """The recipe's modules; ``prepare`` is also the name of other recipes' modules."""
-    names = [path.stem for path in DIGITS.glob("*.py")]
-    monkeypatch.syspath_prepend(str(DIGITS))
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import compare
-
-    yield compare
-    for name in names:
-        sys.modules.pop(name, None)
-
-
-def test_every_cell_is_an_experiment(recipe, tmp_path):
+def test_every_cell_is_an_experiment(tmp_path):
     (tmp_path / "waypoints" / "step-0008000").mkdir(parents=True)
-    cells = recipe.make_cells(120)
+    cells = compare.make_cells(120)
     for name, cell in cells.items():
         words = [f"--waypoints={tmp_path / 'waypoints'}", "--data_folder=x", *cell.arguments(seed=3)]
-        settings, _ = parse([str(ROOT / "hparams" / "digits_grid.yaml"), *words])
+        settings, _ = parse([str(ROOT / "hparams" / "digits/grid.yaml"), *words])
         assert settings.seed == 3 and settings.num_steps == cell.steps, name
         assert type(settings.guidance).__name__.lower() == cell.keys["guidance"], name
         # Equal steps: what a student goes on from is counted in.
@@ -46,22 +30,22 @@ def test_every_cell_is_an_experiment(recipe, tmp_path):
         assert settings.guidance.align_steps + schedule.warmup_steps + schedule.decay_steps == cell.steps, name
 
 
-def test_a_stage_comes_before_those_that_go_on_from_it(recipe, tmp_path, monkeypatch):
+def test_a_stage_comes_before_those_that_go_on_from_it(tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(recipe, "train_one", lambda name, cell, seed, *folders: trained.append((name, seed)))
-    grid = recipe.make_cells(200)
-    cells = recipe._with_stages(grid, ["target, aligned on all audio", "target"])
+    monkeypatch.setattr(compare, "train_one", lambda name, cell, seed, *folders: trained.append((name, seed)))
+    grid = compare.make_cells(200)
+    cells = compare._with_stages(grid, ["target, aligned on all audio", "target"])
     assert list(cells) == ["target", "alignment, all audio", "target, aligned on all audio"]
-    recipe.train_all(cells, (0, 1), tmp_path, tmp_path, jobs=3)
+    compare.train_all(cells, (0, 1), tmp_path, tmp_path, jobs=3)
     assert len(trained) == 6
     for seed in (0, 1):
         assert trained.index(("alignment, all audio", seed)) < trained.index(("target, aligned on all audio", seed))
-    assert recipe._with_stages(grid, ()) == grid
+    assert compare._with_stages(grid, ()) == grid
     with pytest.raises(UserError, match=r"--only: expected cells of unguided, target, .*, got tarjet"):
-        recipe._with_stages(grid, ["tarjet"])
+        compare._with_stages(grid, ["tarjet"])
 
 
-def test_what_has_ended_is_not_trained_again_and_what_fails_is_named(recipe, tmp_path, monkeypatch):
+def test_what_has_ended_is_not_trained_again_and_what_fails_is_named(tmp_path, monkeypatch):
     commands = []
 
     class Failing:
@@ -69,22 +53,21 @@ def test_what_has_ended_is_not_trained_again_and_what_fails_is_named(recipe, tmp
             commands.append(words)
             self.pid = None
 
-    monkeypatch.setattr(recipe.subprocess, "Popen", Failing)
-    monkeypatch.setattr(recipe.os, "wait4", lambda *args: (0, 1, None))
-    name, cell = "target, random", recipe.make_cells(200)["target, random"]
-    folder = recipe.folder_of(tmp_path, name, 2)
+    monkeypatch.setattr(compare.subprocess, "Popen", Failing)
+    monkeypatch.setattr(compare.os, "wait4", lambda *args: (0, 1, None))
+    name, cell = "target, random", compare.make_cells(200)["target, random"]
+    folder = compare.folder_of(tmp_path, name, 2)
     assert folder.name == "target-random-seed2"
     with pytest.raises(UserError, match=r"'target, random', seed 2, failed; see .*log\.txt"):
-        recipe.train_one(name, cell, 2, tmp_path, tmp_path)
+        compare.train_one(name, cell, 2, tmp_path, tmp_path)
     assert "--initialise=random" in commands[0] and not (folder / "run.json").exists()
     (folder / "run.json").write_text("{}")
-    recipe.train_one(name, cell, 2, tmp_path, tmp_path)
+    compare.train_one(name, cell, 2, tmp_path, tmp_path)
     assert len(commands) == 1
 
 
-def test_the_table_and_the_figures(recipe, tmp_path, monkeypatch):
+def test_the_table_and_the_figures(tmp_path, monkeypatch):
     references = {f"t{i}": "ONE TWO" for i in range(6)}
-    summarise = sys.modules["summarise"]
 
     class String:
         def __init__(self, number):
@@ -113,6 +96,6 @@ def test_the_table_and_the_figures(recipe, tmp_path, monkeypatch):
     assert guided["WER %"] == pytest.approx(np.mean([100 / 12, 200 / 12])) and guided["seeds"] == "8.33 16.67"
     assert guided["minus teacher"] == pytest.approx(guided["WER %"]) and guided["low"] <= guided["high"]
     assert unguided["spread"] == pytest.approx(100 / 12) and unguided["seconds"] == 10.5 and unguided["peak GiB"] == 2
-    assert sys.modules["grid_figures"].training_seconds(tmp_path / "teacher") == pytest.approx(60)
+    assert grid_figures.training_seconds(tmp_path / "teacher") == pytest.approx(60)
     for name in ("table.md", "wer.png", "distances.png"):
         assert (tmp_path / "grid" / name).stat().st_size > 0

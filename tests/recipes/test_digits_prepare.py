@@ -1,7 +1,6 @@
 """Connected digits: fixed test strings, clips of the right split, audio written once."""
 
 import hashlib
-import importlib
 import urllib.request
 import zipfile
 from io import BytesIO
@@ -14,34 +13,20 @@ import torch
 from cald_speech.data.audio import read_audio, write_audio
 from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError
+from cald_speech.recipes.digits import prepare as recipe
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "fsdd"
-FOLDER = ROOT / "recipes" / "digits"
 FEW = {"num_train": 6, "num_valid": 4}
-# `prepare` is a name that every recipe uses: the module is taken out of sys.modules again
-MODULES = ("prepare", "digit_strings", "download")
 
 
 @pytest.fixture(scope="module")
-def recipe():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        for name in MODULES:
-            patch.delitem("sys.modules", name, raising=False)
-        module = importlib.import_module("prepare")
-        yield module
-        for name in MODULES:
-            patch.delitem("sys.modules", name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def strings(recipe):
+def strings():
     return recipe._fixed_test_strings()
 
 
 @pytest.fixture(scope="module")
-def data(recipe, tmp_path_factory):
+def data(tmp_path_factory):
     """All the clips of two speakers, 30 ms each at 8 kHz: the digit is its level."""
     folder = tmp_path_factory.mktemp("fsdd")
     (folder / "recordings").mkdir()
@@ -54,7 +39,7 @@ def data(recipe, tmp_path_factory):
 
 
 @pytest.fixture
-def two_speakers(recipe, monkeypatch):
+def two_speakers(monkeypatch):
     """A test set of the miniature corpus in the place of the committed one."""
     strings = recipe.draw_strings("test", 5, ["george", "theo"], recipe.TEST_INDICES, 0)
     monkeypatch.setattr(recipe, "_fixed_test_strings", lambda: strings)
@@ -64,7 +49,7 @@ def indices(manifest_strings):
     return {int(clip.split("_")[2]) for string in manifest_strings.values() for clip in string.clips}
 
 
-def test_committed_strings_are_the_drawn_ones(recipe, strings):
+def test_committed_strings_are_the_drawn_ones(strings):
     digest = hashlib.sha256(recipe.TEST_STRINGS.read_bytes()).hexdigest()
     assert digest == recipe.TEST_STRINGS_SHA256
     drawn = recipe.draw_strings("test", 1_000, ("george", "jackson", "nicolas", "theo", "yweweler"), range(5), 20_240)
@@ -76,14 +61,14 @@ def test_committed_strings_are_the_drawn_ones(recipe, strings):
     assert all(0.05 <= gap <= 0.25 for string in strings.values() for gap in string.gaps_s)
 
 
-def test_splits_share_no_clip(recipe):
+def test_splits_share_no_clip():
     train, valid = (
         recipe.draw_strings("a", 2_000, ["theo"], split, 0) for split in (recipe.TRAIN_INDICES, recipe.VALID_INDICES)
     )
     assert indices(train) == set(range(5, 45)) and indices(valid) == set(range(45, 50))
 
 
-def test_a_changed_test_set_is_refused(recipe, monkeypatch, tmp_path, data):
+def test_a_changed_test_set_is_refused(monkeypatch, tmp_path, data):
     (tmp_path / "test_strings.json").write_text(recipe.TEST_STRINGS.read_text().replace("0.1", "0.2", 1))
     monkeypatch.setattr(recipe, "TEST_STRINGS", tmp_path / "test_strings.json")
     with pytest.raises(UserError, match="git checkout"):
@@ -93,7 +78,7 @@ def test_a_changed_test_set_is_refused(recipe, monkeypatch, tmp_path, data):
         recipe.prepare(data, tmp_path, **FEW)
 
 
-def test_join_puts_clips_and_pauses_in_place(recipe):
+def test_join_puts_clips_and_pauses_in_place():
     string = recipe.DigitString("theo", ("7_theo_3", "3_theo_0"), (0.1, 0.2, 0.05), noise_seed=5)
     clips = {"7_theo_3": torch.full((160,), 0.5), "3_theo_0": torch.full((320,), -0.5)}
     audio = recipe.join(string, clips.__getitem__)
@@ -105,7 +90,7 @@ def test_join_puts_clips_and_pauses_in_place(recipe):
     assert torch.equal(audio, recipe.join(string, clips.__getitem__))
 
 
-def test_audio_and_manifests_are_written_once(recipe, data, tmp_path, two_speakers):
+def test_audio_and_manifests_are_written_once(data, tmp_path, two_speakers):
     manifests = recipe.prepare(data, tmp_path, **FEW)
     assert {name: len(read_manifest(path)) for name, path in manifests.items()} == {"train": 6, "valid": 4, "test": 5}
     hashes = {name: manifest_hash(path) for name, path in manifests.items()}
@@ -121,7 +106,7 @@ def test_audio_and_manifests_are_written_once(recipe, data, tmp_path, two_speake
     assert manifest_hash(manifests["test"]) == hashes["test"]
 
 
-def test_an_interrupted_run_is_taken_up_again(recipe, data, tmp_path, two_speakers, monkeypatch):
+def test_an_interrupted_run_is_taken_up_again(data, tmp_path, two_speakers, monkeypatch):
     def interrupt(path, samples):
         if path.stem == "train-00003":
             raise KeyboardInterrupt
@@ -135,7 +120,7 @@ def test_an_interrupted_run_is_taken_up_again(recipe, data, tmp_path, two_speake
     assert len(read_manifest(recipe.prepare(data, tmp_path, **FEW)["train"])) == 6
 
 
-def test_a_held_out_speaker_is_only_tested(recipe, data, tmp_path, two_speakers):
+def test_a_held_out_speaker_is_only_tested(data, tmp_path, two_speakers):
     manifests = recipe.prepare(data, tmp_path, **FEW, held_out_speaker="theo")
     speakers = {name: {e["speaker"] for e in read_manifest(path).values()} for name, path in manifests.items()}
     assert speakers == {"train": {"george"}, "valid": {"george"}, "test": {"george", "theo"}, "test-theo": {"theo"}}
@@ -144,7 +129,7 @@ def test_a_held_out_speaker_is_only_tested(recipe, data, tmp_path, two_speakers)
         recipe.prepare(data, tmp_path, **FEW, held_out_speaker="lucas")
 
 
-def test_missing_data_is_named(recipe, data, tmp_path):
+def test_missing_data_is_named(data, tmp_path):
     with pytest.raises(UserError, match=r"recordings/<digit>_<speaker>_<index>.*Jakobovski/free-spoken-digit-dataset"):
         recipe.prepare(tmp_path / "nowhere", tmp_path, **FEW)
     with pytest.raises(UserError, match=r"the clip \d_\w+_\d in .*not there"):
@@ -160,14 +145,14 @@ def archive() -> BytesIO:
     return content
 
 
-def test_download_only_unpacks_clips(recipe, tmp_path, monkeypatch):
+def test_download_only_unpacks_clips(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_args, **_keywords: archive())
     recipe.download_recordings(tmp_path / "fsdd")
     files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
     assert files == ["fsdd/recordings/3_theo_7.wav"]
 
 
-def test_no_network_is_told(recipe, tmp_path, monkeypatch):
+def test_no_network_is_told(tmp_path, monkeypatch):
     def no_network(*_args, **_keywords):
         raise urllib.error.URLError("no route to host")
 
@@ -177,7 +162,7 @@ def test_no_network_is_told(recipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the Free Spoken Digit Dataset is not at {REAL}")
-def test_real_clips_are_all_there(recipe, strings):
+def test_real_clips_are_all_there(strings):
     clips = recipe._find_clips(REAL)
     assert len(clips) == 2_500
     assert {clip for string in strings.values() for clip in string.clips} <= set(clips)

@@ -13,25 +13,17 @@ import cald_speech
 from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.manifests import read_manifest
 from cald_speech.evaluation.run import evaluate_folder
+from cald_speech.recipes.digits import prepare as recipe
+from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.run import run
-from tests.training.miniature import ROOT, SPLITS, load_module, prepare, write_corpus, write_experiment, write_model
+from tests.training.miniature import ROOT, SPLITS, write_corpus, write_experiment, write_model
 
-# Run by tests of their own: tests/benchmarks, tests/recipes/test_align.py, test_coffee_orders.py,
-# test_slurp.py, test_tedlium.py, test_voxceleb.py, test_glue.py and test_pile.py.
-ELSEWHERE = {"long_audio", "align", "coffee", "coffee_teacher", "speakers", "speakers_teacher"}
-ELSEWHERE |= {"slurp", "slurp_teacher", "slurp_joint"}
-ELSEWHERE |= {"tedlium", "tedlium_teacher", "voxceleb", "voxceleb_teacher"}
-ELSEWHERE |= {"glue", "glue_teacher", "pile", "pile_mamba2", "pile_teacher"}
-ELSEWHERE |= {
-    "stdlib_start",
-    "stdlib_teacher",
-    "stdlib",
-    "stdlib_masked_start",
-    "stdlib_masked_teacher",
-    "stdlib_masked",
-    "stdlib_linformer",
-}
-EXPERIMENTS = sorted(path for path in (ROOT / "hparams").glob("*.yaml") if path.stem not in ELSEWHERE)
+# LibriSpeech's and those of the demo and the digits. The other corpora have tests of their own.
+EXPERIMENTS = [path for path in sorted((ROOT / "hparams").glob("*.yaml")) if path.stem != "long_audio"]
+EXPERIMENTS += sorted((ROOT / "hparams" / "demo").glob("*.yaml"))
+EXPERIMENTS += [
+    ROOT / "hparams" / "digits" / f"{name}.yaml" for name in ("student", "grid", "teacher", "teacher_start")
+]
 FAMILIES = {"hubert": {"family": "hubert"}, "wavlm": {"family": "wavlm", "letters": ascii_lowercase}}
 DEPTHS = {key: {"layers": 24} for key in ("hybrid_layers", "windowed_layers")}
 # On top of every experiment; what is not named here runs as it stands.
@@ -58,17 +50,10 @@ def clips(tmp_path_factory):
 @pytest.fixture(scope="module")
 def digits():
     """The digits' prepare(), with a test set of the one speaker in the place of the committed one."""
-    names = [path.stem for path in (ROOT / "recipes" / "digits").glob("*.py")]
+    strings = recipe.draw_strings("test", 4, ["theo"], recipe.TEST_INDICES, 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "recipes" / "digits"))
-        for name in names:
-            patch.delitem(sys.modules, name, raising=False)
-        module = load_module(ROOT / "recipes" / "digits" / "prepare.py")
-        strings = module.draw_strings("test", 4, ["theo"], module.TEST_INDICES, 0)
-        patch.setattr(module, "_fixed_test_strings", lambda: strings)
-        yield module.prepare
-        for name in names:
-            patch.delitem(sys.modules, name, raising=False)
+        patch.setattr(recipe, "_fixed_test_strings", lambda: strings)
+        yield recipe.prepare
 
 
 def models_for(path, folder) -> dict[str, str]:
@@ -77,7 +62,7 @@ def models_for(path, folder) -> dict[str, str]:
     text = path.read_text()
     if "!new:transformers" in text:
         return {}
-    if "\nsource:" in text and "\nteacher:" not in text and "base: digits.yaml" not in text:
+    if "\nsource:" in text and "\nteacher:" not in text and "base: student.yaml" not in text:
         return {"source": str(write_model(folder / "source", head="base", **options))}
     return {"teacher": str(write_model(folder / "teacher", **options))}
 
@@ -85,12 +70,14 @@ def models_for(path, folder) -> dict[str, str]:
 CASES = [(path, {}) for path in EXPERIMENTS]
 CASES += [(ROOT / "hparams" / "mamba.yaml", {"guidance": "unguided"})]
 CASES += [(ROOT / "hparams" / "linformer.yaml", {"layer_map": {"default": {"sharing": "layer"}}})]
-CASES += [(ROOT / "hparams" / "digits.yaml", {"guidance": "hybrid", "switch_step": 1})]
+CASES += [(ROOT / "hparams" / "digits/student.yaml", {"guidance": "hybrid", "switch_step": 1})]
 
 
-@pytest.mark.parametrize("path, keys", CASES, ids=[" ".join([p.stem, *map(str, k.values())]) for p, k in CASES])
+@pytest.mark.parametrize(
+    "path, keys", CASES, ids=[" ".join([f"{p.parent.name}/{p.stem}", *map(str, k.values())]) for p, k in CASES]
+)
 def test_experiment(path, keys, corpus, clips, digits, tmp_path):
-    is_digits = path.stem.startswith("digits")
+    is_digits = path.parent.name == "digits"
     own = {"num_train": 8, "num_valid": 3} if is_digits else {"splits": SPLITS}
     overrides = SMALL | keys | models_for(path, tmp_path) | {"corpus": own}
     overrides["data_folder"] = str(clips if is_digits else corpus)
@@ -101,9 +88,9 @@ def test_experiment(path, keys, corpus, clips, digits, tmp_path):
     model = cald_speech.from_pretrained(tmp_path / "run" / "model")
     assert all(torch.equal(value, brain.plain.state_dict()[name]) for name, value in model.state_dict().items())
     kept = sum(layer == "attention" for layer in brain.models.conversion.layers)
-    expected = {"hybrid_layers": 4, "teacher": 2, "demo_teacher": 4, "digits_teacher_start": 4}
-    expected |= {"demo_teacher_more": 2, "digits_teacher": 2}
-    assert kept == expected.get(path.stem, 0)
+    expected = {"hparams/hybrid_layers": 4, "hparams/teacher": 2, "demo/teacher": 4, "digits/teacher_start": 4}
+    expected |= {"demo/teacher_more": 2, "digits/teacher": 2}
+    assert kept == expected.get(f"{path.parent.name}/{path.stem}", 0)
     manifest = tmp_path / "data" / "manifests" / "valid.json"
     options = {"split": "valid", "normaliser": brain.settings.normaliser, "progress": False}
     summary = evaluate_folder(tmp_path / "run" / "model", manifest, tmp_path / "report", **options)
@@ -112,11 +99,12 @@ def test_experiment(path, keys, corpus, clips, digits, tmp_path):
 
 
 def test_every_experiment_says_how_it_is_run():
-    assert len(EXPERIMENTS) >= 9
-    for path in sorted((ROOT / "hparams").glob("*.yaml")):
-        lines = path.read_text().splitlines()
-        assert lines[0].startswith("# ") and len(lines) < 120, path
-        assert any(f"hparams/{path.name}" in line or "rebuild_teacher" in line for line in lines[:3]), path
+    for path in sorted((ROOT / "hparams").rglob("*.yaml")):
+        if path.parent.name != "guidance":
+            lines = path.read_text().splitlines()
+            assert lines[0].startswith("# ") and len(lines) < 120, path
+            name = path.relative_to(ROOT).as_posix()
+            assert any(name in line or "rebuild_teacher" in line for line in lines[:3]), path
 
 
 def test_evaluate_recipe(corpus, tmp_path):

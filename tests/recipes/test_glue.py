@@ -14,11 +14,13 @@ from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.tables import read_table
 from cald_speech.errors import UserError
 from cald_speech.mixers.linformer import TooLong
+from cald_speech.recipes.glue import corpora as corpora_module
+from cald_speech.recipes.glue.evaluate import main
+from cald_speech.recipes.glue.prepare import prepare
 from cald_speech.training.run import run
 from tests.sentences import WORDS, write_encoder
-from tests.training.miniature import ROOT, load_module
+from tests.training.miniature import ROOT
 
-FOLDER = ROOT / "recipes" / "glue"
 # On top of the experiments, which run as they stand otherwise.
 SMALL = {"num_steps": 4, "max_batch_utterances": 8, "log_every_steps": 1, "max_tokens": 64}
 SMALL |= {"learning_rate": 0.001}
@@ -34,16 +36,8 @@ TASK = "!new:cald_speech.tasks.text_classification.TextClassification {{labels: 
 
 @pytest.fixture(scope="module")
 def recipe():
-    """Its prepare and evaluate; the files import one another by bare names, which other recipes have too."""
-    names = [path.stem for path in FOLDER.glob("*.py")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        for name in names:
-            patch.delitem(sys.modules, name, raising=False)
-        evaluate = load_module(FOLDER / "evaluate.py")
-        yield SimpleNamespace(prepare=evaluate.prepare, evaluate=evaluate.main, corpora=sys.modules["corpora"])
-        for name in names:
-            sys.modules.pop(name, None)
+    """Its prepare and evaluate."""
+    return SimpleNamespace(prepare=prepare, evaluate=main, corpora=corpora_module)
 
 
 def sentence(number: int, label: int) -> str:
@@ -93,14 +87,14 @@ def start(recipe, corpora, source, tmp_path_factory):
         keys = SMALL | {"data_folder": corpora, "prepare_folder": folder / "data", "source": source} | keys
         words = [f"--{key}={value}" for key, value in keys.items()]
         out = [f"--output_folder={folder / name}", "--noprogressbar"]
-        return run([str(ROOT / "hparams" / f"{experiment}.yaml"), *words, *out], recipe.prepare)
+        return run([str(ROOT / "hparams" / "glue" / f"{experiment}.yaml"), *words, *out], recipe.prepare)
 
     return call
 
 
 @pytest.fixture(scope="module")
 def teacher(start):
-    brain = start("glue_teacher", "teacher", waypoint_every_steps=2)
+    brain = start("teacher", "teacher", waypoint_every_steps=2)
     assert type(brain.plain).__name__ == "RobertaForSequenceClassification"
     return brain.store.folder
 
@@ -234,7 +228,7 @@ def test_what_is_missing_is_named(recipe, corpora, tmp_path):
 @pytest.mark.parametrize("guidance", ["unguided", "target", "hybrid", "trajectory", "waypoint"])
 def test_every_guidance_mode(start, teacher, guidance):
     keys = {"teacher": teacher / "model", "waypoints": teacher / "waypoints", "guidance": guidance, "switch_step": 2}
-    brain = start("glue", guidance, **keys)
+    brain = start("student", guidance, **keys)
     assert brain.optimizer_step == 4 and brain.skipped.count == 0
     assert brain.models.conversion.layers == ("Linformer", "Linformer") and brain.settings.loss == "nlp"
     lines = [json.loads(line) for line in (brain.store.folder / "train_log.jsonl").read_text().splitlines()]
@@ -247,27 +241,27 @@ def test_every_guidance_mode(start, teacher, guidance):
 
 @pytest.mark.parametrize("task", ["qnli", "qqp", "imdb"])
 def test_every_corpus(start, teacher, task):
-    own = start("glue_teacher", f"{task}-teacher", glue_task=task, waypoint_every_steps=0)
-    student = start("glue", task, glue_task=task, teacher=own.store.folder / "model", sharing="kv")
+    own = start("teacher", f"{task}-teacher", glue_task=task, waypoint_every_steps=0)
+    student = start("student", task, glue_task=task, teacher=own.store.folder / "model", sharing="kv")
     assert list(student.plain.config.id2label.values()) == LABELS[task]
     with pytest.raises(UserError, match=r"tells .* apart, and the task"):
         labels = json.dumps(LABELS[task][::-1])
-        start("glue", f"{task}-wrong", glue_task=task, teacher=own.store.folder / "model", task=TASK.format(labels))
+        start("student", f"{task}-wrong", glue_task=task, teacher=own.store.folder / "model", task=TASK.format(labels))
 
 
 def test_bert_is_told_which_sentence_is_which(start, tmp_path):
     source = write_encoder(tmp_path / "bert", "bert")
-    own = start("glue_teacher", "bert-teacher", glue_task="qqp", source=source)
+    own = start("teacher", "bert-teacher", glue_task="qqp", source=source)
     types = own.plain.bert.embeddings.token_type_embeddings.weight
     assert own.plain.config.type_vocab_size == 2
     assert (types != from_pretrained(source, head="masked_lm").bert.embeddings.token_type_embeddings.weight).all()
-    brain = start("glue", "bert", glue_task="qqp", source=source, teacher=own.store.folder / "model")
+    brain = start("student", "bert", glue_task="qqp", source=source, teacher=own.store.folder / "model")
     assert type(brain.plain).__name__ == "CaldBertForSequenceClassification" and brain.optimizer_step == 4
 
 
 @pytest.mark.parametrize("sharing", ["none", "kv", "layer"])
 def test_every_sharing(start, teacher, recipe, corpora, sharing):
-    brain = start("glue", f"sharing-{sharing}", teacher=teacher / "model", sharing=sharing)
+    brain = start("student", f"sharing-{sharing}", teacher=teacher / "model", sharing=sharing)
     names = ("mix_keys", "mix_values")
     mixed = {id(p) for name, p in brain.plain.named_parameters() if name.endswith(names)}
     assert len(mixed) == {"none": 4, "kv": 2, "layer": 1}[sharing]
@@ -304,11 +298,11 @@ def test_inputs_longer_than_the_mixer_knows(start, teacher):
     """The experiment gives task and mixer the same max_tokens; where a yaml does not, the message says what to do."""
     layer_map = "{default: !name:cald_speech.mixers.Linformer {k: 4, max_length: 6}}"
     with pytest.raises(TooLong, match=r"has weights for up to 6 frames, and got .*convert with a larger max_length"):
-        start("glue", "too-long", teacher=teacher / "model", layer_map=layer_map)
+        start("student", "too-long", teacher=teacher / "model", layer_map=layer_map)
     with pytest.raises(UserError, match="max_tokens: expected at most 64, the positions of"):
-        start("glue", "positions", teacher=teacher / "model", max_tokens=128)
+        start("student", "positions", teacher=teacher / "model", max_tokens=128)
 
 
 def test_experiments_know_the_four_corpora_alone(start, teacher):
-    with pytest.raises(UserError, match=r"glue.yaml: expected one of qnli, qqp, sst2, imdb, got 'mnli'"):
-        start("glue", "mnli", teacher=teacher / "model", glue_task="mnli")
+    with pytest.raises(UserError, match=r"glue/student.yaml: expected one of qnli, qqp, sst2, imdb, got 'mnli'"):
+        start("student", "mnli", teacher=teacher / "model", glue_task="mnli")

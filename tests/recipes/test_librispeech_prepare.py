@@ -1,6 +1,5 @@
 """LibriSpeech's layout to manifests: what is there is written once, what is missing is named."""
 
-import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -12,18 +11,11 @@ from cald_speech.data import preparation
 from cald_speech.data.audio import write_audio
 from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError
+from cald_speech.recipes.librispeech import prepare as recipe
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "librispeech"
 SPLITS = {"train": ["train-clean-100", "train-clean-360"], "valid": ["dev-clean"]}
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("librispeech_prepare", ROOT / "recipes/librispeech/prepare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -37,7 +29,7 @@ def corpus(tmp_path):
     return root
 
 
-def test_manifests(recipe, corpus, tmp_path):
+def test_manifests(corpus, tmp_path):
     manifests = recipe.prepare(corpus.parent, tmp_path / "out", SPLITS)
     assert manifests == {name: tmp_path / "out" / "manifests" / f"{name}.json" for name in SPLITS}
     entries = read_manifest(manifests["train"])
@@ -47,12 +39,12 @@ def test_manifests(recipe, corpus, tmp_path):
     assert os.path.isabs(audio)
 
 
-def test_both_depths_of_the_folder_will_do(recipe, corpus, tmp_path):
+def test_both_depths_of_the_folder_will_do(corpus, tmp_path):
     outer, inner = (recipe.prepare(folder, tmp_path / folder.name, SPLITS) for folder in (corpus.parent, corpus))
     assert read_manifest(outer["train"]) == read_manifest(inner["train"])
 
 
-def test_work_is_done_once_for_the_same_files(recipe, corpus, tmp_path, monkeypatch):
+def test_work_is_done_once_for_the_same_files(corpus, tmp_path, monkeypatch):
     path = recipe.prepare(corpus, tmp_path, SPLITS)["valid"]
     before = path.stat().st_mtime_ns
     with monkeypatch.context() as patch:
@@ -64,7 +56,7 @@ def test_work_is_done_once_for_the_same_files(recipe, corpus, tmp_path, monkeypa
     assert read_manifest(path)["3-9-0000"]["text"] == "NEW"
 
 
-def test_an_edited_manifest_is_written_again(recipe, corpus, tmp_path):
+def test_an_edited_manifest_is_written_again(corpus, tmp_path):
     path = recipe.prepare(corpus, tmp_path, SPLITS)["valid"]
     good = manifest_hash(path)
     path.write_text(path.read_text().replace("HELLO", "BYE"))
@@ -72,7 +64,7 @@ def test_an_edited_manifest_is_written_again(recipe, corpus, tmp_path):
     assert manifest_hash(path) == good
 
 
-def test_part_of_an_official_split_is_a_warning(recipe, corpus, tmp_path, caplog):
+def test_part_of_an_official_split_is_a_warning(corpus, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         recipe.prepare(corpus, tmp_path, {"valid": ["dev-clean"]})
     assert "2 utterances" in caplog.text and "2703" in caplog.text
@@ -125,7 +117,7 @@ def shorten_audio(corpus):
         (shorten_audio, r"1 audio files that cannot be used: .*3-9-0001\.flac: 399 samples"),
     ],
 )
-def test_what_is_missing_is_named(recipe, corpus, tmp_path, damage, message):
+def test_what_is_missing_is_named(corpus, tmp_path, damage, message):
     damage(corpus)
     with pytest.raises(UserError, match=message) as caught:
         recipe.prepare(corpus.parent, tmp_path / "out", SPLITS)
@@ -133,13 +125,13 @@ def test_what_is_missing_is_named(recipe, corpus, tmp_path, damage, message):
     assert not (tmp_path / "out/manifests/valid.json").exists()
 
 
-def test_long_lists_are_cut(recipe):
+def test_long_lists_are_cut():
     with pytest.raises(UserError, match="12 transcripts without audio: a0; a1; a2; a3; a4 and 7 more"):
         recipe._refuse("test", "transcripts without audio", [f"a{number}" for number in range(12)])
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"real LibriSpeech slices are not at {REAL}")
-def test_real_slices(recipe, tmp_path, caplog):
+def test_real_slices(tmp_path, caplog):
     manifests = recipe.prepare(REAL, tmp_path, {"test-other": ["test-other"], "test-clean": ["test-clean"]})
     assert [len(read_manifest(path)) for path in manifests.values()] == [100, 4]
     assert "2939" in caplog.text and "2620" in caplog.text

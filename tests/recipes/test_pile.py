@@ -19,10 +19,11 @@ from cald_speech.evaluation.generation import repeated_ngrams, step_error
 from cald_speech.evaluation.harness import run_tasks
 from cald_speech.evaluation.language import evaluate_language
 from cald_speech.mixers import Linformer, Mamba, Mamba2
+from cald_speech.recipes.pile import evaluate
+from cald_speech.recipes.pile import prepare as recipe
 from cald_speech.training.run import run
-from tests.training.miniature import ROOT, load_module
+from tests.training.miniature import ROOT
 
-recipe = load_module(ROOT / "recipes" / "pile" / "prepare.py")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SMALL |= {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 NEOX = GPTNeoXConfig(**SMALL, use_parallel_residual=True, max_position_embeddings=256)
@@ -203,7 +204,7 @@ def test_the_small_experiments_run(name, student, sources, tmp_path):
     folders = {"start": tmp_path / "start", "teacher": tmp_path / "teacher"}
     common = FEW | {"data_folder": str(sources), "prepare_folder": str(tmp_path / "data")}
     words = lambda keys: [f"--{key}={value}" for key, value in (common | keys).items()]  # noqa: E731
-    experiment = lambda name: str(ROOT / "hparams" / f"{name}.yaml")  # noqa: E731
+    experiment = lambda name: str(ROOT / "hparams" / "pile" / f"{name}.yaml")  # noqa: E731
     run([experiment(f"{name}_start"), *words({"output_folder": folders["start"]}), "--noprogressbar"], recipe.prepare)
     keys = {"output_folder": folders["teacher"], "source": folders["start"] / "model", "waypoint_every_steps": 1}
     run([experiment(f"{name}_teacher"), *words(keys), "--noprogressbar"], recipe.prepare)
@@ -215,7 +216,7 @@ def test_the_small_experiments_run(name, student, sources, tmp_path):
 
 
 @pytest.mark.parametrize("teacher", ["GPT-NeoX to Mamba"], indirect=True)
-@pytest.mark.parametrize("name", ["pile_teacher", "pile", "pile_mamba2"])
+@pytest.mark.parametrize("name", ["teacher", "student", "mamba2"])
 def test_the_piles_experiments_run(name, teacher, tmp_path):
     """With a small model, and rows of the Pile's own kind."""
     _, folder = teacher
@@ -224,9 +225,9 @@ def test_the_piles_experiments_run(name, teacher, tmp_path):
     corpus["tokenizer"] = str(folder / "model")
     keys = FEW | {"data_folder": tmp_path, "output_folder": tmp_path / "run", "prepare_folder": tmp_path / "data"}
     keys |= {"source": folder / "model", "precision": "fp32", "num_workers": 0, "accumulation": 2}
-    keys |= {} if name == "pile_teacher" else {"teacher": folder / "model"}
+    keys |= {} if name == "teacher" else {"teacher": folder / "model"}
     words = [f"--{key}={value}" for key, value in keys.items()] + ["--corpus", json.dumps(corpus)]
-    brain = run([str(ROOT / "hparams" / f"{name}.yaml"), *words, "--noprogressbar"], recipe.prepare)
+    brain = run([str(ROOT / "hparams" / "pile" / f"{name}.yaml"), *words, "--noprogressbar"], recipe.prepare)
     assert brain.optimizer_step == 2 and (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
@@ -271,7 +272,6 @@ def test_a_local_task_by_lm_eval(student, task_files, texts, tmp_path, monkeypat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     tokens = recipe.prepare(texts, tmp_path / "data", **CORPUS, tokenizer=str(student))["test"]
-    evaluate = load_module(ROOT / "recipes" / "pile" / "evaluate.py")
     arguments = [str(student), "--tasks=counting", f"--include_path={task_files}", f"--tokens={tokens}"]
     result = CliRunner().invoke(evaluate.main, [*arguments, f"--output_folder={tmp_path / 'out'}"])
     assert result.exit_code == 0, result.output

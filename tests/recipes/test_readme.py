@@ -98,8 +98,13 @@ def test_evaluated_folders_are_those_that_training_writes():
 
 
 def test_every_cell_of_the_paper_is_there():
-    students = ("tedlium", "slurp", "voxceleb", *(f"glue.yaml --glue_task {task}" for task in PLACES["TASK"]))
-    students += tuple(f"pile.yaml --data_folder data/pile --num_steps {steps}" for steps in PLACES["STEPS"])
+    students = (
+        "tedlium/student",
+        "slurp/student",
+        "voxceleb/student",
+        *(f"glue/student.yaml --glue_task {task}" for task in PLACES["TASK"]),
+    )
+    students += tuple(f"pile/student.yaml --data_folder data/pile --num_steps {steps}" for steps in PLACES["STEPS"])
     for name, mode in itertools.product(students, PLACES["MODE"]):
         assert any(f"hparams/{name}" in cell and cell.endswith(f" --guidance {mode}") for cell in CELLS), (name, mode)
 
@@ -107,7 +112,8 @@ def test_every_cell_of_the_paper_is_there():
 def test_every_experiment_is_on_a_page():
     text = "".join((ROOT / page).read_text() for page in PAGES)
     assert all((ROOT / path).exists() for path in re.findall(r"(?<!/)\b(?:recipes|scripts|tests)/[\w/]+\.\w+", text))
-    named = set(re.findall(r"(\w+\.yaml)", text))
-    there = {path.name for path in (ROOT / "hparams").glob("*.yaml")}
+    named = {name.removeprefix("hparams/") for name in re.findall(r"([\w/]+\.yaml)", text)}
+    there = {path.relative_to(ROOT / "hparams").as_posix() for path in (ROOT / "hparams").rglob("*.yaml")}
+    there = {name for name in there if not name.startswith("guidance/")}
     assert named <= there | {f"{mode}.yaml" for mode in PLACES["MODE"]}
     assert there - {"long_audio.yaml"} <= named  # which is a benchmark's

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 
 import pytest
 import torch
@@ -13,12 +12,13 @@ from cald_speech.data.audio import SAMPLE_RATE, write_audio
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
 from cald_speech.evaluation import labels
+from cald_speech.recipes.slurp import evaluate
+from cald_speech.recipes.slurp import prepare as recipe
 from cald_speech.tasks.wer import score
 from cald_speech.training.run import run
 from cald_speech.training.settings import Settings
-from tests.training.miniature import ROOT, load_module, write_model
+from tests.training.miniature import ROOT, write_model
 
-recipe = load_module(ROOT / "recipes" / "slurp" / "prepare.py")
 INTENTS = [("alarm", "set"), ("iot", "hue_lightoff"), ("alarm", "query"), ("play", "music")]
 SENTENCES = ["wake me at six", "what's on, u. s. d.", "jack@gmail dot com", "play tech n9ne"]
 SMALL = {"num_steps": 4, "max_batch_s": 5, "num_workers": 0, "precision": "fp32", "log_every_steps": 1}
@@ -191,12 +191,7 @@ def test_bad_audio_is_dropped_only_when_the_user_says_so(corpus, tmp_path, caplo
 
 @pytest.fixture(scope="module")
 def evaluate_script():
-    """recipes/slurp/evaluate.py, which imports the prepare.py beside it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "recipes" / "slurp"))
-        patch.delitem(sys.modules, "prepare", raising=False)
-        yield load_module(ROOT / "recipes" / "slurp" / "evaluate.py")
-        patch.delitem(sys.modules, "prepare", raising=False)
+    return evaluate
 
 
 def start(experiment, keys):
@@ -211,10 +206,10 @@ def places(folder, corpus, name):
 
 @pytest.fixture(scope="module")
 def teacher(trained_on, tmp_path_factory):
-    """A folder with a teacher that hparams/slurp_teacher.yaml trained, its waypoints, and what it started from."""
+    """A folder with a teacher that hparams/slurp/teacher.yaml trained, its waypoints, and what it started from."""
     folder = tmp_path_factory.mktemp("teacher")
     write_model(folder / "encoder", head="base")
-    start("slurp_teacher.yaml", SMALL | places(folder, trained_on, "teacher") | {"waypoint_every_steps": 2})
+    start("slurp/teacher.yaml", SMALL | places(folder, trained_on, "teacher") | {"waypoint_every_steps": 2})
     return folder
 
 
@@ -255,7 +250,7 @@ def test_a_student_in_every_guidance_mode(guidance, teacher, trained_on, tmp_pat
         | NARROW
     )
     keys |= {"teacher": str(teacher / "teacher" / "model"), "waypoints": str(teacher / "teacher" / "waypoints")}
-    student = start("slurp.yaml", keys)
+    student = start("slurp/student.yaml", keys)
     assert type(student.plain).__name__ == "CaldWav2Vec2ForSequenceClassification" and student.optimizer_step == 4
     log = map(json.loads, (student.store.folder / "train_log.jsonl").read_text().splitlines())
     lines = [row for row in log if "loss/layers" in row]
@@ -277,7 +272,7 @@ def test_words_and_intent_from_one_ctc_model(part, teacher, trained_on, tmp_path
         }
     else:
         keys |= NARROW | {"teacher": str(write_model(tmp_path / "speller", letters=letters))}
-    brain = start("slurp_joint.yaml", keys)
+    brain = start("slurp/joint.yaml", keys)
     assert type(brain.plain).__name__ == {"teacher": "Wav2Vec2ForCTC", "student": "CaldWav2Vec2ForCTC"}[part]
     assert "_" in brain.models.processor.tokenizer.get_vocab()
     summary = evaluated(evaluate_script, brain.store.folder / "model", trained_on, tmp_path, "--joint")
@@ -333,24 +328,24 @@ def test_labels_that_the_model_does_not_know(teacher, corpus, tmp_path, evaluate
     (corpus / "dataset/slurp/train.jsonl").write_text(path.read_text())
     (corpus / "dataset/slurp/test.jsonl").write_text(path.read_text())
     with pytest.raises(UserError, match=r"train-real\.json: utterance .* as action one of .* got 'iot hue_lightred'"):
-        start("slurp.yaml", keys | NARROW | {"guidance": "unguided", "corpus": {"synthetic": False}})
+        start("slurp/student.yaml", keys | NARROW | {"guidance": "unguided", "corpus": {"synthetic": False}})
 
 
 def test_labels_of_the_training_set(trained_on, teacher):
     task = "!new:cald_speech.tasks.intent.Intent {groups: [scenario, action]}"
     keys = SMALL | places(teacher, trained_on, "read-labels") | {"task": task, "num_steps": 1}
-    names = start("slurp_teacher.yaml", keys).plain.config.id2label
+    names = start("slurp/teacher.yaml", keys).plain.config.id2label
     assert list(names.values()) == [f"scenario:{label}" for label in ("alarm", "iot", "play")] + [
         f"action:{label}" for label in ("hue_lightoff", "music", "query", "set")
     ]
 
 
-@pytest.mark.parametrize("name", ["slurp", "slurp_teacher", "slurp_joint"])
+@pytest.mark.parametrize("name", ["student", "teacher", "joint"])
 def test_an_experiment_says_how_it_is_run(name):
-    path = ROOT / "hparams" / f"{name}.yaml"
+    path = ROOT / "hparams" / "slurp" / f"{name}.yaml"
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# ") and len(lines) < 120 and max(map(len, lines)) <= 120
-    assert any(f"recipes/slurp/train.py hparams/{path.name}" in text for text in lines[:3])
+    assert any(f"recipes/slurp/train.py hparams/slurp/{path.name}" in text for text in lines[:3])
     settings = Settings.load(path)
     assert settings.accumulation * settings.max_batch_utterances == 72 and settings.num_steps == 90_000
     assert settings.alpha_layer == 15 and settings.switch_step == 30_000

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 
 import numpy as np
 import pytest
@@ -17,12 +16,12 @@ from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
 from cald_speech.evaluation import talks
 from cald_speech.longform.words import Word
+from cald_speech.recipes.tedlium import prepare as recipe
+from cald_speech.recipes.tedlium.evaluate import main
 from cald_speech.training.run import run
 from cald_speech.training.settings import Settings
-from tests.training.miniature import ROOT, load_module, write_model
+from tests.training.miniature import ROOT, write_model
 
-FOLDER = ROOT / "recipes" / "tedlium"
-recipe = load_module(FOLDER / "prepare.py")
 TALKS = {"train": ["AnnBee_2001", "CarlDee_2002"], "dev": ["EveFox_2003"], "test": ["GusHay_2004", "IdaJoy_2005"]}
 # Start and end in seconds, and what is said in between, of each talk; the corpus writes times with two decimals.
 SEGMENTS = [
@@ -64,7 +63,7 @@ def shared(tmp_path_factory):
     write_tedlium(folder / "data")
     write_model(folder / "encoder", head="base")
     keys = {"source": str(folder / "encoder"), "output_folder": str(folder / "teacher"), "waypoint_every_steps": 2}
-    start("tedlium_teacher.yaml", folder, keys | {"layer_map": {}})
+    start("tedlium/teacher.yaml", folder, keys | {"layer_map": {}})
     return folder
 
 
@@ -199,12 +198,12 @@ def test_bad_audio_is_dropped_where_the_user_says_so(corpus, tmp_path, caplog):
 
 
 def test_the_papers_settings():
-    settings = Settings.load(ROOT / "hparams" / "tedlium.yaml")
+    settings = Settings.load(ROOT / "hparams" / "tedlium/student.yaml")
     before, after = (settings.guidance.weights(step) for step in (39999, 40000))
     assert (before.task, before.layer, before.logits) == (1.0, 15.0, 1.0) and (after.layer, after.logits) == (0.0, 0.0)
     assert settings.accumulation * settings.max_batch_utterances == 72 and settings.num_steps == 90_000
     assert [settings.learning_rate_at(step) for step in (5_000, 80_000)] == pytest.approx([3e-4, 1.5e-6], rel=1e-3)
-    teacher = Settings.load(ROOT / "hparams" / "tedlium_teacher.yaml")
+    teacher = Settings.load(ROOT / "hparams" / "tedlium/teacher.yaml")
     assert teacher.layer_map.factories(24) == [None] * 24 and teacher.teacher is None
     assert settings.teacher == f"{teacher.output_folder}/model"
     assert settings.waypoints == f"{teacher.output_folder}/waypoints" and teacher.waypoint_every_steps == 10_000
@@ -214,7 +213,7 @@ def test_the_papers_settings():
 def test_every_guidance_mode(shared, tmp_path, guidance):
     keys = {"teacher": str(shared / "teacher" / "model"), "waypoints": str(shared / "teacher" / "waypoints")}
     keys |= {"source": str(shared / "encoder"), "output_folder": str(tmp_path), "guidance": guidance}
-    brain = start("tedlium.yaml", shared, keys)
+    brain = start("tedlium/student.yaml", shared, keys)
     assert brain.optimizer_step == 4 and brain.skipped.count == 0
     assert brain.models.conversion.layers == ("Bidirectional", "Bidirectional")
     assert set(brain.models.processor.tokenizer.get_vocab()) >= set("'ABCDE")
@@ -225,11 +224,8 @@ def test_every_guidance_mode(shared, tmp_path, guidance):
 
 @pytest.fixture
 def evaluate(monkeypatch):
-    """The recipe's command, whose prepare is this recipe's."""
-    monkeypatch.setitem(sys.modules, "prepare", recipe)
-    monkeypatch.delitem(sys.modules, "tedlium_evaluate", raising=False)
-    command = load_module(FOLDER / "evaluate.py").main
-    return lambda *words: CliRunner().invoke(command, [str(word) for word in words])
+    """The recipe's command."""
+    return lambda *words: CliRunner().invoke(main, [str(word) for word in words])
 
 
 def test_evaluate_by_segments(shared, tmp_path, evaluate):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 
 import pytest
 import soundfile
@@ -13,12 +12,12 @@ from cald_speech.conversion.model_card import read_facts
 from cald_speech.data import preparation
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
+from cald_speech.recipes.voxceleb import prepare as recipe
+from cald_speech.recipes.voxceleb.evaluate import main
 from cald_speech.training.run import run
 from cald_speech.training.settings import Settings
-from tests.training.miniature import ROOT, load_module, write_model
+from tests.training.miniature import ROOT, write_model
 
-FOLDER = ROOT / "recipes" / "voxceleb"
-recipe = load_module(FOLDER / "prepare.py")
 SPEAKERS = ["id10001", "id10270", "id11251"]
 SETS = {1: 6, 2: 2, 3: 3}  # clips of each speaker
 MODES = ("unguided", "target", "hybrid", "trajectory", "waypoint")
@@ -57,7 +56,7 @@ def shared(tmp_path_factory):
     write_voxceleb(folder / "data")
     write_model(folder / "encoder", head="base")
     keys = {"source": str(folder / "encoder"), "output_folder": str(folder / "teacher"), "waypoint_every_steps": 2}
-    start("voxceleb_teacher.yaml", folder, keys | {"layer_map": {}})
+    start("voxceleb/teacher.yaml", folder, keys | {"layer_map": {}})
     return folder
 
 
@@ -161,12 +160,12 @@ def test_there_are_three_sets(corpus, tmp_path):
 
 
 def test_the_papers_settings():
-    settings = Settings.load(ROOT / "hparams" / "voxceleb.yaml")
+    settings = Settings.load(ROOT / "hparams" / "voxceleb/student.yaml")
     before, after = (settings.guidance.weights(step) for step in (49999, 50000))
     assert (before.task, before.layer, before.logits) == (1.0, 30.0, 0.0) and (after.layer, after.logits) == (0.0, 0.0)
     assert settings.accumulation * settings.max_batch_utterances == 72 and settings.num_steps == 90_000
     assert [settings.learning_rate_at(step) for step in (5_000, 80_000)] == pytest.approx([3e-4, 1.5e-6], rel=1e-3)
-    teacher = Settings.load(ROOT / "hparams" / "voxceleb_teacher.yaml")
+    teacher = Settings.load(ROOT / "hparams" / "voxceleb/teacher.yaml")
     assert teacher.layer_map.factories(24) == [None] * 24 and teacher.teacher is None
     assert settings.teacher == f"{teacher.output_folder}/model"
     assert settings.waypoints == f"{teacher.output_folder}/waypoints" and teacher.waypoint_every_steps == 10_000
@@ -176,7 +175,7 @@ def test_the_papers_settings():
 def test_every_guidance_mode(shared, tmp_path, guidance):
     keys = {"teacher": str(shared / "teacher" / "model"), "waypoints": str(shared / "teacher" / "waypoints")}
     keys |= {"source": str(shared / "encoder"), "output_folder": str(tmp_path), "guidance": guidance}
-    brain = start("voxceleb.yaml", shared, keys)
+    brain = start("voxceleb/student.yaml", shared, keys)
     assert brain.optimizer_step == 4 and brain.skipped.count == 0
     assert brain.plain.config.id2label == dict(enumerate(SPEAKERS))
     lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
@@ -193,16 +192,13 @@ def test_a_teacher_of_other_speakers_is_refused(shared, tmp_path):
     with pytest.raises(
         UserError, match="tells id10001, id10270, id11251 apart, and the task id10002, id10270, id11251"
     ):
-        start("voxceleb.yaml", tmp_path, keys)
+        start("voxceleb/student.yaml", tmp_path, keys)
 
 
 def test_evaluate(shared, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "prepare", recipe)
-    monkeypatch.delitem(sys.modules, "voxceleb_evaluate", raising=False)
-    command = load_module(FOLDER / "evaluate.py").main
     model = shared / "teacher" / "model"
     words = [str(model), "--data_folder", str(shared / "data"), "--output_folder", str(tmp_path)]
-    done = CliRunner().invoke(command, words)
+    done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout.splitlines()[-1])
     found = json.loads((tmp_path / "test_labels.json").read_text())
@@ -213,5 +209,5 @@ def test_evaluate(shared, tmp_path, monkeypatch):
     assert low <= summary["accuracy"] <= high
     assert read_facts(model)["figures"]["test"]["value"] == summary["accuracy"]
     assert json.loads((tmp_path / "test.json").read_text()) == summary
-    done = CliRunner().invoke(command, [*words[:2], str(tmp_path), *words[3:]])
+    done = CliRunner().invoke(main, [*words[:2], str(tmp_path), *words[3:]])
     assert done.exit_code == 2 and "iden_split.txt" in done.output

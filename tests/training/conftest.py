@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.run import run
-from tests.training.miniature import SPLITS, prepare, write_corpus, write_experiment, write_model
+from tests.training.miniature import SPLITS, write_corpus, write_experiment, write_model
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
 """A corpus, models and experiments of a few kilobytes, for everything that trains."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import torch
 import yaml
@@ -98,16 +95,3 @@ def write_experiment(path: Path, *, convert: bool = True, **keys) -> Path:
         guidance.symlink_to(ROOT / "hparams" / "guidance")
     path.write_text(text)
     return path
-
-
-def load_module(path: Path) -> ModuleType:
-    """A recipe's file as a module of a name of its own: every recipe has a ``prepare``."""
-    name = f"{path.parent.name}_{path.stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-prepare = load_module(ROOT / "recipes" / "librispeech" / "prepare.py").prepare

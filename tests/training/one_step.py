@@ -11,11 +11,11 @@ from speechbrain.utils.distributed import ddp_init_group
 from torch import Tensor, distributed
 
 from cald_speech.data.dataset import make_dataset
+from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.models import build_models
 from cald_speech.training.run import make_brain, parse, prepare_data, run, seed_everything
 from tests.helpers import gradients
-from tests.training.miniature import prepare
 
 # Utterances of one step, of unequal lengths and numbers: on each of two ranks, and in each of two batches.
 RANKS = [[[0, 11, 3], [7]], [[15], [1, 9]]]

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 import cald_speech
 from cald_speech.distillation import Target
 from cald_speech.errors import UserError
+from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training import models as building
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import UNFINISHED
 from cald_speech.training.run import run, train
 from cald_speech.training.settings import Settings
-from tests.training.miniature import prepare, write_model
+from tests.training.miniature import write_model
 from tests.training.test_resume import assert_same_run, train_steps
 
 # --- a loss or a gradient that is not finite --------------------------------------------------------------------------
