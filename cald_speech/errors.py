@@ -1,6 +1,9 @@
-"""The error of things a user can cause and mend."""
+"""The error of things a user can cause and mend, and how a program ends on one."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -29,3 +32,31 @@ def some_of(names: Sequence[str], *, most: int = 5, separator: str = "; ") -> st
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return separator.join(names[:most]) + more
+
+
+@contextmanager
+def error_epilogue() -> Iterator[None]:
+    """How every program of this package ends where it cannot go on; what the ``with`` block raises is handled so.
+
+    A UserError is printed on the standard error as ``error: ...``, and the exit status is 2. After Ctrl-C it is 130.
+
+    Example
+    -------
+    >>> with error_epilogue():  # doctest: +SKIP
+    ...     raise UserError("expected a folder")
+    error: expected a folder
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def moved(command: str) -> NoReturn:
+    """What ``python -m`` of a module does that became a command: it says the new name, and the exit status is 2."""
+    print(f"error: this is now `{command}`", file=sys.stderr)
+    raise SystemExit(2)

@@ -55,7 +55,7 @@ fi
 command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 
 # What every op gets here, and why: for the log alone, since packages of the recipes may be missing on such a machine.
-timeout 60 "$PYTHON" -c 'from cald_speech.doctor import diagnose; print(diagnose()[0])'
+timeout 60 "$PYTHON" -c 'from cald_speech.commands.doctor import diagnose; print(diagnose()[0])'
 
 FAILED=()
 # step NAME SECONDS COMMAND...: run it within so many seconds, say how long it took, and remember whether it failed.

@@ -29,8 +29,6 @@ FLOORS = {
     "training": 6,
     "evaluation": 6,
     "benchmarks": 6,
-    "doctor": 6,
-    "cli": 7,
     "commands": 7,
     "recipes": 7,
 }
@@ -44,7 +42,6 @@ THIRD_PARTY = {
     "training": {"hyperpyyaml", "ruamel", "tensorboard"},
     "evaluation": {"matplotlib", "lm_eval"},
     "benchmarks": {"matplotlib", "fla", "causal_conv1d", "hyperpyyaml"},
-    "cli": {"click"},
     "commands": {"click"},
 }
 BACKEND_FILES = {"triton", "mamba_ssm"}  # only in the file or folder of ops/ that is named after them

@@ -1,13 +1,6 @@
-"""``python -m cald_speech.longform FILE... --model FOLDER``: the same as ``cald-speech transcribe``."""
+"""``python -m cald_speech.longform`` is a command by now."""
 
-import sys
-
-from cald_speech.errors import UserError
-from cald_speech.longform.command import main
+from cald_speech.errors import moved
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    moved("cald-speech transcribe")

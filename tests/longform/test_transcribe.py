@@ -1,53 +1,22 @@
-"""From audio to words, by function and by command: tiny random models, real speech where there is some."""
+"""From audio to words, by function: tiny random models, real speech where there is some."""
 
-import json
-import re
-import signal
-import subprocess
-import sys
-import time
 import warnings
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from click.testing import CliRunner
-from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+from transformers import Wav2Vec2Processor
 
 from cald_speech import LayerMap, convert
-from cald_speech.cli import main as cli
 from cald_speech.errors import UserError
 from cald_speech.families import families
 from cald_speech.longform import AudioSource
-from cald_speech.longform.command import main
 from cald_speech.longform.recogniser import Recogniser
 from cald_speech.longform.transcribe import align_text, transcribe
 from cald_speech.mixers import Bidirectional, Mamba2
 from tests.helpers import tiny_model
-
-TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]
-
-
-def save(folder, model):
-    """The model and a processor for it in a folder."""
-    (folder / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(TOKENS)}))
-    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"), word_delimiter_token="|")
-    Wav2Vec2Processor(Wav2Vec2FeatureExtractor(do_normalize=True), tokenizer).save_pretrained(folder)
-    model.save_pretrained(folder)
-    return str(folder)
-
-
-def talkative(mixer=Bidirectional):
-    """A converted model with random weights that says something else every few frames, delimiters among it."""
-    family = families()["wav2vec2"]
-    model = tiny_model(family)
-    convert(model, LayerMap(mixer), initialise="random")
-    with torch.no_grad():
-        model.lm_head.weight.mul_(20.0)
-        # seven tokens are left, so that the delimiter comes often: <pad>, | and A to E
-        model.lm_head.bias[[1, 2, 3, *range(10, len(TOKENS))]] = -1e4
-    return model.eval()
+from tests.longform.recognisers import save, talkative, whole_text
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +35,6 @@ def talk(tmp_path):
     generator = np.random.default_rng(0)
     soundfile.write(tmp_path / "talk.wav", 0.1 * generator.standard_normal(12 * 16_000), 16_000)
     return tmp_path / "talk.wav"
-
-
-def whole_text(folder, samples: torch.Tensor) -> str:
-    """What the model's own forward pass over the whole says."""
-    from cald_speech import from_pretrained
-
-    processor = Wav2Vec2Processor.from_pretrained(folder)
-    inputs = processor(samples.numpy(), sampling_rate=16_000, return_tensors="pt").input_values
-    with torch.no_grad():
-        tokens = from_pretrained(folder)(inputs).logits[0].argmax(-1)
-    return " ".join(processor.tokenizer.decode(tokens.tolist()).split())
 
 
 @pytest.mark.parametrize("chunk_s", [0.3, 10.0])
@@ -174,152 +132,6 @@ def test_a_causal_student_gives_words_live(tmp_path):
     assert asked < 20, "no word before the end"
     text = " ".join([first.text, *(word.text for word in words)])
     assert len(text.split()) > 10
-
-
-# --- the command
-
-
-def test_the_command_writes_complete_files_and_skips_them_next_time(model, talk, tmp_path, capsys):
-    folder = tmp_path / "audio" / "inside"
-    folder.mkdir(parents=True)
-    (folder / "b.wav").write_bytes(talk.read_bytes())
-    arguments = [str(talk), str(tmp_path / "audio"), "--model", model, "--output", str(tmp_path / "out")]
-    assert main([*arguments, "--format", "json"]) == 0
-    report = capsys.readouterr().err
-    assert "12.0 s of audio" in report
-    assert "real-time factor" in report
-    outputs = [tmp_path / "out" / "talk.json", tmp_path / "out" / "inside" / "b.json"]
-    assert sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file()) == sorted(outputs)
-    expected = [word.text for word in transcribe(model, talk)]
-    assert [word["text"] for word in json.loads(outputs[1].read_text())["words"]] == expected
-    outputs[0].unlink()
-    outputs[1].write_text("mine")
-    assert main([*arguments, "--format", "json"]) == 0
-    assert "b.wav: skipped" in capsys.readouterr().err
-    assert outputs[0].exists()
-    assert outputs[1].read_text() == "mine"
-    assert main([*arguments, "--format", "json", "--overwrite"]) == 0
-    assert outputs[1].read_text() != "mine"
-
-
-def test_a_file_cut_short_is_transcribed_up_to_there_and_the_others_too(model, talk, tmp_path, capsys):
-    short = tmp_path / "short.wav"
-    short.write_bytes(talk.read_bytes()[: 44 + 2 * 16_000 * 5])
-    (tmp_path / "text.wav").write_text("no audio")
-    paths = [str(tmp_path / name) for name in ("short.wav", "text.wav", "nowhere.wav", "talk.wav")]
-    assert main([*paths, "--model", model, "--output", str(tmp_path / "out")]) == 1
-    report = capsys.readouterr().err
-    assert re.search(r"warning: .*short\.wav: only the first 5\.00 s: .*cut off", report)
-    assert re.search(r"error: .*text\.wav: expected an audio file", report)
-    assert re.search(r"error: .*nowhere\.wav: there is no such audio file", report)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["short.partial.txt", "talk.txt"]
-    samples = torch.from_numpy(soundfile.read(talk, dtype="float32")[0])
-    text = " ".join((tmp_path / "out" / "short.partial.txt").read_text().split())
-    assert text == whole_text(model, samples[: 16_000 * 5])
-
-
-def test_ctrl_c_keeps_the_words_so_far(model, talk, tmp_path, capsys, monkeypatch):
-    original = Recogniser.transcribe
-
-    def interrupted(*args, **options):
-        for count, word in enumerate(original(*args, **options)):
-            if count == 3:
-                raise KeyboardInterrupt
-            yield word
-
-    monkeypatch.setattr(Recogniser, "transcribe", interrupted)
-    arguments = [str(talk), str(talk.with_name("next.wav")), "--model", model, "--format", "json"]
-    assert main([*arguments, "--output", str(tmp_path / "out")]) == 130
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["talk.partial.json"]
-    kept = json.loads((tmp_path / "out" / "talk.partial.json").read_text())
-    expected = [word.text for _, word in zip(range(3), original(Recogniser.of(model), talk), strict=False)]
-    assert [word["text"] for word in kept["words"]] == expected
-    assert "next.wav" not in capsys.readouterr().err
-
-
-def test_an_error_before_the_first_word_leaves_no_file(model, talk, tmp_path, monkeypatch, capsys):
-    def full(*args, **options):
-        raise UserError("the disk is full")
-        yield
-
-    monkeypatch.setattr(Recogniser, "transcribe", full)
-    assert main([str(talk), "--model", model, "--format", "vtt", "--output", str(tmp_path / "out")]) == 1
-    assert list((tmp_path / "out").iterdir()) == []
-    assert "the disk is full" in capsys.readouterr().err
-
-
-def test_without_a_folder_it_prints(model, talk, capsys):
-    assert main([str(talk), "--model", model]) == 0
-    assert capsys.readouterr().out.split() == [word.text for word in transcribe(model, talk)]
-
-
-def test_a_known_text_gets_its_times(model, talk, tmp_path, capsys):
-    (tmp_path / "said.txt").write_text("what was\nsaid")
-    arguments = [str(talk), "--model", model, "--text", str(tmp_path / "said.txt"), "--format", "ctm"]
-    assert main(arguments) == 0
-    assert [line.split()[4] for line in capsys.readouterr().out.splitlines()] == ["what", "was", "said"]
-    with pytest.raises(UserError, match="expected one file, got 2"):
-        main([str(talk), *arguments[1:], str(talk.with_name("other.wav"))])
-
-
-def test_two_files_of_one_name_are_refused(model, talk, tmp_path):
-    soundfile.write(talk.with_suffix(".flac"), np.zeros(16_000), 16_000)
-    with pytest.raises(UserError, match=r"would both be .*talk\.txt"):
-        main([str(talk), str(talk.with_suffix(".flac")), "--model", model, "--output", str(tmp_path / "out")])
-
-
-def test_a_folder_without_audio_is_named(model, tmp_path):
-    with pytest.raises(UserError, match="expected audio files in this folder"):
-        main([str(tmp_path), "--model", model])
-
-
-def test_cald_speech_transcribe_is_the_same_command(model, talk, kept):
-    done = CliRunner().invoke(cli, ["transcribe", str(talk), "--model", model, "--format", "srt"])
-    assert done.exit_code == 0, done.output
-    assert "00:00:" in done.stdout
-    refused = CliRunner().invoke(cli, ["transcribe", str(talk), "--model", kept])
-    assert refused.exit_code == 2
-    assert "--force" in refused.stderr
-    assert "--storage" in CliRunner().invoke(cli, ["transcribe", "--help"]).stdout
-
-
-def test_the_module_is_the_same_command(model, talk, repository):
-    command = [sys.executable, "-m", "cald_speech.longform", str(talk), "--model", model]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=repository)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [word.text for word in transcribe(model, talk)]
-
-
-def _heed_ctrl_c():
-    """A shell makes what it runs in the background deaf to Ctrl-C, tests and all that they start included."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def test_a_real_ctrl_c_ends_with_130(model, talk, repository, tmp_path):
-    # twenty minutes of audio, so that the signal comes while the encoder runs
-    soundfile.write(talk, np.tile(soundfile.read(talk)[0], 100), 16_000)
-    command = [
-        sys.executable,
-        "-m",
-        "cald_speech.longform",
-        str(talk),
-        "--model",
-        model,
-        "--output",
-        str(tmp_path / "o"),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=repository, preexec_fn=_heed_ctrl_c)
-    try:
-        while not (tmp_path / "o" / "talk.partial.txt").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, report = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, report
-    assert "Traceback" not in report
-    assert list((tmp_path / "o").iterdir()) == []
 
 
 def test_real_speech_of_any_rate(model, shared_data, tmp_path):

@@ -8,8 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cald_speech import doctor
-from cald_speech.cli import main
+from cald_speech.commands import doctor, main
 from cald_speech.ops.backends import Backend
 
 HERE = {

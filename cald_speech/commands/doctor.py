@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import click
 import torch
 
+from cald_speech.commands.options import command
 from cald_speech.ops.backends import Backend, Request, choose_backend
 from cald_speech.ops.selective_scan import BACKENDS as SELECTIVE_SCAN_BACKENDS
 from cald_speech.ops.short_conv import BACKENDS as SHORT_CONV_BACKENDS
@@ -89,6 +91,17 @@ class Finding:
     what: str
     mend: str
     required: bool
+
+
+@command()
+def doctor() -> int:
+    """Which backend every op gets on this machine and why, the versions, and what is broken with what mends it.
+
+    The exit status is 1 where something that is required is broken.
+    """
+    report, sound = diagnose()
+    click.echo(report)
+    return 0 if sound else 1
 
 
 def diagnose() -> tuple[str, bool]:

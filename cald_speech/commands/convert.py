@@ -1,0 +1,36 @@
+"""``cald-speech convert``: a pretrained model to a linear-time one, without training."""
+
+from functools import partial
+from pathlib import Path
+
+import click
+from transformers import AutoProcessor
+
+from cald_speech import conversion
+from cald_speech.commands.options import command
+from cald_speech.conversion.model_card import update_facts
+from cald_speech.families import family_of
+from cald_speech.mixers import Bidirectional, Mamba2
+
+
+@command()
+@click.argument("model")
+@click.argument("folder", type=Path)
+@click.option("--initialise", type=click.Choice(list(conversion.STARTS)), default="attention", show_default=True)
+@click.option("--keep", type=int, multiple=True, help="A layer (from 0) that keeps its attention; may be repeated.")
+@click.option("--share/--separate", default=True, show_default=True, help="One projection for both directions, or two.")
+@click.option("--head", help="Which of its heads to keep; default: ctc for speech, masked_lm or lm for text.")
+def convert(model: str, folder: Path, initialise: str, keep: tuple[int, ...], share: bool, head: str | None) -> None:
+    """Convert MODEL (a folder or hub id) to Mamba-2, untrained, into FOLDER: bidirectional, unless it is causal."""
+    family = family_of(conversion.load_config(model))
+    head = head or family.default_head
+    student = conversion.from_pretrained(model, head=head)
+    mixer = Mamba2 if family.causal else partial(Bidirectional, share_projections=share)
+    layer_map = conversion.LayerMap(mixer, dict.fromkeys(keep))
+    report = conversion.convert(student, layer_map, initialise=initialise)
+    student.save_pretrained(folder)
+    AutoProcessor.from_pretrained(model).save_pretrained(folder)
+    layers = report.describe_layers()
+    facts = {"model": type(student).__name__, "teacher": model, "pipeline": family.pipelines[head]}
+    update_facts(folder, **facts, layers=layers, guidance="none: not trained yet")
+    click.echo(report)

@@ -1,0 +1,138 @@
+"""What commands and the recipes' scripts share: how they end, and the options that mean the same in all of them."""
+
+import json
+from collections.abc import Callable
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from cald_speech.errors import UserError, error_epilogue
+from cald_speech.files import whole_file
+
+DTYPES = ("float32", "bfloat16", "float16")
+Decorator = Callable[[Callable], Callable]
+
+
+class Command(click.Command):
+    """A command that ends as all do (`cald_speech.errors.error_epilogue`); a number that it returns is its status."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        with error_epilogue():
+            status = super().invoke(ctx)
+        ctx.exit(status or 0)
+
+
+command = partial(click.command, cls=Command)
+"""``@command()``: `click.command` for everything that a user calls."""
+
+
+def together(*decorators: Decorator) -> Decorator:
+    """One decorator for several options, which --help lists in this order."""
+    return lambda function: reduce(lambda inner, decorate: decorate(inner), reversed(decorators), function)
+
+
+class Listed(click.ParamType):
+    """Values with commas between them, such as ``1,2,4``, each of the type ``of``.
+
+    Example
+    -------
+    >>> Listed(click.INT).convert("1,2,4", None, None)
+    (1, 2, 4)
+    """
+
+    def __init__(self, of: click.ParamType):
+        self.of, self.name = of, f"{of.name},..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple:
+        if isinstance(value, tuple):
+            return value
+        return tuple(self.of.convert(part.strip(), param, ctx) for part in value.split(","))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        choices = getattr(self.of, "choices", None)
+        return self.name.upper() if choices is None else f"[{','.join(choices)}]"
+
+
+def device() -> Decorator:
+    """``--device``; the argument ``device`` is a name of torch's."""
+    return click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
+
+
+def dtype(meaning: str = "Of the weights.") -> Decorator:
+    """``--dtype``; the argument ``dtype`` is a torch.dtype."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default="float32",
+        show_default=True,
+        callback=lambda ctx, param, name: getattr(torch, name),
+        help=meaning,
+    )
+
+
+def output_folder(default: str) -> Decorator:
+    """``--output_folder`` with a fixed default."""
+    return click.option("--output_folder", type=Path, default=default, show_default=True, help="Where files go.")
+
+
+def evaluation_folder(of: str = "folder") -> Decorator:
+    """``--output_folder``, by default one under results/evaluation/ for each model; ``of`` names the model's argument.
+
+    Two models never share a folder: results/a/model and results/b/model have reports of their own.
+    """
+
+    def resolve(ctx: click.Context, param: click.Parameter, given: Path | None) -> Path:
+        return given or Path("results/evaluation") / ctx.params[of].strip("/.").replace("/", "--")
+
+    return click.option(
+        "--output_folder",
+        type=Path,
+        callback=resolve,
+        help=f"Default: results/evaluation/ and the path of {of.upper()}, joined by --.",
+    )
+
+
+def max_batch_s() -> Decorator:
+    """``--max_batch_s``, of audio."""
+    return click.option(
+        "--max_batch_s", default=60.0, show_default=True, help="Seconds of audio in a batch, padding counted."
+    )
+
+
+def max_batch_tokens(default: int = 8192) -> Decorator:
+    """``--max_batch_tokens``, of text."""
+    return click.option(
+        "--max_batch_tokens", default=default, show_default=True, help="Tokens of text in a batch, padding counted."
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder: it may take an hour until there is something to write. Raises UserError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def write_found(folder: Path, name: str, found: Any, draw: Callable[[Any, Path], Any] | None = None) -> None:
+    """Write <name>.json and, with ``draw``, <name>.png into the folder, each whole or absent.
+
+    Raises UserError where the folder cannot be written.
+    """
+    try:
+        with whole_file(folder / f"{name}.json") as unfinished:
+            unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        if draw is not None:
+            draw(found, folder / f"{name}.png")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"--output_folder {folder}: expected a folder to write to, but it cannot be written ({error.strerror}). Give "
+        "another"
+    )

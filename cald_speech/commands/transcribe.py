@@ -1,0 +1,139 @@
+"""``cald-speech transcribe`` and ``align``: what audio of any length says, and when a known text is said."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from cald_speech.commands import options
+from cald_speech.commands.jobs import find_jobs, run_jobs
+from cald_speech.errors import UserError
+from cald_speech.longform.formats import FORMATS
+from cald_speech.longform.recogniser import Recogniser
+from cald_speech.longform.words import DEFAULT_MARGINS, Margins
+
+MODEL = click.option("--model", required=True, help="Folder or hub id of a model with a CTC head, and its processor.")
+DECODING = options.together(
+    click.option(
+        "--decoding",
+        type=click.Choice(["greedy", "beam"]),
+        default="greedy",
+        show_default=True,
+        help="Best tokens, or best text.",
+    ),
+    click.option("--beam_width", default=16, show_default=True, help="Prefixes of the beam search."),
+)
+UNKNOWN = click.option(
+    "--unknown",
+    type=click.Choice(["error", "drop"]),
+    default="error",
+    show_default=True,
+    help="Characters of the text that the model lacks.",
+)
+MARGINS = options.together(
+    click.option(
+        "--lead_s", default=DEFAULT_MARGINS.lead_s, show_default=True, help="Words begin before their tokens by, in s."
+    ),
+    click.option(
+        "--tail_s", default=DEFAULT_MARGINS.tail_s, show_default=True, help="Words end after their tokens by."
+    ),
+)
+FORMAT = click.option(
+    "--format", "form", type=click.Choice(list(FORMATS)), default="text", show_default=True, help="Of the transcript."
+)
+OUTPUT = options.together(
+    click.option(
+        "--output_folder",
+        "--output",
+        type=Path,
+        help="For transcripts; complete ones are skipped. Default: print.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Make transcripts again that are complete."),
+)
+RUN = options.together(
+    options.device(),
+    options.dtype("Of weights and buffers."),
+    click.option("--chunk_s", default=10.0, show_default=True, help="Seconds in the front end at once, at most."),
+    click.option(
+        "--storage", type=Path, help="Folder for buffers as long as the audio; they leave no file. Default: memory."
+    ),
+    click.option("--force", is_flag=True, help="Run a model whose every layer kept attention, quadratic as it is."),
+)
+
+
+@options.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=Path)
+@MODEL
+@FORMAT
+@OUTPUT
+@click.option("--text", type=Path, help="A file with all that is said: the same as `cald-speech align`.")
+@UNKNOWN
+@DECODING
+@MARGINS
+@RUN
+def transcribe(files: tuple[Path, ...], text: Path | None, **given: Any) -> int:
+    """Transcribe audio of any length in one exact pass.
+
+    FILE is audio in any format and rate that soundfile reads, or a folder of it. The exit status is 1 where a file
+    could not be read to its end, and 130 after Ctrl-C, which keeps what was transcribed.
+    """
+    return _recognise(files, text, **given)
+
+
+@options.command()
+@click.argument("file", type=Path)
+@click.argument("text", type=Path)
+@MODEL
+@FORMAT
+@OUTPUT
+@UNKNOWN
+@MARGINS
+@RUN
+def align(file: Path, text: Path, **given: Any) -> int:
+    """Find when the words of TEXT, a file with all that is said, are spoken in FILE, audio of any length.
+
+    --format json, srt, vtt or ctm writes the times.
+    """
+    return _recognise((file,), text, decoding=None, beam_width=None, **given)
+
+
+def _recognise(
+    files: tuple[Path, ...],
+    text: Path | None,
+    *,
+    model: str,
+    form: str,
+    output_folder: Path | None,
+    overwrite: bool,
+    unknown: str,
+    decoding: str | None,
+    beam_width: int | None,
+    lead_s: float,
+    tail_s: float,
+    device: str,
+    dtype: torch.dtype,
+    chunk_s: float,
+    storage: Path | None,
+    force: bool,
+) -> int:
+    """Transcribe each file, or align the one with a text. Raises UserError where nothing could be done."""
+    jobs = find_jobs(files, output_folder, FORMATS[form].suffix)
+    if text is not None and len(jobs) != 1:
+        raise UserError(f"--text is what one file says: expected one file, got {len(jobs)}")
+    said = None if text is None else _read(text)
+    recogniser = Recogniser.of(model, dtype=dtype, device=device, force=force)
+    how = {"margins": Margins(lead_s, tail_s), "chunk_s": chunk_s, "dtype": dtype, "storage": storage}
+    if said is None:
+        recognise = partial(recogniser.transcribe, decoding=decoding, beam_width=beam_width, **how)
+    else:
+        recognise = partial(recogniser.align, text=said, unknown=unknown, **how)
+    return run_jobs(jobs, recognise, FORMATS[form], overwrite=overwrite)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected a text file in UTF-8, which cannot be read: {error}") from error

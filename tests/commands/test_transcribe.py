@@ -1,0 +1,179 @@
+"""`cald-speech transcribe` and `align`: many files, damaged ones, interruptions."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from cald_speech.errors import UserError
+from cald_speech.families import families
+from cald_speech.longform.recogniser import Recogniser
+from cald_speech.longform.transcribe import transcribe
+from tests.helpers import tiny_model
+from tests.longform.recognisers import save, talkative, whole_text
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    return save(tmp_path_factory.mktemp("model"), talkative())
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("kept"), tiny_model(families()["wav2vec2"]))
+
+
+@pytest.fixture
+def talk(tmp_path):
+    generator = np.random.default_rng(0)
+    soundfile.write(tmp_path / "talk.wav", 0.1 * generator.standard_normal(12 * 16_000), 16_000)
+    return tmp_path / "talk.wav"
+
+
+def test_complete_files_are_written_and_skipped_next_time(call, model, talk, tmp_path):
+    folder = tmp_path / "audio" / "inside"
+    folder.mkdir(parents=True)
+    (folder / "b.wav").write_bytes(talk.read_bytes())
+    words = ["transcribe", talk, tmp_path / "audio", "--model", model, "--format", "json", "--output", tmp_path / "out"]
+    report = call(*words).stderr
+    assert "12.0 s of audio" in report
+    assert "real-time factor" in report
+    outputs = [tmp_path / "out" / "talk.json", tmp_path / "out" / "inside" / "b.json"]
+    assert sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file()) == sorted(outputs)
+    expected = [word.text for word in transcribe(model, talk)]
+    assert [word["text"] for word in json.loads(outputs[1].read_text())["words"]] == expected
+    outputs[0].unlink()
+    outputs[1].write_text("mine")
+    assert "b.wav: skipped" in call(*words).stderr
+    assert outputs[0].exists()
+    assert outputs[1].read_text() == "mine"
+    call(*words, "--overwrite")
+    assert outputs[1].read_text() != "mine"
+
+
+def test_a_file_cut_short_is_transcribed_up_to_there_and_the_others_too(call, model, talk, tmp_path):
+    short = tmp_path / "short.wav"
+    short.write_bytes(talk.read_bytes()[: 44 + 2 * 16_000 * 5])
+    (tmp_path / "text.wav").write_text("no audio")
+    paths = [tmp_path / name for name in ("short.wav", "text.wav", "nowhere.wav", "talk.wav")]
+    report = call("transcribe", *paths, "--model", model, "--output_folder", tmp_path / "out", status=1).stderr
+    assert re.search(r"warning: .*short\.wav: only the first 5\.00 s: .*cut off", report)
+    assert re.search(r"error: .*text\.wav: expected an audio file", report)
+    assert re.search(r"error: .*nowhere\.wav: there is no such audio file", report)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["short.partial.txt", "talk.txt"]
+    samples = torch.from_numpy(soundfile.read(talk, dtype="float32")[0])
+    text = " ".join((tmp_path / "out" / "short.partial.txt").read_text().split())
+    assert text == whole_text(model, samples[: 16_000 * 5])
+
+
+def test_ctrl_c_keeps_the_words_so_far(call, model, talk, tmp_path, monkeypatch):
+    original = Recogniser.transcribe
+
+    def interrupted(*args, **options):
+        for count, word in enumerate(original(*args, **options)):
+            if count == 3:
+                raise KeyboardInterrupt
+            yield word
+
+    monkeypatch.setattr(Recogniser, "transcribe", interrupted)
+    files = [talk, talk.with_name("next.wav")]
+    options = ["--model", model, "--format", "json", "--output", tmp_path / "out"]
+    assert "next.wav" not in call("transcribe", *files, *options, status=130).stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["talk.partial.json"]
+    kept = json.loads((tmp_path / "out" / "talk.partial.json").read_text())
+    expected = [word.text for _, word in zip(range(3), original(Recogniser.of(model), talk), strict=False)]
+    assert [word["text"] for word in kept["words"]] == expected
+
+
+def test_an_error_before_the_first_word_leaves_no_file(call, model, talk, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise UserError("the disk is full")
+        yield
+
+    monkeypatch.setattr(Recogniser, "transcribe", full)
+    options = ["--model", model, "--format", "vtt", "--output", tmp_path / "out"]
+    assert "the disk is full" in call("transcribe", talk, *options, status=1).stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_without_a_folder_it_prints(call, model, talk):
+    assert call("transcribe", talk, "--model", model).stdout.split() == [word.text for word in transcribe(model, talk)]
+    assert "00:00:" in call("transcribe", talk, "--model", model, "--format", "srt").stdout
+
+
+def test_a_known_text_gets_its_times(call, model, talk, tmp_path):
+    """By `align`, and by `transcribe --text`."""
+    said = tmp_path / "said.txt"
+    said.write_text("what was\nsaid")
+    times = call("align", talk, said, "--model", model, "--format", "ctm").stdout
+    assert [line.split()[4] for line in times.splitlines()] == ["what", "was", "said"]
+    options = ["--model", model, "--text", said, "--format", "ctm"]
+    assert call("transcribe", talk, *options).stdout == times
+    two = call("transcribe", talk, talk.with_name("other.wav"), *options, status=2)
+    assert "expected one file, got 2" in two.stderr
+
+
+def test_a_text_that_cannot_be_aligned(call, model, talk, tmp_path):
+    (tmp_path / "said.txt").write_text("take 2")
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    assert (
+        "expected a text file in UTF-8"
+        in call("align", talk, tmp_path / "latin.txt", "--model", model, status=2).stderr
+    )
+    assert "'2'" in call("align", talk, tmp_path / "said.txt", "--model", model, status=1).stderr
+    assert call("align", talk, tmp_path / "said.txt", "--model", model, "--unknown", "drop").stdout == "take\n"
+
+
+def test_two_files_of_one_name_are_refused(call, model, talk, tmp_path):
+    soundfile.write(talk.with_suffix(".flac"), np.zeros(16_000), 16_000)
+    files = [talk, talk.with_suffix(".flac")]
+    refused = call("transcribe", *files, "--model", model, "--output", tmp_path / "out", status=2)
+    assert re.search(r"would both be .*talk\.txt", refused.stderr)
+
+
+def test_a_folder_without_audio_is_named(call, model, tmp_path):
+    assert "expected audio files in this folder" in call("transcribe", tmp_path, "--model", model, status=2).stderr
+
+
+def test_a_model_that_kept_its_attention_needs_force(call, talk, kept):
+    refused = call("transcribe", talk, "--model", kept, status=2)
+    assert refused.stderr.startswith("error: every layer of this model kept its attention")
+    assert "--force" in refused.stderr
+    call("transcribe", talk, "--model", kept, "--force")
+
+
+def test_what_is_no_option_is_a_usage_error(call, model, talk):
+    assert "Missing option '--model'" in call("transcribe", talk, status=2).stderr
+    assert "'doc' is not one of" in call("transcribe", talk, "--model", model, "--format", "doc", status=2).stderr
+
+
+def _heed_ctrl_c():
+    """A shell makes what it runs in the background deaf to Ctrl-C, tests and all that they start included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_a_real_ctrl_c_ends_with_130(model, talk, repository, tmp_path):
+    # twenty minutes of audio, so that the signal comes while the encoder runs
+    soundfile.write(talk, np.tile(soundfile.read(talk)[0], 100), 16_000)
+    program = [sys.executable, "-c", "from cald_speech.commands import main; main()"]
+    command = [*program, "transcribe", str(talk), "--model", model, "--output", str(tmp_path / "o")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=repository, preexec_fn=_heed_ctrl_c)
+    try:
+        while not (tmp_path / "o" / "talk.partial.txt").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, report = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, report
+    assert "Traceback" not in report
+    assert list((tmp_path / "o").iterdir()) == []
