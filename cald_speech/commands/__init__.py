@@ -22,6 +22,7 @@ class Job(NamedTuple):
 _HERE = "cald_speech.commands"
 JOBS: Mapping[str, Mapping[str, Job]] = {
     "Make a model": {
+        "train": Job(f"{_HERE}.train:train", "Train and distil what an experiment's yaml says."),
         "convert": Job(f"{_HERE}.convert:convert", "Convert a pretrained model, without any training."),
     },
     "Read audio": {

@@ -19,7 +19,7 @@ from torch import distributed
 
 import cald_speech
 from cald_speech.data.batching import StepSampler, batch_loader, step_loader
-from cald_speech.errors import UserError
+from cald_speech.errors import UserError, error_epilogue
 from cald_speech.shipped import experiment_file, recipes_folder
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore
@@ -42,11 +42,9 @@ def train(argv: Sequence[str], prepare: Prepare | None = None) -> None:
     """
     _set_up_logging()
     try:
-        brain = run(argv, prepare)
+        with error_epilogue():
+            brain = run(argv, prepare)
         logger.info("trained for %d steps; the best model: %s", brain.optimizer_step, brain.store.folder / "model")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
