@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cald_speech.families import Family, families
-from cald_speech.families.speech import SpeechFamily
-from cald_speech.families.text import TextFamily
+from cald_speech.families import Family, SpeechFamily, TextFamily, families
 from cald_speech.ops.backends import Request
 from cald_speech.ops.native import why_not_native
 

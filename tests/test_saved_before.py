@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 import cald_speech
+from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.run import run
-from tests.training.miniature import SPLITS, prepare, write_corpus, write_experiment
+from tests.training.miniature import SPLITS, write_corpus, write_experiment
 
 SAVED = Path(__file__).parent / "fixtures" / "saved_before"
 MODELS = sorted(path.parent.name for path in SAVED.glob("*/expected.safetensors"))

@@ -3,6 +3,10 @@
 A converted model has a ``model_type`` and a class of its own, whose ``__init__`` builds the base model and converts it.
 In a folder that said ``wav2vec2``, transformers alone would load random attention and only mention it; with
 ``cald_wav2vec2`` it fails loudly, and after ``import cald_speech`` the Auto classes and ``pipeline`` work.
+
+A converted class is called ``Cald`` and its base class's name: ``CaldWav2Vec2ForCTC`` is ``Wav2Vec2ForCTC`` with
+mixers. No file has a ``class`` line for it. :func:`converted_class` makes it, its config's class comes from
+:func:`config_class`, and :func:`register` makes those of every family; each file in ``families/`` names its own.
 """
 
 from functools import cache

@@ -1,15 +1,23 @@
-"""Pretrained architectures, one file each (floor F2). A new file with a ``FAMILY`` in it is found by itself."""
+"""Pretrained architectures, one file each (floor F2). A new file with a ``FAMILY`` in it is found by itself.
+
+``base.py`` has what every family knows, ``speech.py`` and ``text.py`` what the two kinds add: :class:`SpeechFamily` and
+:class:`TextFamily`.
+"""
 
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import TypeVar
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cald_speech.errors import UserError
 from cald_speech.families.base import Family, Opened
-from cald_speech.families.block_attention import BlockAttention
 from cald_speech.families.front_end import FrontEnd, Moments
+from cald_speech.families.speech import BlockAttention, SpeechFamily
+from cald_speech.families.text import TextFamily
+
+Kind = TypeVar("Kind", bound=Family)
 
 
 @cache
@@ -26,11 +34,30 @@ def families() -> dict[str, Family]:
     return {family.model_type: family for family in found}
 
 
-def family_of(model: PreTrainedModel | PretrainedConfig) -> Family:
-    """The family of a model or config, converted ones included. Raises UserError for an architecture not known here."""
+def family_of(model: PreTrainedModel | PretrainedConfig, kind: type[Kind] = Family) -> Kind:
+    """The family of a model or config, converted ones included.
+
+    Arguments
+    ---------
+    model : whose family it is.
+    kind : :class:`SpeechFamily` or :class:`TextFamily`, where the caller can do with this kind alone.
+
+    Raises
+    ------
+    UserError
+        for an architecture not known here, and for one of the other kind.
+
+    Example
+    -------
+    >>> from transformers import HubertConfig
+    >>> family_of(HubertConfig(), SpeechFamily).model_type
+    'hubert'
+    """
     config = model.config if isinstance(model, PreTrainedModel) else model
     for family in families().values():
         if isinstance(config, family.config_class):
+            if not isinstance(family, kind):
+                raise UserError(kind.refusal.format(got=type(model).__name__, model_type=family.model_type))
             return family
     raise UserError(
         f"the architecture {config.model_type!r} is not known: expected one of {', '.join(sorted(families()))}. "
@@ -38,4 +65,14 @@ def family_of(model: PreTrainedModel | PretrainedConfig) -> Family:
     )
 
 
-__all__ = ["BlockAttention", "Family", "FrontEnd", "Moments", "Opened", "families", "family_of"]
+__all__ = [
+    "BlockAttention",
+    "Family",
+    "FrontEnd",
+    "Moments",
+    "Opened",
+    "SpeechFamily",
+    "TextFamily",
+    "families",
+    "family_of",
+]

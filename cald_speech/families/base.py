@@ -1,4 +1,7 @@
-"""What the rest of the house knows about a pretrained architecture, and nothing more (floor F2)."""
+"""What the rest of the house knows about a pretrained architecture of any kind (floor F2).
+
+``speech.py`` adds what only an encoder of audio has, ``text.py`` what only a model of tokens has.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -8,11 +11,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cald_speech.errors import UserError
-from cald_speech.families.block_attention import BlockAttention
-from cald_speech.families.front_end import FrontEnd
-from cald_speech.families.lengths import Lengths
-from cald_speech.families.loading import load_checked
-from cald_speech.families.slot import MixerSlot
+from cald_speech.families.hub import load_checked
+from cald_speech.families.lengths import Lengths, MixerSlot
 from cald_speech.mixers import AttentionWeights, Mixer
 
 
@@ -45,6 +45,7 @@ class Family:
     optional_names: tuple[str, ...] = ()
     leftover_names: tuple[str, ...]
     config_defaults: ClassVar[Mapping[str, Any]] = {}
+    refusal: ClassVar[str]  # of a kind of family: what a user is told who gives a model of another, {got}
     causal: bool = False  # True: no layer sees what comes after a frame, and no mixer may
 
     def class_with(self, head: str) -> type[PreTrainedModel]:
@@ -150,21 +151,3 @@ class Family:
     def head(self, model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         """From the final norm's output (B, T, D) to logits (B, T, V). Raises UserError for a model without a head."""
         raise NotImplementedError
-
-    def front_end(self, model: PreTrainedModel) -> FrontEnd:
-        """The pieces between audio and layers. Raises UserError where the model reads no audio, as here."""
-        raise UserError(
-            f"expected a model that hears audio, got {type(model).__name__}: {self.model_type} models read text, and "
-            "have no front end for audio. Give a speech encoder"
-        )
-
-    def block_attention(self, model: PreTrainedModel, layer: nn.Module) -> BlockAttention:
-        """The attention that a layer of a speech encoder kept, as something that takes its queries block by block."""
-        raise NotImplementedError
-
-    def max_tokens(self, config: PretrainedConfig) -> int:
-        """The most tokens of an input that a text model has positions for. Raises UserError for another model."""
-        raise UserError(f"{self.model_type} models hear audio: expected one that reads text, such as roberta-base")
-
-    def freeze_front_end(self, model: PreTrainedModel) -> None:
-        """Let what makes frames of audio have no gradient from here on; without a front end, nothing is frozen."""

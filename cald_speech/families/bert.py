@@ -1,13 +1,17 @@
-"""BERT (Devlin et al., arXiv 1810.04805)."""
+"""BERT (Devlin et al., arXiv 1810.04805).
+
+Converted models are CaldBertModel, CaldBertForMaskedLM and CaldBertForSequenceClassification, which
+conversion/classes.py makes.
+"""
 
 from typing import ClassVar
 
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
-from cald_speech.families.encoder import EncoderFamily
+from cald_speech.families.text import TextEncoderFamily
 
 
-class BertFamily(EncoderFamily):
+class BertFamily(TextEncoderFamily):
     """Base and large, cased and uncased."""
 
     model_type = "bert"

@@ -1,4 +1,8 @@
-"""GPT-NeoX (Black et al., arXiv 2204.06745), the architecture of Pythia (arXiv 2304.01373)."""
+"""GPT-NeoX (Black et al., arXiv 2204.06745), the architecture of Pythia (arXiv 2304.01373).
+
+Converted models are CaldGPTNeoXModel, CaldGPTNeoXForCausalLM and CaldGPTNeoXForSequenceClassification, which
+conversion/classes.py makes.
+"""
 
 from typing import ClassVar
 
@@ -11,11 +15,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cald_speech.families.decoder import DecoderFamily
+from cald_speech.families.text import TextDecoderFamily
 from cald_speech.mixers import AttentionWeights
 
 
-class GPTNeoXFamily(DecoderFamily):
+class GPTNeoXFamily(TextDecoderFamily):
     """Parallel residual (Pythia: attention and feed-forward read the same input) and sequential; CALD takes Mamba."""
 
     model_type = "gpt_neox"

@@ -1,10 +1,20 @@
-"""Whether a model can be had at all, asked once and quickly: transformers would try every file of it five times."""
+"""Where models come from: whether one can be had at all, and whether its weights are this model's.
 
+The first is asked once and quickly: transformers would try every file of a model five times. In the second, what does
+not fit is named, where transformers would pass over it.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, get_session, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
 
 from cald_speech.errors import UserError
 
@@ -38,3 +48,71 @@ def check_source(source: str | Path) -> None:
             f"{str(error).strip().splitlines()[0]}. Without a network, download the model elsewhere (`hf download "
             f"{source}`) and give its folder; `make demo` needs neither"
         ) from error
+
+
+def load_checked(
+    cls: type[PreTrainedModel],
+    source: str,
+    *,
+    head_names: Sequence[str],
+    optional_names: Sequence[str],
+    leftover_names: Sequence[str],
+    **options: Any,
+) -> PreTrainedModel:
+    """A ``cls`` model from a folder or hub id, in which nothing but a head is new.
+
+    Arguments
+    ---------
+    head_names : patterns of names, behind the base model's prefix, that may be left over, and missing in the checkpoint
+        of a model with another head.
+    optional_names : the same for names that may be missing in any checkpoint.
+    leftover_names : the same for names that may only be left over.
+    options : dtype and the config's values, as ``from_pretrained`` takes them.
+
+    Raises UserError where the source cannot be had, or its weights do not fit.
+    """
+    try:
+        # Other sizes are not ignored: _check_loaded names them, and all else that does not fit.
+        with _quiet():
+            model, info = cls.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except OSError as error:
+        raise UserError(
+            f"cannot load the model {source!r}: {error}. Expected a folder with config.json and model.safetensors, "
+            "or a Hugging Face hub id and a network. Without a network, download it elsewhere "
+            "(`huggingface-cli download`) and give the folder"
+        ) from error
+    # A parameter that mixers share, and that the checkpoint lacks, has no values but is not told as missing.
+    missing = {*info["missing_keys"], *(n for n, p in model.named_parameters() if p.is_meta)}
+    prefix = f"{model.base_model_prefix}."
+    mismatched = [f"{k}: {tuple(had)} for {tuple(wanted)}" for k, had, wanted in info["mismatched_keys"]]
+    same_head = cls.__name__ in (AutoConfig.from_pretrained(source).architectures or ())
+    may_lack = optional_names if same_head else (*head_names, *optional_names)
+    may_have = (*head_names, *optional_names, *leftover_names)
+    _refuse(source, "missing", _others(missing, prefix, may_lack))
+    _refuse(source, "unexpected", _others(info["unexpected_keys"], prefix, may_have))
+    _refuse(source, "of another size", mismatched)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No report of transformers' own on what did not fit: its result is read and judged here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _others(names: Sequence[str], prefix: str, patterns: Sequence[str]) -> list[str]:
+    """The names that, behind the prefix, begin with none of the patterns."""
+    return [name for name in names if not any(re.match(p, name.removeprefix(prefix)) for p in patterns)]
+
+
+def _refuse(source: str, kind: str, names: Sequence[str]) -> None:
+    if names:
+        raise UserError(
+            f"the weights in {source!r} do not fit this model: {len(names)} {kind} ({', '.join(sorted(names)[:3])}, "
+            "...). Expected a checkpoint of the same architecture that config.json describes"
+        )

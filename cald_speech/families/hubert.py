@@ -1,4 +1,8 @@
-"""HuBERT (Hsu et al., arXiv 2106.07447)."""
+"""HuBERT (Hsu et al., arXiv 2106.07447).
+
+Converted models are CaldHubertModel, CaldHubertForCTC and CaldHubertForSequenceClassification, which
+conversion/classes.py makes.
+"""
 
 from typing import ClassVar
 

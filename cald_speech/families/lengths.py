@@ -1,14 +1,42 @@
 """How the number of valid frames reaches the slots and norms inside a Hugging Face model.
 
 A pre-hook on the base model takes the 2-D attention mask, works the lengths out once for each forward pass, and keeps
-them: gradient checkpointing calls the slots again during backward, so they must outlive the forward pass.
+them: gradient checkpointing calls the slots again during backward, so they must outlive the forward pass. Slots read
+them here, and look at no mask: the layers of a text model are shown 4-D masks only.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from cald_speech.errors import UserError
+from cald_speech.mixers import Mixer
 from cald_speech.ops import valid_frames
+
+
+class Lengths:
+    """Of the batch that a model is working on: ``frames`` (B,) that are valid in its layers, None where all are."""
+
+    frames: Tensor | None = None
+
+    def hook(self, base: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Forward pre-hook of the base model, which reads the lengths off its arguments."""
+        raise NotImplementedError
+
+
+class MixerSlot(nn.Module):
+    """Hugging Face's call on the outside, a mixer on the inside."""
+
+    def __init__(self, mixer: Mixer, context: Lengths):
+        super().__init__()
+        self.mixer = mixer
+        self.context = context
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """(B, T, D) to (B, T, D) and no attention weights. Lengths come from the context, masks are not looked at."""
+        return self.mixer(hidden_states, self.context.frames), None
 
 
 def frame_lengths(samples: Tensor, config: PretrainedConfig) -> Tensor:
@@ -25,18 +53,8 @@ def frame_lengths(samples: Tensor, config: PretrainedConfig) -> Tensor:
     return samples.clamp(min=0)
 
 
-class Lengths:
-    """Of the batch that a model is working on: ``frames`` (B,) that are valid in its layers, None where all are."""
-
-    frames: Tensor | None = None
-
-    def hook(self, base: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Forward pre-hook of the base model, which reads the lengths off its arguments."""
-        raise NotImplementedError
-
-
-class LengthContext(Lengths):
-    """Those of audio: ``samples`` (B,) before the convolutional front end, ``frames`` after it."""
+class AudioLengths(Lengths):
+    """Lengths of audio: ``samples`` (B,) before the convolutional front end, ``frames`` after it."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         self.config = config
@@ -61,44 +79,83 @@ class LengthContext(Lengths):
         self.frames = frame_lengths(lengths, self.config)
 
 
-class LengthAwareGroupNorm(nn.GroupNorm):
-    """GroupNorm with one channel a group (so: normalisation over time) whose statistics leave padding out.
+class UnreadableMask(UserError, ValueError):
+    """An attention mask from which no lengths can be read."""
 
-    It takes the place of the norm in the first convolution of wav2vec2-base and its kin, where Hugging Face counts the
-    padding in, so that a transcript changes with the batch. Same parameters; without padding, the same arithmetic.
+
+class TokenLengths(Lengths):
+    """Lengths of text: ``frames`` (B,) valid tokens, and ``starts`` (B,) padded tokens before them.
+
+    ``starts`` is None where all rows begin with a valid token. Mixers want the padding behind: :meth:`aligned` moves
+    rows that are padded in front, as generation needs them, and :meth:`put_back` undoes it.
+
+    Arguments
+    ---------
+    left_padding : False refuses padding in front, for models whose positions and heads count from the first token.
+
+    Example
+    -------
+    >>> lengths = TokenLengths(left_padding=True)
+    >>> lengths.read(torch.tensor([[1, 1, 1], [0, 0, 1]]))
+    >>> x = torch.arange(6.0).view(2, 3, 1)
+    >>> lengths.aligned(x).flatten(1).tolist()
+    [[0.0, 1.0, 2.0], [5.0, 3.0, 4.0]]
+    >>> torch.equal(lengths.put_back(lengths.aligned(x)), x)
+    True
     """
 
-    @classmethod
-    def replacing(cls, norm: nn.GroupNorm, conv: nn.Conv1d, context: LengthContext) -> "LengthAwareGroupNorm":
-        if norm.num_groups != norm.num_channels:
-            raise ValueError(f"expected {norm.num_channels} groups, one a channel, got {norm.num_groups}")
-        new = cls(norm.num_groups, norm.num_channels, eps=norm.eps, device=norm.weight.device, dtype=norm.weight.dtype)
-        new.weight, new.bias = norm.weight, norm.bias
-        new.kernel, new.stride, new.context = conv.kernel_size[0], conv.stride[0], context
-        return new
+    def __init__(self, *, left_padding: bool) -> None:
+        self.left_padding = left_padding
+        self.frames: Tensor | None = None
+        self.starts: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T) to (B, C, T); padded positions hold finite values that nothing reads."""
-        if self.context.samples is None:
-            return super().forward(x)
-        lengths = (self.context.samples - self.kernel).div(self.stride, rounding_mode="floor") + 1
-        valid = valid_frames(lengths, x.size(-1))[:, None]
-        count = lengths.clamp(min=1).float()[:, None, None]
-        values = x.float()
-        mean = values.masked_fill(~valid, 0).sum(-1, keepdim=True) / count
-        centred = (values - mean).masked_fill(~valid, 0)
-        variance = centred.square().sum(-1, keepdim=True) / count
-        normed = centred * (variance + self.eps).rsqrt()
-        return (normed * self.weight.float()[:, None] + self.bias.float()[:, None]).to(x.dtype)
+    def hook(self, base: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Forward pre-hook of the base model: reads ``attention_mask``, (B, past and present tokens) ones and zeros."""
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        self.frames = self.starts = None
+        if mask is None:
+            return
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            shape = f"{mask.dim()} dimensions" if isinstance(mask, Tensor) else type(mask).__name__
+            raise UnreadableMask(
+                f"attention_mask: expected ones and zeros of shape (batch, tokens), got {shape}. Give the tokenizer's "
+                "own mask, and generate with the default cache"
+            )
+        tokens = args[0] if args else kwargs.get("input_ids")
+        tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+        self.read(mask[:, -tokens.size(1) :])
+
+    def read(self, mask: Tensor) -> None:
+        """The lengths of the tokens that ``mask`` (B, T) tells valid from padded, of any dtype."""
+        lengths, num_tokens = mask.long().sum(-1), mask.size(-1)
+        # One device sync for each forward pass tells padded from unpadded; a second, for padded ones, right from left.
+        if bool((lengths == num_tokens).all()):
+            return
+        self.frames = lengths
+        valid = mask.bool()
+        if torch.equal(valid_frames(lengths, num_tokens), valid):
+            return
+        starts = valid.int().argmax(-1)
+        contiguous = valid_frames(starts + lengths, num_tokens) & ~valid_frames(starts, num_tokens)
+        if not self.left_padding or not torch.equal(contiguous, valid):
+            kind = "on the right or on the left" if self.left_padding else "on the right"
+            self.frames = None
+            raise UnreadableMask(
+                f"attention_mask: expected each row's tokens in one piece, padded {kind}, got another pattern. Pad "
+                f"{kind}: tokenizer.padding_side = 'right'"
+            )
+        self.starts = starts
+
+    def aligned(self, x: Tensor) -> Tensor:
+        """(B, T, D) with each row's valid tokens first."""
+        return x if self.starts is None else _rolled(x, self.starts)
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`aligned`."""
+        return x if self.starts is None else _rolled(x, -self.starts)
 
 
-def convolve_normed(x: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm, moments: tuple[Tensor, Tensor]) -> Tensor:
-    """``norm(conv(x))`` with mean and variance (C,) of conv's output given, not taken from this piece of the audio.
-
-    What the norm does to each channel is then a factor and a summand, which go into the kernel and its bias.
-    """
-    mean, variance = (m.double() for m in moments)
-    factor = norm.weight.double() * (variance + norm.eps).rsqrt()
-    bias = 0 if conv.bias is None else conv.bias.double()
-    shift = (norm.bias.double() + (bias - mean) * factor).to(x.dtype)
-    return nn.functional.conv1d(x, (conv.weight * factor[:, None, None]).to(x.dtype), shift, conv.stride)
+def _rolled(x: Tensor, by: Tensor) -> Tensor:
+    """Row b of ``x`` (B, T, D) from token ``by[b]`` on, the tokens before it at the end."""
+    index = (torch.arange(x.size(1), device=x.device) + by[:, None]) % x.size(1)
+    return x.gather(1, index[:, :, None].expand_as(x))

@@ -1,4 +1,8 @@
-"""Llama (Touvron et al., arXiv 2302.13971), with grouped keys and values from its second release on."""
+"""Llama (Touvron et al., arXiv 2302.13971), with grouped keys and values from its second release on.
+
+Converted models are CaldLlamaModel, CaldLlamaForCausalLM and CaldLlamaForSequenceClassification, which
+conversion/classes.py makes.
+"""
 
 from typing import ClassVar
 
@@ -11,11 +15,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cald_speech.families.decoder import DecoderFamily
+from cald_speech.families.text import TextDecoderFamily
 from cald_speech.mixers import AttentionWeights
 
 
-class LlamaFamily(DecoderFamily):
+class LlamaFamily(TextDecoderFamily):
     """All sizes of releases 1 to 3, and whatever else says ``llama`` in its config."""
 
     model_type = "llama"

@@ -1,4 +1,8 @@
-"""RoBERTa (Liu et al., arXiv 1907.11692)."""
+"""RoBERTa (Liu et al., arXiv 1907.11692).
+
+Converted models are CaldRobertaModel, CaldRobertaForMaskedLM and CaldRobertaForSequenceClassification, which
+conversion/classes.py makes.
+"""
 
 from typing import ClassVar
 
@@ -10,10 +14,10 @@ from transformers import (
     RobertaModel,
 )
 
-from cald_speech.families.encoder import EncoderFamily
+from cald_speech.families.text import TextEncoderFamily
 
 
-class RobertaFamily(EncoderFamily):
+class RobertaFamily(TextEncoderFamily):
     """Base and large; CALD converts the base model to Linformer."""
 
     model_type = "roberta"

@@ -1,18 +1,20 @@
-"""What wav2vec2, HuBERT and WavLM have in common: the front end, both layer layouts, and the slot's place."""
+"""Speech encoders: what wav2vec2, HuBERT and WavLM have in common.
+
+That is the front end, both layer layouts, the slot's place, and an attention that long form can run block by block.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForAudioClassification, AutoModelForCTC, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from cald_speech.errors import UserError
 from cald_speech.families.base import Family, Opened
-from cald_speech.families.block_attention import BlockAttention
-from cald_speech.families.front_end import FrontEnd, Moments
-from cald_speech.families.lengths import LengthAwareGroupNorm, LengthContext, convolve_normed
-from cald_speech.families.slot import MixerSlot
+from cald_speech.families.front_end import FrontEnd, LengthAwareGroupNorm, Moments, convolve_normed
+from cald_speech.families.lengths import AudioLengths, MixerSlot
 from cald_speech.mixers import AttentionWeights, Mixer
 from cald_speech.ops import valid_frames
 
@@ -45,6 +47,10 @@ class SpeechFamily(Family):
         r"final_proj\.",
         "mask_emb",
     )
+    refusal = (
+        "expected a model that hears audio, got {got}: {model_type} models read text, and have no front end for audio. "
+        "Give a speech encoder"
+    )
     pre_norm_layer: type[nn.Module]
     slot_class: Callable[..., MixerSlot] = MixerSlot
 
@@ -52,9 +58,9 @@ class SpeechFamily(Family):
         self.context(model)
         return model
 
-    def new_lengths(self, base: PreTrainedModel) -> LengthContext:
+    def new_lengths(self, base: PreTrainedModel) -> AudioLengths:
         """Lengths, and the length-aware norm that reads them."""
-        context = LengthContext(base.config)
+        context = AudioLengths(base.config)
         first = base.feature_extractor.conv_layers[0]
         if base.config.feat_extract_norm == "group":
             first.layer_norm = LengthAwareGroupNorm.replacing(first.layer_norm, first.conv, context)
@@ -89,7 +95,8 @@ class SpeechFamily(Family):
     def slot_ends(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
         return layer.attention, layer.attention
 
-    def block_attention(self, model: PreTrainedModel, layer: nn.Module) -> BlockAttention:
+    def block_attention(self, model: PreTrainedModel, layer: nn.Module) -> "BlockAttention":
+        """The attention that a layer kept, as something that takes its queries block by block."""
         return BlockAttention(layer.attention)
 
     def layer_arguments(self, model: PreTrainedModel, x: Tensor, lengths: Tensor | None) -> dict[str, Any]:
@@ -117,6 +124,7 @@ class SpeechFamily(Family):
         return self.front_end(model).output_norm
 
     def front_end(self, model: PreTrainedModel) -> FrontEnd:
+        """The pieces between audio and layers. Raises UserError for a model with convolutions after its layers."""
         base, config = model.base_model, model.base_model.config
         if getattr(base, "adapter", None) is not None:
             raise UserError(
@@ -152,9 +160,51 @@ class SpeechFamily(Family):
         )
 
     def freeze_front_end(self, model: PreTrainedModel) -> None:
+        """Let the convolutions that make frames of audio have no gradient from here on."""
         model.base_model.feature_extractor._freeze_parameters()
 
     def head(self, model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         if not isinstance(model, self.classes["ctc"]):
             raise UserError(f"expected a model with a CTC head, got {type(model).__name__}. Load it with head='ctc'")
         return model.lm_head
+
+
+class BlockAttention:
+    """One layer's attention in two steps: ``keys_values`` of every block, then ``attend`` for every block.
+
+    Arguments
+    ---------
+    attention : a module with ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj`` and ``num_heads``.
+
+    Example
+    -------
+    >>> import torch
+    >>> from transformers import Wav2Vec2Config
+    >>> from cald_speech.families import families
+    >>> family = families()["wav2vec2"]
+    >>> model = family.load(Wav2Vec2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).eval()
+    >>> attention = family.block_attention(model, family.layers(model)[0])
+    >>> x = torch.randn(1, 7, 32)
+    >>> keys, values = attention.keys_values(x)
+    >>> attention.attend(x[:, 3:5], keys, values, first=3).shape
+    torch.Size([1, 2, 32])
+    """
+
+    def __init__(self, attention: nn.Module):
+        self.attention = attention
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, t, D) to keys and values (1, t, D)."""
+        return self.attention.k_proj(x), self.attention.v_proj(x)
+
+    def attend(self, x: Tensor, keys: Tensor, values: Tensor, first: int) -> Tensor:
+        """Queries from the block x (1, t, D), whose first frame is ``first``, over all frames: (1, t, D).
+
+        ``keys`` and ``values`` are (1, T, D).
+        """
+        return self.attention.out_proj(self.weigh(self.attention.q_proj(x), keys, values, None))
+
+    def weigh(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """softmax(q k^T / sqrt(d) + bias) v for each head, the heads joined; bias (1, H, t, T) or None."""
+        q, k, v = (p.unflatten(2, (self.attention.num_heads, -1)).transpose(1, 2) for p in (queries, keys, values))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)

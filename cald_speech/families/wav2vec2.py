@@ -1,4 +1,8 @@
-"""wav2vec 2.0 (Baevski et al., arXiv 2006.11477)."""
+"""wav2vec 2.0 (Baevski et al., arXiv 2006.11477).
+
+Converted models are CaldWav2Vec2Model, CaldWav2Vec2ForCTC and CaldWav2Vec2ForSequenceClassification, which
+conversion/classes.py makes.
+"""
 
 from typing import ClassVar
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cald_speech.families import Family, FrontEnd, family_of
+from cald_speech.families import Family, FrontEnd, SpeechFamily, family_of
 from cald_speech.longform.buffers import Buffers
 from cald_speech.longform.front import add_positions, fill, measure
 from cald_speech.longform.layers import Frames, run_layer, spare_widths
@@ -149,7 +149,7 @@ def _encode(
     if chunk_s <= 0:
         raise ValueError(f"chunk_s: expected seconds of audio, more than 0, got {chunk_s}")
     model = in_dtype(model, dtype)
-    family = family_of(model)
+    family = family_of(model, SpeechFamily)
     front, layers = family.front_end(model), family.layers(model)
     statistics = measure(source, front, normalise=do_normalize)
     num_frames, width = front.num_frames(statistics.num_samples), model.config.hidden_size

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cald_speech.errors import UserError
-from cald_speech.families import Family, family_of
+from cald_speech.families import SpeechFamily, family_of
 from cald_speech.longform.source import SAMPLE_RATE
 from cald_speech.longform.statistics import AudioStatistics
 from cald_speech.longform.streamer import Streamer
@@ -75,7 +75,7 @@ def stream(
     """
     if model.training:
         raise ValueError("model: expected one in evaluation mode, got one in training mode. Call model.eval()")
-    lookahead = lookahead_frames(model, family_of(model), lookahead_s)
+    lookahead = lookahead_frames(model, lookahead_s)
     return _stream(Streamer(model, lookahead, statistics, do_normalize), chunks)
 
 
@@ -95,13 +95,13 @@ def latency_s(model: PreTrainedModel, lookahead_s: float | None = None) -> float
     >>> latency_s(model, lookahead_s=2.0)
     3.28
     """
-    family = family_of(model)
-    front = family.front_end(model)
-    return (front.positions_reach + lookahead_frames(model, family, lookahead_s)) * front.stride / SAMPLE_RATE
+    front = family_of(model, SpeechFamily).front_end(model)
+    return (front.positions_reach + lookahead_frames(model, lookahead_s)) * front.stride / SAMPLE_RATE
 
 
-def lookahead_frames(model: PreTrainedModel, family: Family, lookahead_s: float | None) -> int:
+def lookahead_frames(model: PreTrainedModel, lookahead_s: float | None) -> int:
     """Frames that a frame's layers wait for. Raises as :func:`stream` does where the layers cannot run live."""
+    family = family_of(model, SpeechFamily)
     mixers = [family.mixer(layer) for layer in family.layers(model)]
     sweeps = [() if mixer is None else mixer.sweeps() for mixer in mixers]
     stuck = [i for i, runs in enumerate(sweeps) if not runs or any(sweep.whole for sweep in runs)]

@@ -14,7 +14,7 @@ layer with ``Bidirectional``, makes 0.51 + 1.03 + 0.06 GiB in float32.
 import torch
 from transformers import PreTrainedModel
 
-from cald_speech.families import FrontEnd, family_of
+from cald_speech.families import FrontEnd, SpeechFamily, family_of
 from cald_speech.longform.encoder import BlockSizes
 from cald_speech.longform.layers import spare_widths
 from cald_speech.longform.source import SAMPLE_RATE
@@ -42,7 +42,7 @@ def predicted_peak_bytes(
     >>> (day - hour) / (23 * 3600 * 50 * (32 + 2 * 32) * 4)
     1.0
     """
-    family = family_of(model)
+    family = family_of(model, SpeechFamily)
     front, config, size = family.front_end(model), model.config, torch.finfo(dtype).bits // 8
     weights = sum(p.numel() for p in model.parameters()) * size
     columns = config.hidden_size + sum(spare_widths(model, family))

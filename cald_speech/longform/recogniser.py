@@ -12,7 +12,7 @@ from transformers import AutoProcessor, PreTrainedModel, Wav2Vec2Processor
 
 from cald_speech.conversion import from_pretrained
 from cald_speech.errors import UserError
-from cald_speech.families import family_of
+from cald_speech.families import SpeechFamily, family_of
 from cald_speech.longform.alignment import DEFAULT_BAND, align, labels_of
 from cald_speech.longform.beam import beam_search
 from cald_speech.longform.ctc import LogitChunks, greedy, numbered
@@ -130,7 +130,7 @@ class Recogniser:
         options: dict,
     ) -> Iterator[Word]:
         count = 0
-        if family_of(self.model).front_end(self.model).num_frames(audio.num_samples):
+        if family_of(self.model, SpeechFamily).front_end(self.model).num_frames(audio.num_samples):
             logits = stream_logits(self.model, audio, do_normalize=self.do_normalize, **options)
             for word in words(decode(logits), self.vocabulary, FrameTimes.of(self.model), margins):
                 count += 1

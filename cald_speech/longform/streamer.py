@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cald_speech.errors import UserError
-from cald_speech.families import FrontEnd, Opened, family_of
+from cald_speech.families import FrontEnd, Opened, SpeechFamily, family_of
 from cald_speech.longform.front import convolve
 from cald_speech.longform.statistics import AudioStatistics
 from cald_speech.mixers import Sweep
@@ -27,7 +27,7 @@ class Streamer:
         statistics: AudioStatistics | None,
         do_normalize: bool,
     ):
-        family = family_of(model)
+        family = family_of(model, SpeechFamily)
         front = family.front_end(model)
         if front.normed is not None and statistics is None:
             raise UserError(

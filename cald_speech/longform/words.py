@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cald_speech.families import family_of
+from cald_speech.families import SpeechFamily, family_of
 from cald_speech.longform.source import SAMPLE_RATE
 
 
@@ -86,7 +86,7 @@ class FrameTimes:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "FrameTimes":
         """Those of a speech encoder's convolutional front end."""
-        front = family_of(model).front_end(model)
+        front = family_of(model, SpeechFamily).front_end(model)
         return cls(front.stride, front.receptive_field)
 
     def start_s(self, frame: int) -> float:

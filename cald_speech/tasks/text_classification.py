@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cald_speech.data.sentences import Sentences, TokenisedTable
 from cald_speech.errors import UserError
-from cald_speech.families import family_of
+from cald_speech.families import TextFamily, family_of
 from cald_speech.tasks.classification import Classification
 from cald_speech.tasks.processors import check_vocabulary, tokenizer_of
 
@@ -50,7 +50,7 @@ class TextClassification(Classification):
     def head_options(self, start: str, config: PretrainedConfig, processor: PreTrainedTokenizerBase) -> dict[str, Any]:
         """The model must know the same labels, every token, and as many positions as an input may have."""
         check_vocabulary(start, config, processor)
-        positions = family_of(config).max_tokens(config)
+        positions = family_of(config, TextFamily).max_tokens(config)
         if self.max_tokens > positions:
             raise UserError(
                 f"max_tokens: expected at most {positions}, the positions of {start!r}, got {self.max_tokens}. Give a "

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cald_speech.conversion import ConversionReport, convert, from_pretrained, load_config
 from cald_speech.errors import UserError
-from cald_speech.families import Family, family_of
+from cald_speech.families import Family, SpeechFamily, family_of
 from cald_speech.tasks.base import Processor
 from cald_speech.training.distributed import sum_gradients
 from cald_speech.training.optimiser import clip_gradients, parameter_groups
@@ -115,8 +115,9 @@ class TeacherTraining:
     def __init__(self, teacher: PreTrainedModel, settings: Settings):
         self.teacher, self.settings = teacher, settings
         teacher.requires_grad_(True)
-        if settings.freeze_front_end:
-            family_of(teacher).freeze_front_end(teacher)
+        family = family_of(teacher)
+        if settings.freeze_front_end and isinstance(family, SpeechFamily):
+            family.freeze_front_end(teacher)
         groups = parameter_groups(teacher, settings.weight_decay, decay=settings.decay)
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
         # float16 gradients underflow; the student's scaler has seen other gradients.

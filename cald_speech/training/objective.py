@@ -20,7 +20,7 @@ from cald_speech.distillation import (
 )
 from cald_speech.errors import UserError
 from cald_speech.families import Family
-from cald_speech.families.masks import SharedMasks
+from cald_speech.families.front_end import SharedMasks
 from cald_speech.training.distributed import summed, world_size
 from cald_speech.training.settings import Settings
 

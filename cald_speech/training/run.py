@@ -20,6 +20,7 @@ from torch import distributed
 import cald_speech
 from cald_speech.data.batching import StepSampler, batch_loader, step_loader
 from cald_speech.errors import UserError, error_epilogue
+from cald_speech.families import SpeechFamily
 from cald_speech.shipped import experiment_file, recipes_folder
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore
@@ -67,7 +68,7 @@ def run(argv: Sequence[str], prepare: Prepare | None = None) -> CaldBrain:
     data = prepare_data(settings, prepare)
     seed_everything(settings.seed)
     models = build_models(settings, data["train"])
-    if settings.freeze_front_end:
+    if settings.freeze_front_end and isinstance(models.family, SpeechFamily):
         models.family.freeze_front_end(models.student)
     if settings.gradient_checkpointing:
         models.student.gradient_checkpointing_enable({"use_reentrant": False})

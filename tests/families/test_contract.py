@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from cald_speech import LayerMap, convert
 from cald_speech.families import family_of
-from cald_speech.families.block_attention import GatedBiasAttention
+from cald_speech.families.wavlm import GatedBiasAttention
 from cald_speech.longform import AudioSource, stream_logits
 from cald_speech.mixers import Bidirectional
 from tests.helpers import (

@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast, pipeline
 
 from cald_speech.errors import UserError
-from cald_speech.families.scan_state import ScanState
+from cald_speech.families.generation import ScanState
 from tests.families.text import CAUSAL, LENGTHS, MAPS, VOCABULARY, tokens_and_mask
 from tests.helpers import TOLERANCE, relative_error
 

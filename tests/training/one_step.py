@@ -11,6 +11,7 @@ from speechbrain.utils.distributed import ddp_init_group
 from torch import Tensor, distributed
 
 from cald_speech.data.dataset import make_dataset
+from cald_speech.families import SpeechFamily
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.models import build_models
@@ -31,7 +32,7 @@ def build(argv: list[str]) -> tuple[CaldBrain, DynamicItemDataset]:
     data = prepare_data(settings, prepare)
     seed_everything(settings.seed)
     models = build_models(settings, data["train"])
-    if settings.freeze_front_end:
+    if settings.freeze_front_end and isinstance(models.family, SpeechFamily):
         models.family.freeze_front_end(models.student)
     brain = make_brain(settings, data, models, run_opts)
     brain.on_fit_start()

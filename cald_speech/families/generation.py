@@ -14,6 +14,33 @@ from torch.utils._pytree import tree_map_only
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from cald_speech.errors import UserError
+from cald_speech.families.lengths import MixerSlot, TokenLengths
+from cald_speech.mixers import CausalMixer
+
+
+class CausalSlot(MixerSlot):
+    """A slot whose rows may be padded in front, as prompts are, and whose mixer's state goes on from call to call.
+
+    Arguments
+    ---------
+    index : of the layer, which finds its state in the cache.
+    cache_argument : under which name the layer is given the cache.
+    """
+
+    def __init__(self, mixer: CausalMixer, context: TokenLengths, index: int, cache_argument: str):
+        super().__init__(mixer, context)
+        self.index, self.cache_argument = index, cache_argument
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
+        """(B, T, D) to (B, T, D) and no attention weights; positions are not looked at, and the mask's lengths are."""
+        x, cache = self.context.aligned(hidden_states), kwargs.get(self.cache_argument)
+        if cache is None:
+            y = self.mixer(x, self.context.frames)
+        else:
+            held = ScanState.of(cache, self.index)
+            y, state = self.mixer(x, self.context.frames, state=held.state, return_state=True)
+            held.keep(state, x.size(1))
+        return self.context.put_back(y), None
 
 
 class ScanState(CacheLayerMixin):

@@ -1,0 +1,39 @@
+"""Speech and text are two interfaces: each family is of one kind, has its methods alone, and names its classes."""
+
+import inspect
+import sys
+
+import pytest
+from transformers import BertConfig, DistilBertConfig, Wav2Vec2Config
+
+from cald_speech.conversion import converted_class
+from cald_speech.errors import UserError
+from cald_speech.families import Family, SpeechFamily, TextFamily, families, family_of
+
+every_family = pytest.mark.parametrize("family", families().values(), ids=families())
+
+
+@every_family
+def test_a_family_is_of_one_kind(family):
+    kinds = [kind for kind in (SpeechFamily, TextFamily) if isinstance(family, kind)]
+    (kind,), (other,) = kinds, {SpeechFamily, TextFamily} - set(kinds)
+    assert family_of(family.config_class()) is family_of(family.config_class(), kind) is family
+    own = {name for name in vars(other) if name not in vars(Family) and not name.startswith("_")}
+    assert not {name for name in own if callable(getattr(other, name)) and hasattr(family, name)}
+
+
+@every_family
+def test_a_familys_file_names_the_converted_classes(family):
+    text = inspect.getdoc(sys.modules[type(family).__module__])
+    assert [
+        name for base in family.classes.values() if (name := converted_class(family, base).__name__) not in text
+    ] == []
+
+
+def test_the_other_kind_is_refused_with_the_way_out():
+    with pytest.raises(UserError, match=r"expected a model that hears audio, got BertConfig: .* Give a speech encoder"):
+        family_of(BertConfig(), SpeechFamily)
+    with pytest.raises(UserError, match="wav2vec2 models hear audio: expected one that reads text"):
+        family_of(Wav2Vec2Config(), TextFamily)
+    with pytest.raises(UserError, match="'distilbert' is not known: expected one of bert"):
+        family_of(DistilBertConfig(), TextFamily)
