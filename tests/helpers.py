@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cald_speech.families import Family, SpeechFamily, TextFamily, families
-from cald_speech.ops.backends import Request
-from cald_speech.ops.native import why_not_native
+from cald_speech.ops.backends import Request, why_not_native
 
 SPEECH = {name: family for name, family in families().items() if isinstance(family, SpeechFamily)}
 TEXT = {name: family for name, family in families().items() if isinstance(family, TextFamily)}

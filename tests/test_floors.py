@@ -44,7 +44,7 @@ THIRD_PARTY = {
     "benchmarks": {"matplotlib", "fla", "causal_conv1d", "hyperpyyaml"},
     "commands": {"click"},
 }
-BACKEND_FILES = {"triton", "mamba_ssm"}  # only in the file or folder of ops/ that is named after them
+BACKEND_FOLDERS = {"triton"}  # a backend's package: only in the folders of ops/ that are named after it
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 
@@ -68,10 +68,7 @@ def place_of(file: str) -> str:
 def allowed_third_party(file: str) -> set[str]:
     place = place_of(file)
     below = {p for p in THIRD_PARTY if FLOORS[p] < FLOORS[place]} | {place}
-    own = (Path(file).stem, Path(file).parent.name)
-    backend = {name for name in BACKEND_FILES if place == "ops" and any(part.startswith(name) for part in own)}
-    own = {Path(file).stem, *Path(file).parent.parts}
-    backend = BACKEND_FILES & own if place == "ops" else set()
+    backend = BACKEND_FOLDERS & {*Path(file).parent.parts} if place == "ops" else set()
     return ANYWHERE | backend | set().union(*(THIRD_PARTY.get(p, set()) for p in below))
 
 
@@ -118,9 +115,9 @@ def test_a_wrong_import_is_found(file, line, fault, tmp_path, monkeypatch):
     assert [found[: len(fault)] for found in faults_of(file)] == [fault]
 
 
-@pytest.mark.parametrize("file", ["ops/ssd/triton/states.py", "ops/ssd/mamba_ssm.py"])
-def test_kernels_are_allowed_in_their_backend_file(file):
-    assert allowed_third_party(file) > ANYWHERE
+def test_triton_is_allowed_in_its_backend_alone():
+    assert "triton" in allowed_third_party("ops/ssd/triton/states.py")
+    assert "triton" not in allowed_third_party("ops/ssd/naive.py") | allowed_third_party("mixers/triton/x.py")
 
 
 def test_the_lower_floors_need_no_optional_package():

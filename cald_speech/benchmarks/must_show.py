@@ -17,7 +17,6 @@ from cald_speech.benchmarks.ops_workloads import OPS, Case, make_inputs, step
 from cald_speech.benchmarks.stopwatch import measure_in_turns, seconds_of
 from cald_speech.mixers import Bidirectional
 from cald_speech.ops.backends import choose_backend
-from cald_speech.ops.ssd import native, torch_chunked
 
 TEN_MINUTES, HOUR = 30_000, 180_000
 CPU_CASE = Case("ssd", batch=4, num_frames=1_500, heads=12, groups=1)
@@ -115,7 +114,7 @@ def linearity(short: int, long: int) -> Bar:
     """Forward at two lengths, batch 1, into an output whose memory is there: its first touch costs as much again."""
     case, calls = replace(CPU_CASE, batch=1), {}
     taken = choose_backend(case.op, "auto", OPS[case.op].backends, case.request)
-    scan_into = {"native": native, "torch": torch_chunked}[taken].scan_into
+    scan_into = OPS[case.op].backends[taken].load(f"ssd_into_{taken}")
     for num_frames in (short, long):
         inputs = list(make_inputs(replace(case, num_frames=num_frames)).values())
         y = torch.zeros_like(inputs[0])

@@ -7,14 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cald_speech import ops
 from cald_speech.benchmarks.limits import least_traffic
-from cald_speech.ops import short_conv, ssd, ssd_bidirectional
 from cald_speech.ops.backends import Backend, Request
-from cald_speech.ops.selective_scan import BACKENDS as SELECTIVE_SCAN_BACKENDS
-from cald_speech.ops.selective_scan import selective_scan
-from cald_speech.ops.short_conv import BACKENDS as SHORT_CONV_BACKENDS
-from cald_speech.ops.ssd import BACKENDS as SSD_BACKENDS
-from cald_speech.ops.ssd.bidirectional import BACKENDS as BIDIRECTIONAL_BACKENDS
 
 # Batch and frames, at 50 frames a second.
 SIZES = {"10s": (1, 500), "1min": (1, 3_000), "10min": (1, 30_000), "1h": (1, 180_000)}
@@ -130,18 +125,20 @@ def _selective_scan_inputs(case: Case, draw: Draw) -> dict[str, Tensor]:
 
 # Of a scan: the state's update and its product with C, a multiplication and an addition for each entry of the state.
 OPS = {
-    "ssd": Op(ssd, SSD_BACKENDS, _ssd_inputs, lambda case: 4 * case.width * case.d_state),
+    "ssd": Op(ops.ssd, ops.OPS["ssd"], _ssd_inputs, lambda case: 4 * case.width * case.d_state),
     "ssd_bidirectional": Op(
-        ssd_bidirectional,
-        BIDIRECTIONAL_BACKENDS,
+        ops.ssd_bidirectional,
+        ops.OPS["ssd_bidirectional"],
         lambda case, draw: _ssd_inputs(case, draw, directions=(2,)),
         lambda case: 8 * case.width * case.d_state,
         carries=False,
     ),
-    "short_conv": Op(short_conv, SHORT_CONV_BACKENDS, _short_conv_inputs, lambda case: 2 * TAPS * case.width, keeps=()),
+    "short_conv": Op(
+        ops.short_conv, ops.OPS["short_conv"], _short_conv_inputs, lambda case: 2 * TAPS * case.width, keeps=()
+    ),
     "selective_scan": Op(
-        selective_scan,
-        SELECTIVE_SCAN_BACKENDS,
+        ops.selective_scan,
+        ops.OPS["selective_scan"],
         _selective_scan_inputs,
         lambda case: 4 * case.width * case.d_state,
         d_state=16,

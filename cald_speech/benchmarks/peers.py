@@ -9,17 +9,22 @@ import functools
 import importlib.metadata
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cald_speech.ops.backends import Request
-from cald_speech.ops.ssd.mamba_ssm import upstream, why_not_mamba_ssm
 
 CHUNK_SIZES = (64, 128, 256)
+# Of mamba-ssm, whose kernels compute element offsets in int32: from here on they wrap around, and read elsewhere.
+MOST_ELEMENTS = 2**31 - 1
+MAMBA_SSM_CHUNK_SIZE = 256  # what the reference Mamba-2 models use
+INSTALL = "pip install --no-build-isolation mamba-ssm (MAMBA_SKIP_CUDA_BUILD=TRUE where there is no nvcc)"
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,85 @@ def transformers_selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: 
 
 
 def mamba_ssm_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None) -> Tensor:
-    return upstream()(x, dt, A, B, C, 256, D=D)
+    """The upstream Triton kernels (Dao & Gu, arXiv 2405.21060; state-spaces/mamba).
+
+    They autotune on their first call for each size, sum some gradients with atomics (two runs can differ in the last
+    bits), multiply float32 in TF32 (errors near 1e-3), and hold their offsets in 32 bits, which is looked at here.
+    """
+    check_offsets(x, B, C, MAMBA_SSM_CHUNK_SIZE)
+    return upstream()(x, dt, A, B, C, MAMBA_SSM_CHUNK_SIZE, D=D)
+
+
+def why_not_mamba_ssm(request: Request) -> str | None:
+    """Why the upstream kernels cannot run a request, with the way out, or None where they can.
+
+    Example
+    -------
+    >>> why_not_mamba_ssm(Request(torch.device("cpu"), torch.float32)) is None
+    False
+    """
+    if importlib.util.find_spec("mamba_ssm") is None:
+        return f"the package mamba-ssm is not installed: {INSTALL}."
+    if request.device.type != "cuda":
+        return f"its kernels need a CUDA device, and the tensors are on {request.device}."
+    if request.dtype == torch.float64:
+        return "it has no float64, which is for gradient checks."
+    if (elements := request.sizes.get("elements", 0)) > MOST_ELEMENTS:
+        return _too_many("the largest input", elements)
+    return None
+
+
+def check_offsets(x: Tensor, B: Tensor, C: Tensor, chunk_size: int) -> None:
+    """Raise ValueError where an offset of the kernels, into their inputs or their scratch, would pass 2^31.
+
+    The scratch of the backward pass counts also where no gradient is asked for: it is the largest, and a forward pass
+    that works where training does not would surprise.
+    """
+    batch, num_frames, heads, head_dim = x.shape
+    chunks = -(-num_frames // chunk_size)
+    per_frame = batch * chunks * chunk_size * heads
+    counts = {
+        "x, as far as its strides reach,": _reach(x),
+        "B, as far as its strides reach,": _reach(B),
+        "C, as far as its strides reach,": _reach(C),
+        "batch x frames x heads x chunk_size": per_frame * chunk_size,
+        "batch x frames x heads x d_state": per_frame * B.size(3),
+        "batch x chunks x heads x head_dim x d_state": batch * chunks * heads * head_dim * B.size(3),
+    }
+    for what, count in counts.items():
+        if count > MOST_ELEMENTS:
+            raise ValueError(_too_many(what, count))
+
+
+@functools.cache
+def upstream() -> Callable:
+    """mamba-ssm's ``mamba_chunk_scan_combined``. Its Triton kernels need none of its CUDA extensions.
+
+    Releases before 2.3 import the extension ``selective_scan_cuda`` at the top of the package. Where that was not
+    built, an empty module stands in for it during the import alone: nobody else finds it in ``sys.modules``, and
+    upstream's own Mamba-1 functions fail when they are called, as they would anyway.
+    """
+    name = "selective_scan_cuda"
+    stub = name not in sys.modules and importlib.util.find_spec(name) is None
+    if stub:
+        sys.modules[name] = ModuleType(name, "stands in for mamba-ssm's CUDA extension while mamba-ssm is imported")
+    try:
+        return importlib.import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
+    finally:
+        if stub:
+            del sys.modules[name]
+
+
+def _reach(v: Tensor) -> int:
+    """Elements from the first of a strided tensor to its last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(v.shape, v.stride(), strict=True)) if v.numel() else 0
+
+
+def _too_many(what: str, count: int) -> str:
+    return (
+        f"{what} comes to {count:,} elements, and the upstream kernels hold offsets in 32 bits, up to "
+        f"{MOST_ELEMENTS:,}. Use a smaller batch or shorter sequences."
+    )
 
 
 def fla_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:

@@ -16,20 +16,9 @@ import click
 import torch
 
 from cald_speech.commands.options import command
+from cald_speech.ops import OPS
 from cald_speech.ops.backends import Backend, Request, choose_backend
-from cald_speech.ops.selective_scan import BACKENDS as SELECTIVE_SCAN_BACKENDS
-from cald_speech.ops.short_conv import BACKENDS as SHORT_CONV_BACKENDS
-from cald_speech.ops.ssd import BACKENDS as SSD_BACKENDS
-from cald_speech.ops.ssd.bidirectional import BACKENDS as BIDIRECTIONAL_BACKENDS
-from cald_speech.ops.ssd.pair import BACKENDS as PAIR_BACKENDS
 
-OPS = {
-    "ssd": SSD_BACKENDS,
-    "ssd_bidirectional": BIDIRECTIONAL_BACKENDS,
-    "ssd_pair": PAIR_BACKENDS,
-    "short_conv": SHORT_CONV_BACKENDS,
-    "selective_scan": SELECTIVE_SCAN_BACKENDS,
-}
 # A batch of four half-minutes in a base-sized encoder, in the dtype that the device trains in.
 SIZES = {"head_dim": 64, "d_state": 64, "width": 4, "elements": 4 * 1_500 * 768}
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
@@ -69,9 +58,9 @@ PACKAGES = (
     Package("triton", "import triton", "pip install 'triton>=3.6'", "our kernels on a GPU", required=False),
     Package(
         "mamba-ssm",
-        "from cald_speech.ops.ssd.mamba_ssm import upstream; upstream()",
+        "from cald_speech.benchmarks.peers import upstream; upstream()",
         "pip install --no-build-isolation --no-deps mamba-ssm einops",
-        "backend='mamba_ssm'",
+        "a peer in the benchmark",
         required=False,
     ),
     Package(
@@ -141,7 +130,7 @@ def backend_lines(op: str, backends: Mapping[str, Backend], device: str) -> list
 
     Example
     -------
-    >>> backends = {"fast": Backend("a:b", lambda request: "no GPU here."), "plain": Backend("a:b")}
+    >>> backends = {"fast": Backend("a", lambda request: "no GPU here."), "plain": Backend("b")}
     >>> print(*backend_lines("ssd", backends, "cpu"), sep="\\n")
     ssd: plain
       fast: no GPU here.

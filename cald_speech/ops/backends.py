@@ -1,7 +1,7 @@
 """Which implementation of an op runs: an argument of the op, never a silent fallback.
 
-Every op lists its backends, fastest first, each with the module it lives in (imported when it is first chosen, so that
-triton and mamba-ssm are needed by nobody else) and with what keeps it from running a given request.
+Every op has a table of its backends, fastest first: each with the module it lives in, which is imported when it is
+first chosen, so that triton and a compiler are needed by nobody else, and with what keeps it from running a request.
 """
 
 import importlib
@@ -9,6 +9,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -27,20 +28,33 @@ class Request:
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of an op.
+    """One implementation of an op, or of several that share their kernels.
 
-    location : ``module:function``; the function has the op's own signature, without ``backend``.
+    module : where it lives. The function for an op is called ``<op>_<backend>`` there, such as ``ssd_pair_triton``. It
+        takes what the op takes but for ``backend``, and is given all of it: defaults and checks are the op's.
     why_not : why it cannot run a request, with the way out, or None where it can.
     auto_on : the device types on which ``auto`` considers it.
     """
 
-    location: str
+    module: str
     why_not: Callable[[Request], str | None] = lambda request: None
     auto_on: tuple[str, ...] = ("cpu", "cuda", "mps", "xpu")
 
-    def load(self) -> Callable:
-        module, function = self.location.split(":")
-        return getattr(importlib.import_module(module), function)
+    def load(self, function: str) -> Callable:
+        """A function of its module, which is imported now."""
+        return getattr(importlib.import_module(self.module), function)
+
+
+def run_op(
+    op: str, backend: str, backends: Mapping[str, Backend], request: Request, *tensors: Any, **options: Any
+) -> Any:
+    """Choose a backend and call it: the one way from an op to what implements it.
+
+    Without autocast: a backend works in the dtypes that it is given, and says which these are.
+    """
+    name = choose_backend(op, backend, backends, request)
+    with torch.autocast(request.device.type, enabled=False):
+        return backends[name].load(f"{op}_{name}")(*tensors, **options)
 
 
 def choose_backend(op: str, asked: str, backends: Mapping[str, Backend], request: Request) -> str:
@@ -50,7 +64,7 @@ def choose_backend(op: str, asked: str, backends: Mapping[str, Backend], request
 
     Example
     -------
-    >>> backends = {"naive": Backend("cald_speech.ops.ssd.naive:ssd_naive")}
+    >>> backends = {"naive": Backend("cald_speech.ops.ssd.naive")}
     >>> choose_backend("ssd", "auto", backends, Request(torch.device("cpu"), torch.float32))
     'naive'
     """
@@ -83,6 +97,22 @@ def why_not_triton(request: Request) -> str | None:
     if request.device.type != "cuda" and request.dtype == torch.bfloat16:
         return "Triton's interpreter multiplies bfloat16 wrongly: use float32 or float16 with TRITON_INTERPRET=1."
     return None
+
+
+def why_not_native(request: Request) -> str | None:
+    """Why the compiled kernels cannot run a request (device, dtype, no compiler), or None; compiles them if need be.
+
+    Example
+    -------
+    >>> why_not_native(Request(torch.device("cpu"), torch.float64))
+    "its arithmetic is float32, and the input is torch.float64: pass backend='torch'."
+    """
+    if request.device.type != "cpu":
+        return f"it is compiled for CPUs, and the tensors are on {request.device}: pass backend='auto' or 'torch'."
+    if request.dtype != torch.float32:
+        return f"its arithmetic is float32, and the input is {request.dtype}: pass backend='torch'."
+    reason = importlib.import_module("cald_speech.ops.native").why_not_built()
+    return reason and f"{reason} Or pass backend='torch'."
 
 
 def interpreted() -> bool:

@@ -3,7 +3,6 @@
 import json
 import time
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from cald_speech.benchmarks.memory import CLEAR, OutOfMemory, OutOfTime, cpu_pea
 from cald_speech.benchmarks.must_show import Bar
 from cald_speech.benchmarks.ops_workloads import OPS, Case, make_inputs
 from cald_speech.benchmarks.parity import parity_fault
-from cald_speech.benchmarks.peers import CHUNK_SIZES, PEERS, of_transformers
+from cald_speech.benchmarks.peers import CHUNK_SIZES
 from cald_speech.benchmarks.rows import cells
 from cald_speech.benchmarks.stopwatch import measure_in_turns
 from cald_speech.ops.backends import Backend
@@ -47,19 +46,13 @@ def with_backend(monkeypatch):
     """The convolution with one more backend, a function of this module; memory is not measured."""
 
     def add(function):
-        backends = {"new": Backend(f"{__name__}:{function.__name__}"), **OPS["short_conv"].backends}
-        function_ = partial(run_one, backends)
-        monkeypatch.setitem(OPS, "short_conv", replace(OPS["short_conv"], backends=backends, function=function_))
+        monkeypatch.setitem(OPS["short_conv"].backends, "new", Backend(__name__))
+        monkeypatch.setitem(globals(), "short_conv_new", function)
         monkeypatch.setattr(contest, "cpu_peak", lambda *arguments, **options: 0)
         contest.parity_of.cache_clear()
 
     yield add
     contest.parity_of.cache_clear()
-
-
-def run_one(backends, *arguments, backend, **options):
-    defaults = {"return_final_state": False, "activation": "silu"}
-    return backends[backend].load()(*arguments, **(defaults | options))
 
 
 @pytest.mark.parametrize(
@@ -85,22 +78,6 @@ def test_our_backends_pass_parity(op, dtype):
     case = Case(op, batch=1, num_frames=1, heads=2, groups=2, dtype=dtype, head_dim=8, d_state=8)
     names = set(contestants(case, peers=False)) - {"naive"}
     assert names and {name: fault for name in names if (fault := parity_fault(case, name))} == {}
-
-
-@pytest.mark.parametrize("groups", [1, 2], ids=["one group", "group per head"])
-@pytest.mark.parametrize(("op", "name"), [(op, name) for op in PEERS for name in PEERS[op]])
-def test_peers_compute_what_we_compute(op, name, groups):
-    case = Case(op, batch=1, num_frames=1, heads=2, groups=1 if op == "selective_scan" else groups)
-    if reason := PEERS[op][name].why_not(case.request):
-        pytest.skip(reason)
-    assert contestants(case)[name].fault() is None
-
-
-@pytest.mark.parametrize("model", ["mamba", "mamba2"])
-def test_the_peer_is_transformers_own_pytorch_path(model):
-    function = of_transformers(model, "mamba2_chunk_scan" if model == "mamba2" else "mamba_selective_scan")
-    assert function.__code__.co_filename.endswith(f"transformers/models/{model}/modeling_{model}.py")
-    assert function.__code__.co_name != "wrapped"
 
 
 def test_turns_alternate():

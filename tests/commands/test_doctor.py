@@ -132,13 +132,13 @@ def test_an_import_is_tried_for_real():
 def test_a_gpu_is_listed_with_its_own_backends(machine, monkeypatch):
     machine(HERE)
     backends = {
-        "triton": Backend("a:b", auto_on=("cuda",)),
-        "mamba_ssm": Backend("a:b", auto_on=()),
-        "torch": Backend("a:b"),
+        "triton": Backend("a", auto_on=("cuda",)),
+        "other": Backend("b", auto_on=()),
+        "torch": Backend("a"),
     }
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor, "OPS", {"ssd": backends})
     report, _ = report_of()
     on_cpu, on_cuda = re.findall(r"^  ssd: (\w+)$", report, re.MULTILINE)
     assert (on_cpu, on_cuda) == ("torch", "triton")
-    assert "mamba_ssm: runs here when it is asked for" in report and "torch: runs here too, slower" in report
+    assert "other: runs here when it is asked for" in report and "torch: runs here too, slower" in report

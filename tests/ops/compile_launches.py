@@ -16,6 +16,7 @@ from cald_speech.ops.ssd.triton.compile_check import compiled_kernels, forward_a
 
 # What adds code: reverse is the direction with more index arithmetic.
 OPTIONS = {"lengths": torch.tensor([64, 3]), "reverse": True, "return_final_state": True}
+SCAN = {"initial_state": None, "chunk_size": None}
 
 
 def short_conv(dtype: torch.dtype) -> None:
@@ -26,7 +27,7 @@ def short_conv(dtype: torch.dtype) -> None:
         torch.zeros(2, 64, 3),
     )
     leaves = [v.requires_grad_() for v in (x, weight, bias, state)]
-    outputs = short_conv_triton(*leaves[:3], initial_state=state, **OPTIONS)
+    outputs = short_conv_triton(*leaves[:3], initial_state=state, activation="silu", **OPTIONS)
     torch.autograd.grad(outputs, leaves, [torch.zeros_like(v) for v in outputs])
 
 
@@ -34,7 +35,7 @@ def selective_scan(dtype: torch.dtype) -> None:
     x, dt, A, D = torch.zeros(2, 64, 128, dtype=dtype), torch.zeros(2, 64, 128), torch.zeros(128, 16), torch.zeros(128)
     B, C = (torch.zeros(2, 64, 1, 16, dtype=dtype) for _ in "BC")
     leaves = [v.requires_grad_() for v in (x, dt, A, B, C, D)]
-    outputs = selective_scan_triton(*leaves, **OPTIONS)
+    outputs = selective_scan_triton(*leaves, **SCAN, **OPTIONS)
     torch.autograd.grad(outputs, leaves, [torch.zeros_like(v) for v in outputs])
 
 

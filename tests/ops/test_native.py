@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cald_speech.benchmarks.ops_workloads import OPS, Case
 from cald_speech.benchmarks.ops_workloads import make_inputs as make_case_inputs
 from cald_speech.ops import native, ssd, ssd_bidirectional
-from cald_speech.ops.backends import Request
+from cald_speech.ops.backends import Request, why_not_native
 from cald_speech.ops.native import compiler
 from cald_speech.ops.native.compiler import NotBuilt
 from cald_speech.ops.ssd import native as ssd_kernels
@@ -129,7 +129,7 @@ def test_the_process_s_defaults_change_nothing(op, default):
 def test_what_kernels_write_to_is_never_a_copy():
     inputs = make_inputs(20)
     with pytest.raises(ValueError, match=r"^y: expected float32 on the CPU .*, got torch.float64 on cpu"):
-        ssd_kernels.scan_into(inputs["x"].double(), *inputs.values())
+        ssd_kernels.ssd_into_native(inputs["x"].double(), *inputs.values())
 
 
 def test_offsets_past_two_to_the_31():
@@ -217,7 +217,7 @@ def test_without_it_auto_is_torch_and_asking_for_it_says_why(monkeypatch):
     ],
 )
 def test_what_it_does_not_run(request_, said):
-    assert said in native.why_not_native(request_)
+    assert said in why_not_native(request_)
 
 
 def test_a_process_that_imports_the_package_does_not_compile(tmp_path):

@@ -11,9 +11,8 @@ import torch
 from cald_speech.benchmarks.ops_workloads import OPS, Case, make_inputs
 from cald_speech.benchmarks.parity import parity_fault
 from cald_speech.ops.backends import choose_backend
-from cald_speech.ops.ssd.triton import ssd_pair_triton
 from tests.helpers import TOLERANCE, relative_error
-from tests.ops.test_ssd_pair import assert_same, cast, exact, make_pairs, run
+from tests.ops.test_ssd_pair import assert_same, cast, exact, make_pairs, run, ssd_pair_triton
 
 pytestmark = pytest.mark.gpu
 
@@ -41,8 +40,6 @@ def case_of(op, *, backward=True, **sizes):
 def skip_unless_it_runs(case, backend):
     if reason := OPS[case.op].backends[backend].why_not(case.request):
         pytest.skip(reason)
-    if backend == "mamba_ssm" and case.dtype == torch.float32:
-        pytest.skip("mamba-ssm multiplies float32 in TF32: no parity with full precision is claimed")
 
 
 def gradients(case, inputs, **options):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cald_speech.ops import short_conv
-from cald_speech.ops.short_conv import torch_steps
+from cald_speech.ops.short_conv import torch_blocked
 from tests.helpers import NATIVE, NO_NATIVE, TOLERANCE, flip_valid, relative_error
 
 DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -70,7 +70,7 @@ def test_fast_equals_naive_with_options(taps, left_out, activation, backend, rev
 @pytest.mark.parametrize("taps", [2, 4, 18])
 def test_blocks_of_sixteen_frames_equal_naive(taps, lengths, reverse, monkeypatch):
     """Several blocks for each sequence, the last one shorter than the filter, and a filter longer than a block."""
-    monkeypatch.setattr(torch_steps, "BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(torch_blocked, "BLOCK_ELEMENTS", 1)
     inputs, options = make_inputs(40, taps=taps), {"lengths": torch.tensor(lengths), "reverse": reverse}
     expected = run_with_gradients(inputs, backend="naive", **options)
     assert_same(run_with_gradients(inputs, backend="torch", **options), expected)

@@ -17,7 +17,7 @@ pytestmark = needs_native
 @pytest.fixture
 def small_tasks(monkeypatch):
     """Many blocks, strips and threads already at a test's sizes."""
-    for name, value in {"FRAMES_PER_BLOCK": 16, "STRIP_CHANNELS": 16, "ELEMENTS_PER_THREAD": 1}.items():
+    for name, value in {"FRAMES_PER_TASK": 16, "STRIP_CHANNELS": 16, "ELEMENTS_PER_THREAD": 1}.items():
         monkeypatch.setattr(kernels, name, value)
 
 

@@ -9,12 +9,11 @@ from torch.nn import functional as F
 
 from cald_speech.ops import ssd, ssd_pair
 from cald_speech.ops.backends import Request
-from cald_speech.ops.ssd.pair import BACKENDS
-from cald_speech.ops.ssd.triton import ssd_pair_triton, ssd_triton
+from cald_speech.ops.ssd import BACKENDS
 from cald_speech.ops.ssd.triton.outputs import outputs_kernel
 from tests.helpers import TOLERANCE
 from tests.ops.test_ssd import assert_same
-from tests.ops.test_ssd_triton import DEVICE, bits_differ
+from tests.ops.test_ssd_triton import DEVICE, bits_differ, ssd_pair_triton, ssd_triton
 
 NAMES = ("x", "dt", "A", "B", "C", "D")
 PER_FRAME = ("x", "dt", "B", "C")
@@ -81,7 +80,7 @@ def exact(pairs, lengths=None):
     return run(two_calls(ssd, backend="naive"), cast(pairs, torch.Tensor.double), lengths)
 
 
-@pytest.fixture(params=[name for name in BACKENDS if name not in ("triton", "mamba_ssm")])
+@pytest.fixture(params=[name for name in BACKENDS if name != "triton"])
 def backend(request):
     if reason := BACKENDS[request.param].why_not(Request(torch.device("cpu"), torch.float32)):
         pytest.skip(reason)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cald_speech.ops import ssd
-from cald_speech.ops.ssd.triton import ssd_triton, warmup
+from cald_speech.ops.ssd.triton import warmup
 from tests.helpers import TOLERANCE, relative_error
-from tests.ops.test_ssd_triton import DEVICE, SCANS, call, make_inputs
+from tests.ops.test_ssd_triton import DEVICE, SCANS, call, make_inputs, ssd_triton
 
 
 @SCANS

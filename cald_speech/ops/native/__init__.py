@@ -10,28 +10,15 @@ import ctypes
 import os
 from functools import cache
 
-import torch
-
-from cald_speech.ops.backends import Request
 from cald_speech.ops.native.compiler import NotBuilt, build
 
 
-def why_not_native(request: Request) -> str | None:
-    """Why the compiled kernels cannot run a request (device, dtype, no compiler), or None; compiles them if need be.
-
-    Example
-    -------
-    >>> why_not_native(Request(torch.device("cpu"), torch.float64))
-    "its arithmetic is float32, and the input is torch.float64: pass backend='torch'."
-    """
-    if request.device.type != "cpu":
-        return f"it is compiled for CPUs, and the tensors are on {request.device}: pass backend='auto' or 'torch'."
-    if request.dtype != torch.float32:
-        return f"its arithmetic is float32, and the input is {request.dtype}: pass backend='torch'."
+def why_not_built() -> str | None:
+    """Why there are no compiled kernels here, or None; compiles them if need be."""
     try:
         library()
     except NotBuilt as error:
-        return f"{error} Or pass backend='torch'."
+        return str(error)
     return None
 
 

@@ -1,24 +1,36 @@
 """The selective scan of Mamba (Gu & Dao, arXiv 2312.00752): every entry of the state decays at its own rate."""
 
-import torch
 from torch import Tensor
 
-from cald_speech.ops.backends import Backend, Request, choose_backend
-from cald_speech.ops.lengths import check_lengths
-from cald_speech.ops.native import why_not_native
-from cald_speech.ops.selective_scan.arguments import check_arguments, check_values
-from cald_speech.ops.selective_scan.limits import why_not_selective_scan_triton
+from cald_speech.ops.arguments import check_scan
+from cald_speech.ops.backends import Backend, Request, run_op, why_not_native, why_not_triton
+
+# Of the Triton kernels: a program holds some frames' (channels, d_state) in registers, and beyond this they spill.
+MAX_D_STATE = 256
+
+
+def why_not_selective_scan_triton(request: Request) -> str | None:
+    """The reason that the kernels cannot run a request, or None.
+
+    Example
+    -------
+    >>> import torch
+    >>> why_not_selective_scan_triton(Request(torch.device("cpu"), torch.float64, {"d_state": 16})) is None
+    False
+    """
+    if reason := why_not_triton(request):
+        return reason
+    if request.sizes.get("d_state", 1) > MAX_D_STATE:
+        return f"its kernels go to d_state {MAX_D_STATE}, got {request.sizes['d_state']}: pass backend='torch'."
+    return None
+
 
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
-    "triton": Backend(
-        "cald_speech.ops.selective_scan.triton:selective_scan_triton",
-        why_not=why_not_selective_scan_triton,
-        auto_on=("cuda",),
-    ),
-    "native": Backend("cald_speech.ops.selective_scan.native:selective_scan_native", why_not_native, auto_on=("cpu",)),
-    "torch": Backend("cald_speech.ops.selective_scan.torch_blocked:selective_scan_chunked"),
-    "naive": Backend("cald_speech.ops.selective_scan.naive:selective_scan_naive"),
+    "triton": Backend("cald_speech.ops.selective_scan.triton", why_not_selective_scan_triton, auto_on=("cuda",)),
+    "native": Backend("cald_speech.ops.selective_scan.native", why_not_native, auto_on=("cpu",)),
+    "torch": Backend("cald_speech.ops.selective_scan.torch_blocked"),
+    "naive": Backend("cald_speech.ops.selective_scan.naive"),
 }
 
 
@@ -69,6 +81,7 @@ def selective_scan(
 
     Example
     -------
+    >>> import torch
     >>> x, dt, A = torch.ones(1, 3, 1), torch.ones(1, 3, 1), -torch.tensor([[1e-9]])
     >>> ones = torch.ones(1, 3, 1, 1)
     >>> selective_scan(x, dt, A, ones, ones).flatten().tolist()  # hardly any decay: a running sum
@@ -76,24 +89,8 @@ def selective_scan(
     >>> selective_scan(x, dt, A, ones, ones, reverse=True, lengths=torch.tensor([2])).flatten().tolist()
     [2.0, 1.0, 0.0]
     """
-    check_arguments(x, dt, A, B, C, D, initial_state)
-    check_lengths(lengths, x.size(0), x.size(1))
-    check_values(dt, A, lengths)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
-    sizes = {"d_state": B.size(3), "elements": max(x.numel(), B.numel())}
-    run = BACKENDS[choose_backend("selective_scan", backend, BACKENDS, Request(x.device, x.dtype, sizes))].load()
-    with torch.autocast(x.device.type, enabled=False):
-        return run(
-            x,
-            dt,
-            A,
-            B,
-            C,
-            D,
-            lengths=lengths,
-            reverse=reverse,
-            initial_state=initial_state,
-            return_final_state=return_final_state,
-            chunk_size=chunk_size,
-        )
+    options = {"lengths": lengths, "initial_state": initial_state, "chunk_size": chunk_size}
+    check_scan(x, dt, A, B, C, D, axes="(B, T, D_inner)", unit="channels", **options)
+    options |= {"reverse": reverse, "return_final_state": return_final_state}
+    request = Request(x.device, x.dtype, {"d_state": B.size(3), "elements": max(x.numel(), B.numel())})
+    return run_op("selective_scan", backend, BACKENDS, request, x, dt, A, B, C, D, **options)

@@ -2,22 +2,37 @@
 
 from torch import Tensor
 
-from cald_speech.ops.backends import Backend, Request, choose_backend
+from cald_speech.ops.arguments import check_tensors
+from cald_speech.ops.backends import Backend, Request, run_op, why_not_native, why_not_triton
 from cald_speech.ops.lengths import check_lengths
-from cald_speech.ops.native import why_not_native
-from cald_speech.ops.short_conv.limits import why_not_short_conv_triton
-from cald_speech.ops.short_conv.naive import ACTIVATIONS
+
+ACTIVATIONS = ("silu", "identity")
+# Of the Triton kernels, whose backward pass writes out K times K loads for each frame.
+MAX_WIDTH = 16
+
+
+def why_not_short_conv_triton(request: Request) -> str | None:
+    """The reason that the kernels cannot run a request, or None.
+
+    Example
+    -------
+    >>> import torch
+    >>> why_not_short_conv_triton(Request(torch.device("cpu"), torch.float64, {"width": 4})) is None
+    False
+    """
+    if reason := why_not_triton(request):
+        return reason
+    if request.sizes.get("width", 1) > MAX_WIDTH:
+        return f"its kernels go to {MAX_WIDTH} taps, got {request.sizes['width']}: pass backend='torch'."
+    return None
+
 
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
-    "triton": Backend(
-        "cald_speech.ops.short_conv.triton:short_conv_triton",
-        why_not=why_not_short_conv_triton,
-        auto_on=("cuda",),
-    ),
-    "native": Backend("cald_speech.ops.short_conv.native:short_conv_native", why_not_native, auto_on=("cpu",)),
-    "torch": Backend("cald_speech.ops.short_conv.torch_blocked:short_conv_blocked"),
-    "naive": Backend("cald_speech.ops.short_conv.naive:short_conv_naive"),
+    "triton": Backend("cald_speech.ops.short_conv.triton", why_not_short_conv_triton, auto_on=("cuda",)),
+    "native": Backend("cald_speech.ops.short_conv.native", why_not_native, auto_on=("cpu",)),
+    "torch": Backend("cald_speech.ops.short_conv.torch_blocked"),
+    "naive": Backend("cald_speech.ops.short_conv.naive"),
 }
 
 
@@ -71,22 +86,12 @@ def short_conv(
     batch, num_frames, channels = x.shape
     if weight.dim() != 2 or weight.size(0) != channels or weight.size(1) < 1:
         raise ValueError(f"weight: expected ({channels}, K) to go with x, got {tuple(weight.shape)}")
-    expected = {"bias": (bias, (channels,)), "initial_state": (initial_state, (batch, channels, weight.size(1) - 1))}
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+    state = (batch, channels, weight.size(1) - 1)
+    check_tensors(x, {"bias": (bias, (channels,)), "initial_state": (initial_state, state)})
     check_lengths(lengths, batch, num_frames)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    options = {"lengths": lengths, "reverse": reverse, "activation": activation}
+    options |= {"initial_state": initial_state, "return_final_state": return_final_state}
     request = Request(x.device, x.dtype, {"width": weight.size(1), "elements": x.numel()})
-    run = BACKENDS[choose_backend("short_conv", backend, BACKENDS, request)].load()
-    return run(
-        x,
-        weight,
-        bias,
-        lengths=lengths,
-        reverse=reverse,
-        initial_state=initial_state,
-        return_final_state=return_final_state,
-        activation=activation,
-    )
+    return run_op("short_conv", backend, BACKENDS, request, x, weight, bias, **options)

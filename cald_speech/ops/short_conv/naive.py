@@ -9,8 +9,7 @@ so w_{K-1} weighs the present frame. What stands before the first frame comes fr
 
 import torch
 from torch import Tensor
-
-ACTIVATIONS = {"silu": torch.nn.functional.silu, "identity": lambda x: x}
+from torch.nn import functional as F
 
 
 def short_conv_naive(
@@ -39,7 +38,7 @@ def short_conv_naive(
         y = (seen * weight.to(inputs.dtype)).sum(-1)
         if bias is not None:
             y = y + bias.to(inputs.dtype)
-        outputs[t] = torch.where(valid, ACTIVATIONS[activation](y), 0.0)
+        outputs[t] = torch.where(valid, F.silu(y) if activation == "silu" else y, 0.0)
         window = torch.where(valid[..., None], seen[..., 1:], window)
     y = torch.stack(outputs, dim=1).to(x.dtype) if num_frames else torch.zeros_like(x)
     return (y, window.to(x.dtype)) if return_final_state else y

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cald_speech.ops.lengths import mask_padding
+from cald_speech.ops.ssd.two_scans import bidirectional_by, pair_by
 
 
 def ssd_naive(
@@ -61,17 +62,5 @@ def ssd_naive(
     return (y, state) if return_final_state else y
 
 
-def ssd_bidirectional_naive(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    chunk_size: int | None = None,
-) -> Tensor:
-    """Two recurrences, summed. Same signature as :func:`cald_speech.ops.ssd_bidirectional`, which documents it."""
-    past = ssd_naive(x, dt[:, :, 0], A[0], B, C, D, lengths=lengths)
-    return past + ssd_naive(x, dt[:, :, 1], A[1], B, C, lengths=lengths, reverse=True)
+ssd_bidirectional_naive = bidirectional_by(ssd_naive)
+ssd_pair_naive = pair_by(ssd_naive)

@@ -1,7 +1,15 @@
-"""SSD in chunks over a whole batch of short sequences at once: plain autograd, few and small products.
+"""SSD in chunks, as the paper lists it (Dao & Gu, arXiv 2405.21060, listing 1): four steps, plain autograd.
 
-Same mathematics as :mod:`~cald_speech.ops.ssd.torch_chunked`, which goes sequence by sequence and block by block: where
-a sequence has little work, the calls themselves cost more than what they compute.
+The recurrence of ``naive.py`` over a chunk of frames is one matrix: with ``cum`` the running sum of dt A, frame i gets
+``C_i B_j exp(cum_i - cum_j) dt_j x_j`` from every frame j <= i, and ``exp(cum_i) C_i S`` from the state S before them.
+
+1. *Within chunks*: the outputs that a chunk's own frames give each other, a decayed and masked attention matrix.
+2. *Chunk states*: what a chunk adds to the state, ``sum_j exp(total - cum_j) dt_j x_j B_j^T``.
+3. *Across chunks*: the recurrence over chunks alone, ``S <- exp(total) S + added``.
+4. *State to output*: what the state before a chunk gives to its frames.
+
+It takes a whole batch at once, which is the fastest way for short sequences, where calls cost more than what they
+compute. :mod:`~cald_speech.ops.ssd.torch_chunked` takes the same steps sequence by sequence and block by block.
 """
 
 import torch
@@ -12,21 +20,8 @@ from cald_speech.ops.lengths import mask_padding
 from cald_speech.ops.ssd.torch_blocks import CHUNK_SIZE
 
 
-def ssd_batched(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-    initial_state: Tensor | None = None,
-    return_final_state: bool = False,
-    chunk_size: int | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Same signature and result as :func:`cald_speech.ops.ssd`, which documents it. Example: see there."""
+def ssd_batched(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):
+    """:func:`cald_speech.ops.ssd`, which documents arguments and result."""
     batch, num_frames, heads, head_dim = x.shape
     groups, d_state = B.shape[2:]
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -43,13 +38,16 @@ def ssd_batched(
     cum, total = _running_sum(log_decay, reverse)
 
     weighted = xs * dts
+    # 1. Within chunks.
     y = _within_chunks(weighted, Bs, Cs, cum, reverse)
-    # What each chunk adds to the state, (b, g, r, chunk, P, N), and the state on entering each chunk.
+    # 2. Chunk states, (b, g, r, chunk, P, N).
     added = (weighted * (total - cum).exp().to(dtype)[..., None]).transpose(-1, -2) @ Bs
+    # 3. Across chunks: the state on entering each.
     state = initial_state
     if state is None:
         state = x.new_zeros(batch, heads, head_dim, d_state, dtype=dtype)
     entering, state = _across_chunks(added, total.exp().to(dtype)[..., None], state.to(dtype), reverse)
+    # 4. State to output.
     y = y + (Cs @ entering.transpose(-1, -2)) * cum.exp().to(dtype)[..., None]
     y = y.permute(0, 3, 4, 1, 2, 5).reshape(batch, -1, heads, head_dim)[:, :num_frames]
     if D is not None:

@@ -1,4 +1,4 @@
-"""What the chunked SSD's forward and backward passes share: blocks of chunks, exact decays, layouts.
+"""What the chunked SSD's forward and backward passes share: blocks of chunks, exact decays, layouts, a block's steps.
 
 A *block* is a run of whole chunks that fits a CPU's caches together with its scratch. Within a block tensors are kept
 group by group, (G, chunks, Q, ...) with Q frames a chunk: the R = H / G heads of a group share one wide product.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-FRAMES_PER_BLOCK = 512
+FRAMES_IN_CACHE = 512  # of a block
 CHUNK_SIZE = (
     32  # the fastest on AVX-512 cores at head and state sizes of 64 to 128: python -m cald_speech.benchmarks.ops
 )
@@ -42,7 +42,7 @@ def blocks(num_frames: int, chunk_size: int, *, reverse: bool) -> list[Block]:
     [Block(start=0, chunks=16, size=32), Block(start=512, chunks=16, size=32), Block(start=1024, chunks=2, size=32), \
 Block(start=1088, chunks=1, size=12)]
     """
-    per_block = max(1, FRAMES_PER_BLOCK // chunk_size)
+    per_block = max(1, FRAMES_IN_CACHE // chunk_size)
     num_chunks, left_over = divmod(num_frames, chunk_size)
     found = [
         Block(first * chunk_size, min(per_block, num_chunks - first), chunk_size)
@@ -135,3 +135,74 @@ def to_layout(state: Tensor, groups: int) -> Tensor:
 def from_layout(state: Tensor, head_dim: int) -> Tensor:
     """The way back, (G, N, R * P) to (H, P, N)."""
     return state.unflatten(2, (-1, head_dim)).permute(0, 2, 3, 1).flatten(0, 1)
+
+
+class Inputs(NamedTuple):
+    """One block in the arithmetic's dtype: x (G, chunks, Q, R, P), dt (G, chunks, Q, R), B and C (G * chunks, Q, N)."""
+
+    x: Tensor
+    dt: Tensor
+    B: Tensor
+    C: Tensor
+    decays: Decays
+
+
+def prepare(block: Block, sequence: Sequence, A: Tensor, scratch: Scratch, reverse: bool) -> Inputs:
+    groups, dtype = sequence.B.size(1), scratch.like.dtype
+    dt = block.of(sequence.dt, groups)
+    decays = Decays.of(dt, A.view(groups, 1, 1, -1), reverse=reverse, dtype=dtype)
+    B, C = (block.of(v, groups).squeeze(3).flatten(0, 1).to(dtype) for v in (sequence.B, sequence.C))
+    return Inputs(in_dtype(block.of(sequence.x, groups), scratch, "x"), dt.to(dtype), B, C, decays)
+
+
+def in_dtype(v: Tensor, scratch: Scratch, name: str) -> Tensor:
+    """``v`` itself, or its copy in the arithmetic's dtype."""
+    return v if v.dtype == scratch.like.dtype else scratch(name, *v.shape).copy_(v)
+
+
+def carry_states(inputs: Inputs, state: Tensor, scratch: Scratch, reverse: bool) -> Tensor:
+    """Move ``state`` (G, N, R * P) over the block in place; returns it before each chunk, (G, chunks, N, R * P)."""
+    x, dt, B, _, decays = inputs
+    groups, chunks, size = x.shape[:3]
+    weighted = scratch("weighted", *x.shape)
+    torch.mul(x, (dt * decays.out)[..., None], out=weighted)
+    added = scratch("added", groups * chunks, *state.shape[1:])
+    torch.bmm(B.transpose(1, 2), weighted.view(groups * chunks, size, -1), out=added)
+    return _recurrence(
+        state, added.view(groups, chunks, *state.shape[1:]), decays.through, scratch("entering", *added.shape), reverse
+    )
+
+
+def carry_gradients(inputs: Inputs, received: Tensor, gradient: Tensor, scratch: Scratch, reverse: bool) -> Tensor:
+    """The same for the gradient of the state, from the scan's end to its beginning.
+
+    received : (G, chunks, Q, R, P), the frames' gradients, decayed to the state before their chunk.
+    Returns the gradient of the state after each chunk.
+    """
+    groups, chunks, size = received.shape[:3]
+    added = scratch("added", groups * chunks, *gradient.shape[1:])
+    torch.bmm(inputs.C.transpose(1, 2), received.view(groups * chunks, size, -1), out=added)
+    added = added.view(groups, chunks, *gradient.shape[1:])
+    return _recurrence(gradient, added, inputs.decays.through, scratch("leaving", *added.shape), not reverse)
+
+
+def _recurrence(state: Tensor, added: Tensor, through: Tensor, kept: Tensor, reverse: bool) -> Tensor:
+    """``state`` before each chunk into ``kept``, one multiply-add for each."""
+    groups, chunks, d_state, width = added.shape
+    heads = through.size(3)
+    kept = kept.view(added.shape)
+    per_head = (groups, d_state, heads, width // heads)
+    through = through[..., None]  # (G, chunks, 1, R, 1)
+    order = range(chunks - 1, -1, -1) if reverse else range(chunks)
+    kept[:, order[0]] = state
+    for c, following in zip(order, [*order[1:], None], strict=True):
+        after = state if following is None else kept[:, following]
+        torch.addcmul(added[:, c].view(per_head), kept[:, c].view(per_head), through[:, c], out=after.view(per_head))
+    return kept
+
+
+def attention_weights(coarse: Tensor, triangles: Triangles, weights: Tensor) -> Tensor:
+    """2^(coarse_i - coarse_j) <= 1 for frames j at or before i, else 0, into ``weights`` (G, chunks, R, Q, Q)."""
+    coarse = coarse.transpose(2, 3)
+    torch.sub(coarse[..., :, None], coarse[..., None, :], out=weights)
+    return weights.add_(triangles.forbidden).exp2_()

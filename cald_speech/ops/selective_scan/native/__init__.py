@@ -9,7 +9,6 @@ import ctypes
 import math
 
 import torch
-from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cald_speech.ops.native.call import Call, Strided, parts_of
@@ -33,21 +32,8 @@ class _Selective(ctypes.Structure):
 
 
 @torch.compiler.disable  # torch.compile cannot look into C: it breaks its graph here, and goes on after it
-def selective_scan_native(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-    initial_state: Tensor | None = None,
-    return_final_state: bool = False,
-    chunk_size: int | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Same signature and result as :func:`cald_speech.ops.selective_scan`, which documents it. Example: see there."""
+def selective_scan_native(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):
+    """:func:`cald_speech.ops.selective_scan`, which documents arguments and result."""
     tensors = (x, dt, A, B, C, D, initial_state)
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
         y, state = _NativeScan.apply(*tensors, lengths, reverse, chunk_size)

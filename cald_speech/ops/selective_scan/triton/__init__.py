@@ -11,24 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cald_speech.ops.selective_scan import selective_scan
 from cald_speech.ops.selective_scan.triton.launch import Scan
 
 
-def selective_scan_triton(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-    initial_state: Tensor | None = None,
-    return_final_state: bool = False,
-    chunk_size: int | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Same signature and result as :func:`cald_speech.ops.selective_scan`, which documents it. Example: see there."""
+def selective_scan_triton(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):
+    """:func:`cald_speech.ops.selective_scan`, which documents arguments and result."""
     lengths = None if lengths is None else lengths.contiguous()
     D = None if D is None else D.contiguous()
     y, state = SelectiveScan.apply(x, dt, A, B, C, D, initial_state, lengths, reverse, chunk_size)
@@ -59,7 +47,7 @@ def warmup(
     for reverse in directions:
         for with_lengths in padded:
             lengths = torch.full((1,), 16, device=device) if with_lengths else None
-            y = selective_scan_triton(x, dt, A, B, C, D, lengths=lengths, reverse=reverse)
+            y = selective_scan(x, dt, A, B, C, D, lengths=lengths, reverse=reverse, backend="triton")
             torch.autograd.grad(y, (x, dt), torch.zeros_like(y))
 
 

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from cald_speech.ops.native.call import Call, Strided, padded
 
-FRAMES_PER_BLOCK = 128  # the backward pass computes K-1 frames more for each, and writes K+1 rows of sums
+FRAMES_PER_TASK = 128  # the backward pass computes K-1 frames more for each, and writes K+1 rows of sums
 STRIP_CHANNELS = 1024  # a tile's rows, some 30 in the backward pass, stay in a core's second cache
 TILE_FRAMES = 4  # of short_conv.h
 ELEMENTS_PER_THREAD = 2**14  # waking another one takes as long
@@ -32,18 +32,8 @@ class _Convolution(ctypes.Structure):
     ]
 
 
-def short_conv_native(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-    initial_state: Tensor | None = None,
-    return_final_state: bool = False,
-    activation: str = "silu",
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Same signature and result as :func:`cald_speech.ops.short_conv`, which documents it. Example: see there."""
+def short_conv_native(x, weight, bias, *, lengths, reverse, initial_state, return_final_state, activation):
+    """:func:`cald_speech.ops.short_conv`, which documents arguments and result."""
     y, state = _convolve(x, weight, bias, initial_state, lengths, reverse, activation == "silu")
     return (y, state) if return_final_state else y
 
@@ -99,7 +89,7 @@ def _call(x, weight, bias, initial_state, lengths, reverse, silu) -> Call:
     batch, num_frames, channels = x.shape
     taps = weight.size(1)
     # A long filter's blocks are as long, or they would compute more of their neighbours than of their own.
-    block = max(FRAMES_PER_BLOCK, -(-taps // TILE_FRAMES) * TILE_FRAMES)
+    block = max(FRAMES_PER_TASK, -(-taps // TILE_FRAMES) * TILE_FRAMES)
     blocks = max(1, -(-num_frames // block))
     strips = max(1, -(-channels // STRIP_CHANNELS))
     strip = max(1, padded(-(-channels // strips)))

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cald_speech.ops.short_conv import short_conv
 from cald_speech.ops.short_conv.triton.kernels import backward_kernel, forward_kernel
 
 # A row of 64 channels is one or two 128-byte lines. Backwards two entries a thread, not eight: registers would spill.
@@ -16,18 +17,8 @@ BACKWARD = {"BLOCK_T": 8, "BLOCK_D": 64, "num_warps": 8}
 BACKWARD_TILES = 16
 
 
-def short_conv_triton(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-    initial_state: Tensor | None = None,
-    return_final_state: bool = False,
-    activation: str = "silu",
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Same signature and result as :func:`cald_speech.ops.short_conv`, which documents it. Example: see there."""
+def short_conv_triton(x, weight, bias, *, lengths, reverse, initial_state, return_final_state, activation):
+    """:func:`cald_speech.ops.short_conv`, which documents arguments and result."""
     bias = None if bias is None else bias.contiguous()
     lengths = None if lengths is None else lengths.contiguous()
     y, state = ShortConv.apply(x, weight, bias, initial_state, lengths, reverse, activation == "silu")
@@ -57,7 +48,7 @@ def warmup(
     for reverse in directions:
         for with_lengths in padded:
             lengths = torch.full((1,), 16, device=device) if with_lengths else None
-            y = short_conv_triton(x, weight, bias, lengths=lengths, reverse=reverse)
+            y = short_conv(x, weight, bias, lengths=lengths, reverse=reverse, backend="triton")
             torch.autograd.grad(y, (weight, bias), torch.zeros_like(y))
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cald_speech.ops.native.call import Call, Strided, padded, parts_of
-from cald_speech.ops.ssd.pair import Pair, two_calls
+from cald_speech.ops.ssd.two_scans import pair_by
 
 CHUNK_SIZE = 32  # the fastest at head and state sizes of 64 and 128: docs/results/scans.md
 MOST_CHUNK_SIZE = 256
-FRAMES_PER_BLOCK = 256  # from one kept state to the next: what is computed again fits a core's second cache
+FRAMES_PER_KEPT_STATE = 256  # from one kept state to the next: what is computed again fits a core's second cache
 _LOG2_E = 1.4426950408889634
 
 
@@ -32,46 +32,18 @@ class _Scan(ctypes.Structure):
     ]
 
 
-def ssd_native(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-    initial_state: Tensor | None = None,
-    return_final_state: bool = False,
-    chunk_size: int | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Same signature and result as :func:`cald_speech.ops.ssd`, which documents it. Example: see there."""
+def ssd_native(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):
+    """:func:`cald_speech.ops.ssd`, which documents arguments and result."""
     y, state = _scan(x, dt[:, :, None], A[None], B, C, D, initial_state, lengths, (reverse,), chunk_size)
     return (y, state) if return_final_state else y
 
 
-def ssd_bidirectional_native(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    chunk_size: int | None = None,
-) -> Tensor:
-    """One scan, and the other added to it where it lies.
-
-    Same signature as :func:`cald_speech.ops.ssd_bidirectional`, which documents it. Example: see there.
-    """
+def ssd_bidirectional_native(x, dt, A, B, C, D, *, lengths, chunk_size):
+    """One scan, and the other added to it where it lies."""
     return _scan(x, dt, A, B, C, D, None, lengths, (False, True), chunk_size)[0]
 
 
-def ssd_pair_native(*pairs: Pair | None, **options) -> Pair:
-    """Same arguments and result as :func:`cald_speech.ops.ssd_pair`: two scans, each on all threads."""
-    return two_calls(ssd_native, *pairs, **options)
+ssd_pair_native = pair_by(ssd_native)  # each scan on all threads
 
 
 @torch.compiler.disable  # torch.compile cannot look into C: it breaks its graph here, and goes on after it
@@ -120,16 +92,16 @@ class _NativeScan(torch.autograd.Function):
 
 
 def _forward(y, x, dt, A, B, C, D, initial_state, lengths, directions, chunk_size, keep_states=False):
-    """Of each direction what :func:`scan_into` returns."""
+    """Of each direction what :func:`ssd_into_native` returns."""
     made = []
     for k, reverse in enumerate(directions):
         tensors = (x, dt[:, :, k], A[k], B, C, None if k else D, initial_state, lengths)
         options = {"reverse": reverse, "chunk_size": chunk_size, "keep_states": keep_states, "add": k > 0}
-        made.append(scan_into(y, *tensors, **options))
+        made.append(ssd_into_native(y, *tensors, **options))
     return made
 
 
-def scan_into(
+def ssd_into_native(
     y: Tensor,
     x: Tensor,
     dt: Tensor,
@@ -167,7 +139,9 @@ def _call(x, dt, A, B, C, D, lengths, reverse, chunk_size, add) -> Call:
     batch, num_frames, heads, head_dim = x.shape
     groups, d_state = B.shape[2:]
     chunk = padded(min(chunk_size, MOST_CHUNK_SIZE, max(num_frames, 1)))
-    arguments = _Scan(batch, num_frames, heads, head_dim, groups, d_state, chunk, max(1, FRAMES_PER_BLOCK // chunk))
+    arguments = _Scan(
+        batch, num_frames, heads, head_dim, groups, d_state, chunk, max(1, FRAMES_PER_KEPT_STATE // chunk)
+    )
     arguments.parts = parts_of(heads // groups, batch * groups)
     arguments.threads = max(1, min(torch.get_num_threads(), batch * groups * arguments.parts))
     arguments.reverse, arguments.add = reverse, add

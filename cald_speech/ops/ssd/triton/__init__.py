@@ -13,28 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cald_speech.ops.ssd.limits import head_parts
+from cald_speech.ops.ssd import head_parts, ssd, ssd_bidirectional, ssd_pair
 from cald_speech.ops.ssd.triton.launch import Inputs, Scans
 from cald_speech.ops.ssd.triton.tiling import largest_part, tiling
 
-Pair = tuple[Tensor, Tensor]
 
-
-def ssd_triton(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-    initial_state: Tensor | None = None,
-    return_final_state: bool = False,
-    chunk_size: int = 64,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Same signature and result as :func:`cald_speech.ops.ssd`, which documents it. Example: see there.
+def ssd_triton(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):
+    """:func:`cald_speech.ops.ssd`, which documents arguments and result.
 
     ``chunk_size`` is accepted for that reason: the table of launch configurations chooses the chunk.
     """
@@ -48,36 +33,16 @@ def ssd_triton(
     return (y, state) if return_final_state else y
 
 
-def ssd_bidirectional_triton(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    chunk_size: int = 64,
-) -> Tensor:
-    """Same signature and result as :func:`cald_speech.ops.ssd_bidirectional`. Example: see there."""
+def ssd_bidirectional_triton(x, dt, A, B, C, D, *, lengths, chunk_size):
+    """:func:`cald_speech.ops.ssd_bidirectional`, which documents arguments and result."""
     if not x.numel():
         return torch.zeros_like(x)
     (y,), _ = _scan([Inputs(x, dt, A, B, C, D)], None, lengths, (True, True), with_state=False)
     return y
 
 
-def ssd_pair_triton(
-    x: Pair,
-    dt: Pair,
-    A: Pair,
-    B: Pair,
-    C: Pair,
-    D: Pair | None = None,
-    *,
-    lengths: Tensor | None = None,
-    chunk_size: int = 64,
-) -> Pair:
-    """Same signature and result as :func:`cald_speech.ops.ssd_pair`. Example: see there."""
+def ssd_pair_triton(x, dt, A, B, C, D, *, lengths, chunk_size):
+    """:func:`cald_speech.ops.ssd_pair`, which documents arguments and result."""
     if not x[0].numel():
         return torch.zeros_like(x[0]), torch.zeros_like(x[1])
     each = zip(x, dt, A, B, C, D or (None, None), strict=True)
@@ -98,11 +63,12 @@ def warmup(
     B = torch.zeros(1, 1, groups, d_state, dtype=dtype, device=device)
     dt, A, D = (torch.ones(shape, device=device) for shape in ((1, 1, 2, heads), (2, heads), (heads,)))
     for lengths in (None, torch.ones(1, dtype=torch.long, device=device)):
-        y = ssd_bidirectional_triton(x, dt, -A, B, B, D, lengths=lengths)
+        options = {"lengths": lengths, "backend": "triton"}
+        y = ssd_bidirectional(x, dt, -A, B, B, D, **options)
         scan = (x, dt[:, :, 0], -A[0], B, B, D)
         for reverse in (False, True):
-            y = y + ssd_triton(*scan, lengths=lengths, reverse=reverse)
-        past, future = ssd_pair_triton(*zip(scan, scan, strict=True), lengths=lengths)
+            y = y + ssd(*scan, reverse=reverse, **options)
+        past, future = ssd_pair(*zip(scan, scan, strict=True), **options)
         (y + past + future).sum().backward()
 
 

@@ -92,15 +92,15 @@ def forward_and_backward(directions: str, dtype: torch.dtype, head_dim: int, d_s
     B, C = (tensor(batch, num_frames, 1, d_state, dtype=dtype) for _ in "BC")
     dt, A, D = tensor(batch, num_frames, 2, heads), tensor(2, heads), tensor(heads)
     lengths = torch.full((batch,), num_frames)
+    options = {"lengths": lengths, "chunk_size": None}
     one = (x, dt[:, :, 0], A[0], B, C, D)
     if directions == "both":
-        outputs = [ssd_bidirectional_triton(x, dt, A, B, C, D, lengths=lengths)]
+        outputs = [ssd_bidirectional_triton(x, dt, A, B, C, D, **options)]
     elif directions == "pair":
-        outputs = ssd_pair_triton(*zip(one, one, strict=True), lengths=lengths)
+        outputs = ssd_pair_triton(*zip(one, one, strict=True), **options)
     else:
         state = tensor(batch, heads, head_dim, d_state)
-        options = {"initial_state": state, "return_final_state": True, "lengths": lengths}
-        outputs = ssd_triton(*one, **options)[:1]
+        outputs = ssd_triton(*one, reverse=False, initial_state=state, return_final_state=True, **options)[:1]
     sum(y.sum() for y in outputs).backward()
 
 

@@ -1,0 +1,113 @@
+"""What the ops accept: one check of shapes, dtypes, devices and values for the arguments that they share."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from cald_speech.ops.backends import values_are_checked
+from cald_speech.ops.lengths import check_lengths, valid_frames
+
+
+def check_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    *,
+    axes: str,
+    unit: str,
+    lengths: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> None:
+    """Raise ValueError where the arguments of a scan do not fit its x; in debug mode where dt or A have a wrong sign.
+
+    Arguments
+    ---------
+    axes : those of x, such as ``(B, T, H, P)``: batch, frames, units and, where there is one, a unit's size.
+    unit : what the third axis counts, in words. A decay rate belongs to a head, or to a channel's state entry.
+
+    Example
+    -------
+    >>> import torch
+    >>> x, B = torch.ones(1, 3, 4, 2), torch.ones(1, 3, 1, 5)
+    >>> check_scan(x, torch.ones(1, 3, 4), -torch.ones(4), B, B, None, axes="(B, T, H, P)", unit="heads")
+    """
+    if x.dim() != axes.count(",") + 1 or not x.is_floating_point():
+        raise ValueError(f"x: expected a float tensor {axes}, got {x.dtype} of shape {tuple(x.shape)}")
+    if B.dim() != 4:
+        raise ValueError(f"B: expected (B, T, G, N), got shape {tuple(B.shape)}")
+    batch, num_frames, units, *size = x.shape
+    groups, d_state = B.shape[2:]
+    if groups == 0 or units % groups:
+        raise ValueError(f"B: expected a number of groups that divides the {units} {unit}, got {groups}")
+    expected = {
+        "dt": (dt, (batch, num_frames, units)),
+        "A": (A, (units,) if size else (units, d_state)),
+        "B": (B, (batch, num_frames, groups, d_state)),
+        "C": (C, (batch, num_frames, groups, d_state)),
+        "D": (D, (units,)),
+        "initial_state": (initial_state, (batch, units, *size, d_state)),
+    }
+    check_tensors(x, expected)
+    check_lengths(lengths, batch, num_frames)
+    check_chunk_size(chunk_size)
+    if values_are_checked():
+        check_signs(dt, A, lengths)
+
+
+def check_tensors(x: Tensor, expected: Mapping[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    """Raise ValueError unless every tensor that is given has its shape, holds floats and lies where x does.
+
+    Example
+    -------
+    >>> import torch
+    >>> check_tensors(torch.ones(1, 3, 4), {"bias": (torch.ones(5), (4,))})
+    Traceback (most recent call last):
+    ...
+    ValueError: bias: expected shape (4,) to go with x (1, 3, 4), got (5,)
+    """
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape} to go with x {tuple(x.shape)}, got {tuple(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name}: expected a float tensor, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name}: expected on {x.device} like x, got {tensor.device}")
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raise ValueError unless it is None or at least 1: kernels step by it, and would never arrive.
+
+    Example
+    -------
+    >>> check_chunk_size(-1)
+    Traceback (most recent call last):
+    ...
+    ValueError: chunk_size: expected at least 1, got -1
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
+
+
+def check_signs(dt: Tensor, A: Tensor, lengths: Tensor | None = None) -> None:
+    """Raise ValueError unless A < 0, and dt (B, T, ...) > 0 on every valid frame; waits for the device.
+
+    Example
+    -------
+    >>> import torch
+    >>> check_signs(torch.ones(1, 3, 2), torch.ones(2))
+    Traceback (most recent call last):
+    ...
+    ValueError: A: expected values below 0 (decays in (0, 1)), got up to 1.0
+    """
+    if A.numel() and not (A < 0).all():
+        raise ValueError(f"A: expected values below 0 (decays in (0, 1)), got up to {A.max().item()}")
+    if lengths is not None:
+        dt = dt[valid_frames(lengths, dt.size(1))]
+    if dt.numel() and not (dt > 0).all():
+        raise ValueError(f"dt: expected values above 0, got down to {dt.min().item()}. softplus makes them so")
