@@ -1,0 +1,94 @@
+"""The wheel: what is in it, and the commands from it, in a folder where there is no checkout."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+
+import pytest
+
+from tests.training.miniature import ROOT, SPLITS, write_corpus, write_model
+
+NEEDED = 77  # of setuptools, as pyproject.toml says
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        int(version("setuptools").split(".")[0]) < NEEDED,
+        reason=f"building a wheel without the network needs setuptools {NEEDED}: pip install 'cald-speech[dev]'",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy of the sources: building leaves files beside them."""
+    folder = tmp_path_factory.mktemp("wheel")
+    sources = folder / "sources"
+    for name in ("cald_speech", "recipes", "hparams"):
+        shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    pip(folder, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, sources)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel):
+    """The folder that it was installed to."""
+    folder = wheel.parent / "installed"
+    pip(wheel.parent, "install", "--no-index", "--no-deps", "--target", folder, wheel)
+    return folder
+
+
+def pip(cwd, *words):
+    command = [sys.executable, "-m", "pip", *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_recipes_and_experiments_are_data_inside_the_package(wheel):
+    files = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.split("/")[0] for name in files} == {"cald_speech", f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"}
+    shipped = [path for folder in ("recipes", "hparams") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    wanted = {f"cald_speech/{path.relative_to(ROOT)}" for path in shipped if path.suffix != ".pyc"}
+    assert len(wanted) > 80 and wanted <= files
+    assert {"cald_speech/recipes/__init__.py", "cald_speech/py.typed"} < files
+    assert any(re.fullmatch(r"cald_speech/ops/.*\.c", name) for name in files)
+    assert wheel.stat().st_size < 10_000_000
+
+
+# Two commands in one process, for starting one takes seconds.
+READ_AND_DIAGNOSE = """
+import sys
+import cald_speech
+from cald_speech.commands import main
+
+print(cald_speech.__file__)
+for words in (["transcribe", sys.argv[1], "--model", "results/mamba/model"], ["doctor"]):
+    assert main(words, standalone_mode=False) == 0, words
+"""
+
+
+def test_the_commands_of_an_installed_wheel(installed, tmp_path):
+    corpus, teacher = write_corpus(tmp_path / "LibriSpeech"), write_model(tmp_path / "teacher")
+    environment = os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+    def run(*words):
+        """From a folder that knows nothing of the checkout; what was printed."""
+        options = {"capture_output": True, "text": True, "timeout": 300, "check": False}
+        done = subprocess.run([sys.executable, *map(str, words)], cwd=tmp_path, env=environment, **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    keys = {"guidance": "target", "teacher": teacher, "data_folder": corpus, "corpus": json.dumps({"splits": SPLITS})}
+    keys |= {"num_steps": 2, "max_batch_s": 5, "precision": "fp32", "num_workers": 0}
+    words = [f"--{key}={value}" for key, value in keys.items()]
+    run(installed / "bin" / "cald-speech", "train", "hparams/mamba.yaml", *words, "--noprogressbar")
+    assert (tmp_path / "results/mamba/model/model.safetensors").is_file()
+    said = run("-c", READ_AND_DIAGNOSE, next(corpus.rglob("*.flac")))
+    assert said.startswith(str(installed)) and "broken: nothing" in said
