@@ -25,8 +25,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from cald_speech.data.batching import Audio, Modality
 from cald_speech.data.dataset import make_dataset
-from cald_speech.data.modality import Audio, Modality
 from cald_speech.data.tokens import TokenBlocks, Tokens, TokenSet
 from cald_speech.distillation.drift import LARGE, PUBLISHED_ON_SPEECH, SMALL, cosine_distances, suggest
 from cald_speech.distillation.waypoints import Waypoints

@@ -11,8 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from cald_speech.conversion import from_pretrained
-from cald_speech.data.batching import batches_by_length
-from cald_speech.data.modality import Audio, Modality
+from cald_speech.data.batching import Audio, Modality, batches_by_length
 from cald_speech.distillation import captured_states
 from cald_speech.errors import UserError
 from cald_speech.families import family_of

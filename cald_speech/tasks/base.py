@@ -11,8 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin, SequenceFeatureExtractor
 from transformers.utils import ModelOutput
 
-from cald_speech.data.batching import BatchChange
-from cald_speech.data.modality import Audio, Modality
+from cald_speech.data.batching import Audio, BatchChange, Modality
 from cald_speech.errors import UserError
 
 Processor = ProcessorMixin | SequenceFeatureExtractor | PreTrainedTokenizerBase

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PretrainedConfig, Wav2Vec2Processor
 
+from cald_speech.data.batching import item_lengths
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.joining import Joiner
 from cald_speech.data.manifests import read_manifest
-from cald_speech.data.modality import item_lengths
 from cald_speech.data.text import make_processor, normalise
 from cald_speech.errors import UserError
 from cald_speech.ops import valid_frames

@@ -12,10 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from cald_speech.data.batching import BatchChange
-from cald_speech.data.masking import UNLABELLED, MaskedBlocks, Masking
-from cald_speech.data.modality import item_lengths
-from cald_speech.data.tokens import TokenBlocks, Tokens, TokenSet
+from cald_speech.data.batching import BatchChange, item_lengths
+from cald_speech.data.tokens import UNLABELLED, MaskedBlocks, Masking, TokenBlocks, Tokens, TokenSet
 from cald_speech.errors import UserError
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.processors import check_vocabulary, tokenizer_of

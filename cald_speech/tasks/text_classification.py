@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from cald_speech.data.sentences import Sentences, TokenisedTable
+from cald_speech.data.tables import Sentences, TokenisedTable
 from cald_speech.errors import UserError
 from cald_speech.families import TextFamily, family_of
 from cald_speech.tasks.classification import Classification

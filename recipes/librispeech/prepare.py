@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from cald_speech.data.preparation import durations_s, prepare_once, refuse
+from cald_speech.data.manifests import durations_s, prepare_once, refuse
 from cald_speech.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from cald_speech.data.packing import pack_texts, train_tokenizer
-from cald_speech.data.tokens import TokenSet
+from cald_speech.data.tokens import TokenSet, pack_texts, train_tokenizer
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
 from cald_speech.recipes.pile.megatron import split_token_file

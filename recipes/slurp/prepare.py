@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from cald_speech.data.audio import ends_early
-from cald_speech.data.preparation import durations_s, prepare_once, refuse, refuse_or_drop
+from cald_speech.data.manifests import durations_s, prepare_once, refuse, refuse_or_drop
 from cald_speech.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from cald_speech.data.audio import MIN_SAMPLES, SAMPLE_RATE
-from cald_speech.data.preparation import durations_s, prepare_once, refuse, refuse_or_drop
+from cald_speech.data.manifests import durations_s, prepare_once, refuse, refuse_or_drop
 from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
 from cald_speech.recipes.tedlium.stm import Segment, read_stm

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cald_speech.data.masking import UNLABELLED, Masking
-from cald_speech.data.packing import END, pack_texts, train_tokenizer
 from cald_speech.data.tables import read_table, write_table
-from cald_speech.data.tokens import TokenBlocks, TokenSet
+from cald_speech.data.tokens import END, UNLABELLED, Masking, TokenBlocks, TokenSet, pack_texts, train_tokenizer
 from cald_speech.errors import UserError
 from cald_speech.recipes.pile.megatron import MAGIC, read_index, split_token_file
 

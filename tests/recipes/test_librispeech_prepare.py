@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cald_speech.data import preparation
+from cald_speech.data import manifests
 from cald_speech.data.audio import write_audio
 from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError
@@ -48,7 +48,7 @@ def test_work_is_done_once_for_the_same_files(corpus, tmp_path, monkeypatch):
     path = recipe.prepare(corpus, tmp_path, SPLITS)["valid"]
     before = path.stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "audio_info", None)
+        patch.setattr(manifests, "audio_info", None)
         recipe.prepare(corpus, tmp_path, SPLITS)
     assert path.stat().st_mtime_ns == before
     (corpus / "dev-clean/3/9/3-9.trans.txt").write_text("3-9-0000 NEW\n3-9-0001 TEXT\n")

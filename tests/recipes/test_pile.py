@@ -12,8 +12,7 @@ from transformers import GPTNeoXConfig, LlamaConfig, RobertaConfig
 
 import cald_speech
 from cald_speech.conversion import LayerMap
-from cald_speech.data.packing import train_tokenizer
-from cald_speech.data.tokens import TokenBlocks, TokenSet
+from cald_speech.data.tokens import TokenBlocks, TokenSet, train_tokenizer
 from cald_speech.errors import UserError
 from cald_speech.evaluation.generation import repeated_ngrams, step_error
 from cald_speech.evaluation.harness import run_tasks

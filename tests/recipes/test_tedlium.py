@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from cald_speech.conversion.model_card import read_facts
-from cald_speech.data import preparation
+from cald_speech.data import manifests
 from cald_speech.data.audio import SAMPLE_RATE, read_audio, read_entry
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
@@ -95,7 +95,7 @@ def test_segments_are_cut_from_their_talks(corpus, tmp_path):
 def test_work_is_done_once(corpus, tmp_path, monkeypatch):
     path = recipe.prepare(corpus.parent.parent, tmp_path)["valid"]
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "audio_info", None)
+        patch.setattr(manifests, "audio_info", None)
         recipe.prepare(corpus.parent, tmp_path)
     write_talk(corpus / "dev", "KimLee_2006")
     assert len(read_manifest(recipe.prepare(corpus.parent, tmp_path)["valid"])) == 8

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from cald_speech.conversion.model_card import read_facts
-from cald_speech.data import preparation
+from cald_speech.data import manifests
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
 from cald_speech.recipes.voxceleb import prepare as recipe
@@ -86,7 +86,7 @@ def test_all_in_one_folder_will_do(corpus, tmp_path):
 def test_work_is_done_once_and_goes_on(corpus, tmp_path, monkeypatch):
     recipe.prepare(corpus, tmp_path, splits=["train"])
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "audio_info", None)
+        patch.setattr(manifests, "audio_info", None)
         recipe.prepare(corpus, tmp_path, splits=["train"])
     assert set(recipe.prepare(corpus, tmp_path)) == {"train", "valid", "test"}
 

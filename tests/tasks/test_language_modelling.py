@@ -7,7 +7,7 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch.nn import functional as F
 
-from cald_speech.data.masking import UNLABELLED
+from cald_speech.data.tokens import UNLABELLED
 from cald_speech.tasks.language_modelling import CausalLM, MaskedLM
 
 ROWS = [torch.tensor([5, 6, 7, 8]), torch.tensor([1, 2])]

@@ -9,8 +9,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from transformers import AutoConfig, AutoTokenizer
 
 from cald_speech import from_pretrained
-from cald_speech.data.sentences import Sentences
-from cald_speech.data.tables import write_table
+from cald_speech.data.tables import Sentences, write_table
 from cald_speech.errors import UserError
 from cald_speech.tasks.text_classification import TextClassification
 from tests.sentences import write_encoder, write_tokenizer

@@ -12,7 +12,7 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch.nn import functional as F
 
-from cald_speech.data.modality import Audio
+from cald_speech.data.batching import Audio
 from cald_speech.mixers import Bidirectional
 from cald_speech.training.schedules import WarmupSchedule
 from tests.helpers import padded_batch, relative_error
