@@ -12,20 +12,19 @@ from cald_speech.distillation.guidance import (
     Trajectory,
     Unguided,
     Waypoint,
+    every_option,
+    options_of,
 )
 from cald_speech.distillation.losses import (
-    DIVISORS,
     PRESETS,
     LossForm,
     layer_distances,
-    layerwise_loss,
     logit_loss,
     reduce_layers,
 )
 from cald_speech.distillation.states import captured_slots, captured_states
 
 __all__ = [
-    "DIVISORS",
     "PRESETS",
     "Alignment",
     "Guidance",
@@ -38,8 +37,9 @@ __all__ = [
     "Waypoint",
     "captured_slots",
     "captured_states",
+    "every_option",
     "layer_distances",
-    "layerwise_loss",
     "logit_loss",
+    "options_of",
     "reduce_layers",
 ]

@@ -1,11 +1,12 @@
-"""The distillation losses of CALD (arXiv 2410.06846), one copy for speech and text.
+"""The distillation losses of CALD (arXiv 2410.06846), one copy for speech and text, and their form as values.
 
 Every loss comes back as a sum with a count, so that the caller can divide by the count over all ranks and accumulated
-batches: then one process, two ranks and a bigger batch give the same gradient at unequal lengths.
+batches: then one process, two ranks and a bigger batch give the same gradient at unequal lengths. How the terms come
+together is in cald_speech/training/objective.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from cald_speech.ops import mask_padding
 
 STATE_NORMS = ("none", "layer_norm")
+REDUCTIONS = ("mean", "sum")
 # (B, T, D) twice to (B, T): how far two states are apart.
 DISTANCES = {
     "squared": lambda s, t: (s - t).square().mean(-1),
@@ -69,39 +71,34 @@ def layer_distances(
     return torch.stack(sums), lengths.sum().float()
 
 
-def layerwise_loss(
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    lengths: Tensor | None = None,
-    *,
-    normalise: str = "layer_norm",
-    distance: str = "squared",
-    layers: Sequence[float] | None = None,
-    reduce: str = "mean",
-) -> tuple[Tensor, Tensor]:
-    """The layer loss: distances of :func:`layer_distances`, weighted by ``layers``, and summed or averaged over them.
+def reduce_layers(distances: Tensor, weights: Sequence[float] | None = None, reduce: str = "mean") -> Tensor:
+    """The layer loss: (L,) distances to one number.
 
-    ``layers`` holds a weight for each layer (None: 1 for all); ``reduce`` is ``mean`` (divided by the sum of the
-    weights) or ``sum``. Returns (sum over frames, number of frames).
+    Arguments
+    ---------
+    distances : of each layer, from :func:`layer_distances`.
+    weights : how much each layer counts; None: 1 for all.
+    reduce : ``mean``, divided by the sum of the weights, or ``sum``.
+
+    Returns
+    -------
+    A scalar.
+
+    Raises
+    ------
+    ValueError
+        for another number of weights, or another word than these two.
 
     Example
     -------
-    >>> states, other = [torch.zeros(1, 4, 2)] * 3, [torch.ones(1, 4, 2)] * 3
-    >>> total, frames = layerwise_loss(states, other, normalise="none")
-    >>> (total / frames).item()
-    1.0
+    >>> reduce_layers(torch.tensor([1.0, 2.0, 6.0]), weights=[0.0, 1.0, 3.0])
+    tensor(5.)
     """
-    distances, frames = layer_distances(student, teacher, lengths, normalise=normalise, distance=distance)
-    return reduce_layers(distances, layers, reduce), frames
-
-
-def reduce_layers(distances: Tensor, layers: Sequence[float] | None, reduce: str) -> Tensor:
-    """(L,) distances to one number; see :func:`layerwise_loss`."""
-    if reduce not in ("mean", "sum"):
-        raise ValueError(f"reduce: expected mean or sum, got {reduce!r}")
-    if layers is not None and len(layers) != len(distances):
-        raise ValueError(f"layers: expected {len(distances)} weights, one for each layer, got {len(layers)}")
-    weights = torch.ones_like(distances) if layers is None else distances.new_tensor(layers)
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce: expected {' or '.join(REDUCTIONS)}, got {reduce!r}")
+    if weights is not None and len(weights) != len(distances):
+        raise ValueError(f"weights: expected {len(distances)}, one for each layer, got {len(weights)}")
+    weights = torch.ones_like(distances) if weights is None else distances.new_tensor(weights)
     total = (distances * weights).sum()
     return total / weights.sum() if reduce == "mean" else total
 
@@ -150,25 +147,34 @@ def logit_loss(
     return total * temperature**2 if scale_by_t2 else total, lengths.sum().float()
 
 
-# What a sum over one batch is divided by: the key `normalisation`.
-DIVISORS = ("per_frame", "reference")
+def _of_preset(default: bool) -> bool:
+    return field(default=default, metadata={"option": False})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossForm:
-    """Which states are compared, how, and what the sums are divided by.
+    """The form of the distillation terms: one set of options, and the published code's three settings of it.
+
+    The reference has a copy of the losses for each of its tasks, with other layers, norms, masks and scales; here they
+    are values (:data:`PRESETS`). The fields are options of an experiment by these names, but for the last four.
 
     Arguments
     ---------
-    distance, normalise : as in :func:`cald_speech.distillation.layer_distances`.
-    layers, reduce : weight of each compared state, and how they are brought together: see ``layerwise_loss``.
+    layer_distance, layer_normalise : as ``distance`` and ``normalise`` in :func:`layer_distances`.
+    layer_weights, layer_reduce : as ``weights`` and ``reduce`` in :func:`reduce_layers`; a weight for each compared
+        state.
+    final_norm_on_last : True compares the last layer's states after the model's final norm.
+    temperature, scale_by_t2, blank_weight : as in :func:`logit_loss`.
     embedding : True compares the input of the first layer too, as the first of the states.
     last : False leaves the last layer's states out.
-    final_norm : True compares the last layer's states after the model's final norm.
     masked : False counts padded frames like any other.
-    temperature, scale_by_t2, blank_weight : as in :func:`cald_speech.distillation.logit_loss`.
-    by_characters : in the reference's normalisation, True weighs each accumulated batch by its share of the step's
-        label characters (speech); False takes each batch's own mean, divided by the number of batches (text).
+    by_characters : where sums are divided as in the reference, True weighs each accumulated batch by its share of the
+        step's label characters (speech); False takes each batch's own mean, divided by the number of batches (text).
+
+    Raises
+    ------
+    ValueError
+        which names the option to mend.
 
     Example
     -------
@@ -176,34 +182,71 @@ class LossForm:
     15
     """
 
-    distance: str = "squared"
-    normalise: str = "layer_norm"
-    layers: Sequence[float] | None = None
-    reduce: str = "mean"
-    embedding: bool = False
-    last: bool = True
-    final_norm: bool = True
-    masked: bool = True
+    layer_distance: str = "squared"
+    layer_normalise: str = "layer_norm"
+    layer_weights: Sequence[float] | None = None
+    layer_reduce: str = "mean"
+    final_norm_on_last: bool = True
     temperature: float = 2.0
     scale_by_t2: bool = False
     blank_weight: float = 1.0
-    by_characters: bool = True
+    embedding: bool = _of_preset(False)
+    last: bool = _of_preset(True)
+    masked: bool = _of_preset(True)
+    by_characters: bool = _of_preset(True)
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("layer_distance", DISTANCES),
+            ("layer_normalise", STATE_NORMS),
+            ("layer_reduce", REDUCTIONS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def options(cls) -> set[str]:
+        """What an experiment may set of it."""
+        return {f.name for f in fields(cls) if f.metadata.get("option", True)}
 
     def num_states(self, num_layers: int) -> int:
         """How many states of a model with so many layers are compared."""
         return num_layers + self.embedding - (not self.last)
 
+    def check(self, num_layers: int) -> None:
+        """Raise ValueError, naming the option to mend, if the form does not fit a model with so many layers."""
+        expected = self.num_states(num_layers)
+        if self.layer_weights is not None and len(self.layer_weights) != expected:
+            got = len(self.layer_weights)
+            raise ValueError(f"layer_weights: expected {expected} weights, one for each compared state, got {got}")
+
+    def distances(self, student: Sequence[Tensor], teacher: Sequence[Tensor], lengths: Tensor | None) -> Tensor:
+        """(L,) distances of the compared states, summed over frames."""
+        options = {"normalise": self.layer_normalise, "distance": self.layer_distance}
+        return layer_distances(student, teacher, lengths, **options)[0]
+
+    def layer_loss(self, distances: Tensor) -> Tensor:
+        """The layer loss of (L,) distances."""
+        return reduce_layers(distances, self.layer_weights, self.layer_reduce)
+
+    def logit_loss(self, student: Tensor, teacher: Tensor, lengths: Tensor | None, blank: int | None) -> Tensor:
+        """The logit loss, summed over frames."""
+        options = {"temperature": self.temperature, "scale_by_t2": self.scale_by_t2}
+        if self.blank_weight != 1.0:
+            options |= {"blank": blank, "blank_weight": self.blank_weight}
+        return logit_loss(student, teacher, lengths, **options)[0]
+
 
 # The reference's three (arXiv 2410.06846; speech/models/model.py, lm/open_instruct/train_utils.py and
-# nlp/run_glue_linformer.py of its code).
+# nlp/run_glue_linformer.py of its code). tests/training/test_reference.py holds them against what that code computes.
 PRESETS = {
     "speech": LossForm(),
-    "lm": LossForm(last=False, final_norm=False, masked=False, by_characters=False),
+    "lm": LossForm(last=False, final_norm_on_last=False, masked=False, by_characters=False),
     "nlp": LossForm(
-        normalise="none",
-        reduce="sum",
+        layer_normalise="none",
+        layer_reduce="sum",
         embedding=True,
-        final_norm=False,
+        final_norm_on_last=False,
         masked=False,
         scale_by_t2=True,
         by_characters=False,

@@ -1,4 +1,12 @@
-"""The loss of CALD on one batch: task, hidden states and logits, each a sum over units counted beforehand."""
+"""CALD's equation: the loss of one batch of an optimiser step.
+
+    loss = alpha_task * task + alpha_layer * layer_loss + alpha_logits * logit_loss
+
+(He & Garner, arXiv 2410.06846, section 3.) It is evaluated in :meth:`Objective.__call__`. Each term is a sum over units
+(characters, utterances, frames) divided by the units of the whole step, over all its batches and ranks, which are
+counted before any forward pass: so the terms of the batches add up to the term of the step. The parts are in
+``cald_speech/distillation/losses.py`` and, for the task, in ``cald_speech/tasks/``; the weights are the guidance's.
+"""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -9,15 +17,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cald_speech.distillation import (
-    LossWeights,
-    captured_slots,
-    captured_states,
-    layer_distances,
-    layerwise_loss,
-    logit_loss,
-    reduce_layers,
-)
+from cald_speech.distillation import LossWeights, captured_slots, captured_states, layer_distances
 from cald_speech.errors import UserError
 from cald_speech.families import Family
 from cald_speech.families.front_end import SharedMasks
@@ -48,19 +48,30 @@ class Losses:
     task: Tensor
     layers: Tensor  # of each compared state; zeros where no teacher is followed
     logits: Tensor
-    alignment: Tensor  # of each converted layer; zeros but while the mixers are aligned
+    slots: Tensor  # of each converted layer; zeros but during slot alignment
 
 
 class Objective:
-    """``task + alpha_layer * layer_loss + alpha_logits * logit_loss`` (He & Garner, arXiv 2410.06846, section 3)."""
+    """The loss of a student, converted or not, under the weights of a guidance mode.
+
+    Arguments
+    ---------
+    settings : its task, form of the loss, normalisation and mask.
+    student, teacher : models of one family; the teacher is None where no step needs one.
+
+    Raises
+    ------
+    UserError
+        before any step, for a form of the loss that these models cannot have.
+    """
 
     def __init__(self, settings: Settings, family: Family, student: PreTrainedModel, teacher: PreTrainedModel | None):
-        self.settings, self.family, self.student, self.teacher = settings, family, student, teacher
-        self.form = settings.form
+        self.task, self.form, self.divides_as = settings.task, settings.loss, settings.normalisation
+        self.family, self.student, self.teacher = family, student, teacher
         self.mixers = {i: m for i, layer in enumerate(family.layers(student)) if (m := family.mixer(layer)) is not None}
         self.masks = None
         if teacher is not None:
-            self._check()
+            self._check(settings)
             if settings.teacher_mask == "student":
                 self.masks = SharedMasks(teacher, student)
 
@@ -69,68 +80,99 @@ class Objective:
         """How many states the layer loss compares."""
         return self.form.num_states(len(self.family.layers(self.student)))
 
-    def aligned_parameters(self) -> list[nn.Parameter]:
-        """What trains while the mixers are aligned."""
-        return [p for mixer in self.mixers.values() for p in mixer.parameters()]
+    def __call__(self, runner: nn.Module, batch: PaddedBatch, weights: LossWeights, counts: Counts) -> Losses:
+        """Run student and teacher on a batch. ``runner`` is the student, with whatever is wrapped around it."""
+        inputs, lengths = self.task.modality.arguments(batch, self.student)
+        zero = torch.zeros((), device=lengths.device)
+        layers, logits, slots = zero.expand(self.num_states), zero, zero.expand(len(self.mixers))
+        if not weights.runs_student:
+            slots = self._slot_distances(inputs, lengths) / max(1.0, counts.frames)
+            return Losses(weights.slot_alignment * slots.mean(), zero, layers, logits, slots.detach())
+
+        task_units, frames = self._divisors(batch, counts)
+        outputs, states = self._run_student(runner, inputs)
+        task = self.task.loss(outputs, lengths, batch) / task_units
+        total = weights.task * task
+        if weights.layer or weights.logits:
+            teacher_outputs, teacher_states = self._run_teacher(inputs)
+            compared = self._compared(batch, lengths)
+        if weights.layer:
+            layers = self._layer_distances(states, teacher_states, compared) / frames
+            total = total + weights.layer * self.form.layer_loss(layers)
+        if weights.logits:
+            units = frames if self.task.framewise else task_units
+            logits = self._divergence(outputs, teacher_outputs, compared) / units
+            total = total + weights.logits * logits
+        return Losses(total, task.detach(), layers.detach(), logits.detach(), slots)
 
     def count(self, batches: list[PaddedBatch]) -> Counts:
         """The units of these batches, known before any forward pass."""
         units = [self._units(batch) for batch in batches]
         return Counts(*(sum(of_kind) for of_kind in zip(*units, strict=True)), len(batches))
 
-    def __call__(self, runner: nn.Module, batch: PaddedBatch, weights: LossWeights, counts: Counts) -> Losses:
-        """Run student and teacher on a batch. ``runner`` is the student, with whatever is wrapped around it."""
-        inputs, lengths = self.settings.task.modality.arguments(batch, self.student)
-        zeros = torch.zeros((), device=lengths.device)
-        losses = Losses(zeros, zeros, zeros.expand(self.num_states), zeros, zeros.expand(len(self.mixers)))
-        if weights.alignment:
-            losses.alignment = self._alignment(inputs, lengths) / max(1.0, counts.frames)
-            losses.total = weights.alignment * losses.alignment.mean()
-        if weights.runs_student:
-            self._follow(losses, runner, batch, inputs, lengths, weights, counts)
-        detached = (losses.task, losses.layers, losses.logits, losses.alignment)
-        return Losses(losses.total, *(term.detach() for term in detached))
+    def aligned_parameters(self) -> list[nn.Parameter]:
+        """What trains during slot alignment."""
+        return [p for mixer in self.mixers.values() for p in mixer.parameters()]
 
-    def _follow(self, losses: Losses, runner, batch, inputs, lengths, weights: LossWeights, counts: Counts) -> None:
-        """The terms that the student as a whole takes part in, put into ``losses``."""
-        task_units, frames = self._divisors(batch, counts)
+    # --- student and teacher ----------------------------------------------------------------------------------------
+
+    def _run_student(self, runner: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Its outputs and its compared states."""
         if self.masks is not None:
             self.masks.remember()
         with captured_states(self.family.layers(self.student), embedding=self.form.embedding) as states:
-            outputs = self.settings.task.outputs(runner(**inputs))
-        losses.task = self.settings.task.loss(outputs, lengths, batch) / task_units
-        losses.total = losses.total + weights.task * losses.task
-        if not (weights.layer or weights.logits):
-            return
+            outputs = self.task.outputs(runner(**inputs))
+        return outputs, states
+
+    def _run_teacher(self, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Its outputs and its compared states, without gradients; under the student's mask where that is shared."""
         masked = nullcontext() if self.masks is None else self.masks.drawn_again()
         layers = self.family.layers(self.teacher)
-        with torch.no_grad(), masked, captured_states(layers, embedding=self.form.embedding) as teacher_states:
-            teacher_outputs = self.settings.task.outputs(self.teacher(**inputs))
-        compared = self._compared(batch, lengths)
-        if weights.layer:
-            losses.layers = self._distances(states, teacher_states, compared) / frames
-            reduced = reduce_layers(losses.layers, self.form.layers, self.form.reduce)
-            losses.total = losses.total + weights.layer * reduced
-        if weights.logits:
-            units = frames if self.settings.task.framewise else task_units
-            losses.logits = self._divergence(outputs, teacher_outputs, compared) / units
-            losses.total = losses.total + weights.logits * losses.logits
+        with torch.no_grad(), masked, captured_states(layers, embedding=self.form.embedding) as states:
+            outputs = self.task.outputs(self.teacher(**inputs))
+        return outputs, states
+
+    # --- distances --------------------------------------------------------------------------------------------------
+
+    def _layer_distances(self, student: list[Tensor], teacher: list[Tensor], lengths: Tensor | None) -> Tensor:
+        form = self.form
+        if not form.last:
+            student, teacher = student[:-1], teacher[:-1]
+        elif form.final_norm_on_last:
+            student = [*student[:-1], self.family.final_norm(self.student)(student[-1])]
+            teacher = [*teacher[:-1], self.family.final_norm(self.teacher)(teacher[-1])]
+        return form.distances(student, teacher, lengths)
+
+    def _divergence(self, student: Tensor, teacher: Tensor, lengths: Tensor | None) -> Tensor:
+        if not self.task.framewise:
+            student, teacher, lengths = student[:, None], teacher[:, None], None
+        pairs = zip(*map(self.task.distributions, (student, teacher)), strict=True)
+        return sum(self.form.logit_loss(ours, theirs, lengths, self.task.blank) for ours, theirs in pairs)
+
+    def _slot_distances(self, inputs: dict[str, Tensor], lengths: Tensor) -> Tensor:
+        """Squared distance of each mixer's output from the attention's, both fed what the teacher's layer gets."""
+        layers = self.family.layers(self.teacher)
+        ends = [self.family.slot_ends(layers[i]) for i in self.mixers]
+        with torch.no_grad(), captured_slots(ends) as (entering, leaving):
+            self.teacher.base_model(**inputs)
+        outputs = [mixer(x, lengths) for mixer, x in zip(self.mixers.values(), entering, strict=True)]
+        return layer_distances(outputs, leaving, lengths)[0]
 
     # --- units ------------------------------------------------------------------------------------------------------
 
     def _units(self, batch: PaddedBatch) -> tuple[int, int]:
         """Characters or utterances of the task, and compared frames."""
-        lengths = self.settings.task.modality.lengths(batch, self.student)
+        lengths = self.task.modality.lengths(batch, self.student)
         frames = int(lengths.sum()) if self.form.masked else len(lengths) * int(lengths.max())
-        units = self.settings.task.units(batch)
+        units = self.task.units(batch)
         if self._drops_hopeless():
-            units = units * self.settings.task.can_learn(batch, lengths)
+            units = units * self.task.can_learn(batch, lengths)
         return int(units.sum()), frames
 
     def _divisors(self, batch: PaddedBatch, counts: Counts) -> tuple[float, float]:
         """What this batch's task sum and frame sums are divided by; see ``LossForm.by_characters``."""
         task, frames = max(1.0, counts.task), max(1.0, counts.frames)
-        if self.settings.normalisation == "per_frame":
+        if self.divides_as == "per_frame":
             return task, frames
         own_task, own_frames = (max(1, n) for n in self._units(batch))
         if self.form.by_characters:
@@ -142,69 +184,37 @@ class Objective:
         if not self.form.masked:
             return None
         if self._drops_hopeless():
-            return lengths * self.settings.task.can_learn(batch, lengths.cpu()).to(lengths.device)
+            return lengths * self.task.can_learn(batch, lengths.cpu()).to(lengths.device)
         return lengths
 
     def _drops_hopeless(self) -> bool:
         # The reference masks an utterance out of every term where its CTC loss is infinite.
-        return self.settings.normalisation == "reference" and self.form.by_characters
+        return self.divides_as == "reference" and self.form.by_characters
 
-    # --- distances --------------------------------------------------------------------------------------------------
-
-    def _distances(self, student: list[Tensor], teacher: list[Tensor], lengths: Tensor | None) -> Tensor:
-        form = self.form
-        if not form.last:
-            student, teacher = student[:-1], teacher[:-1]
-        elif form.final_norm:
-            student = [*student[:-1], self.family.final_norm(self.student)(student[-1])]
-            teacher = [*teacher[:-1], self.family.final_norm(self.teacher)(teacher[-1])]
-        return layer_distances(student, teacher, lengths, normalise=form.normalise, distance=form.distance)[0]
-
-    def _divergence(self, student: Tensor, teacher: Tensor, lengths: Tensor | None) -> Tensor:
-        form = self.form
-        if not self.settings.task.framewise:
-            student, teacher, lengths = student[:, None], teacher[:, None], None
-        options = {"temperature": form.temperature, "scale_by_t2": form.scale_by_t2}
-        if form.blank_weight != 1.0:
-            options |= {"blank": self.settings.task.blank, "blank_weight": form.blank_weight}
-        pairs = zip(*map(self.settings.task.distributions, (student, teacher)), strict=True)
-        return sum(logit_loss(ours, theirs, lengths, **options)[0] for ours, theirs in pairs)
-
-    def _alignment(self, inputs: dict[str, Tensor], lengths: Tensor) -> Tensor:
-        """Squared distance of each mixer's output from the attention's, both fed what the teacher's layer gets."""
-        layers = self.family.layers(self.teacher)
-        ends = [self.family.slot_ends(layers[i]) for i in self.mixers]
-        with torch.no_grad(), captured_slots(ends) as (entering, leaving):
-            self.teacher.base_model(**inputs)
-        outputs = [mixer(x, lengths) for mixer, x in zip(self.mixers.values(), entering, strict=True)]
-        return layer_distances(outputs, leaving, lengths)[0]
-
-    def _check(self) -> None:
+    def _check(self, settings: Settings) -> None:
         """Raise UserError, before any step, for what the loss would refuse in one."""
-        form, states = self.form, [torch.zeros(1, 1, 1)] * self.num_states
-        options = {"normalise": form.normalise, "distance": form.distance, "reduce": form.reduce}
         try:
-            layerwise_loss(states, states, layers=form.layers, **options)
+            self.form.check(len(self.family.layers(self.student)))
         except ValueError as error:
-            keys = "layer_normalise, layer_distance, layer_weights, layer_reduce"
-            raise UserError(f"{keys}: {error}") from error
-        if form.blank_weight != 1.0 and self.settings.task.blank is None:
+            raise UserError(str(error)) from error
+        if self.form.blank_weight != 1.0 and self.task.blank is None:
             raise UserError("blank_weight: expected 1, since this task has no blank, got another. Leave it out")
-        if self.settings.guidance.weights(0).alignment and not self.mixers:
+        if settings.guidance.weights(0).slot_alignment and not self.mixers:
             raise UserError("align_steps: expected a layer_map that converts a layer, got one that keeps them all")
 
 
 def step_values(losses: Sequence[Losses], converted: Sequence[int]) -> dict[str, float]:
     """The terms of a step's batches, summed over them and over the ranks, by the names they have in the log.
 
-    converted : the layers that ``Losses.alignment`` is about.
+    converted : the layers that ``Losses.slots`` is about.
     """
-    names = ("task", "logits", "layers", "alignment")
+    names = ("task", "logits", "layers", "slots")
     terms = [torch.stack([getattr(loss, name) for loss in losses]).sum(0).reshape(-1) for name in names]
     together = summed(torch.cat(terms).double())
-    (task,), (logits,), layers, alignment = (t.tolist() for t in together.split([len(term) for term in terms]))
+    (task,), (logits,), layers, slots = (t.tolist() for t in together.split([len(term) for term in terms]))
     values = {"loss/task": task, "loss/layers": sum(layers) / len(layers), "loss/logits": logits}
     values |= {f"layer_distance/{i:02d}": distance for i, distance in enumerate(layers)}
-    if any(alignment):
-        values |= {f"alignment/{i:02d}": distance for i, distance in zip(converted, alignment, strict=True)}
+    if any(slots):
+        # Named after the option, align_steps, as logs of earlier runs are.
+        values |= {f"alignment/{i:02d}": distance for i, distance in zip(converted, slots, strict=True)}
     return values

@@ -1,23 +1,29 @@
-"""The settings of an experiment: every key a yaml may have, its default, and what it means, in one place."""
+"""The settings of an experiment: every key a yaml may have, its default, and what it means.
+
+An experiment is a yaml, laid over the yaml it is based on, with the command line on top. Three places hold its keys:
+:class:`Settings`; the options of the guidance mode, in the mode's class (``cald_speech/distillation/guidance.py``); and
+those of the distillation terms, in :class:`cald_speech.distillation.LossForm`.
+"""
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_origin
+from typing import Any, get_origin, get_type_hints
 
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML, YAMLError
 from transformers import PretrainedConfig
 
 from cald_speech.conversion import LayerMap
-from cald_speech.distillation import DIVISORS, PRESETS, Guidance, LossForm, Unguided
+from cald_speech.distillation import PRESETS, Guidance, LossForm, Unguided, every_option, options_of
 from cald_speech.errors import UserError
-from cald_speech.shipped import experiment_file, hparams_folder
+from cald_speech.shipped import hparams_folder
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.ctc import CTC
 from cald_speech.training.schedules import WarmupSchedule
@@ -30,33 +36,18 @@ AT_LEAST_ONE = (
     "log_every_steps",
     "nonfinite_patience",
 )
-# Keys that guidance modes may take, and keys that change the loss preset: the option of LossForm that each sets.
-GUIDANCE_KEYS = (
-    "alpha_layer",
-    "alpha_logits",
-    "switch_step",
-    "teacher_update_every",
-    "waypoints",
-    "teacher_steps",
-    "align_steps",
-    "alpha_task",
-)
-FORM_KEYS = {
-    "layer_distance": "distance",
-    "layer_normalise": "normalise",
-    "layer_weights": "layers",
-    "layer_reduce": "reduce",
-    "final_norm_on_last": "final_norm",
-    "temperature": "temperature",
-    "scale_by_t2": "scale_by_t2",
-    "blank_weight": "blank_weight",
-}
 # One of so many names: key -> the names.
 CHOICES = {
-    "loss": tuple(PRESETS),
-    "normalisation": DIVISORS,
+    "normalisation": ("per_frame", "reference"),
     "teacher_mask": ("none", "student"),
     "decay": ("all", "mixers"),
+}
+# Options of guidance that a mode's class called otherwise before an experiment's names became its own.
+RENAMED = {
+    "layer": "alpha_layer",
+    "logits": "alpha_logits",
+    "task": "alpha_task",
+    "update_every": "teacher_update_every",
 }
 
 
@@ -85,25 +76,9 @@ class Settings:
     initialise: str = "attention"
     # objective
     task: Task = field(default_factory=CTC)
-    guidance: str | Guidance = field(default_factory=Unguided)  # a name in hparams/guidance/
-    alpha_task: float | None = None  # weight of the task loss under guidance; 0 distils without labels
-    alpha_layer: float | None = None
-    alpha_logits: float | None = None
-    switch_step: int | None = None  # hybrid: from this step on, the task loss alone
-    teacher_update_every: int | None = None  # trajectory: the student's steps to one of the teacher's
-    waypoints: str | None = None  # waypoint: the folder of the teacher's checkpoints
-    teacher_steps: float | None = None  # waypoint: the teacher's steps to one of the student's
-    align_steps: int | None = None  # at first, so many steps align the mixers with the teacher's attention
-    align_learning_rate: float | None = None  # default: learning_rate; the schedule begins after the alignment
-    loss: str = "speech"  # the preset, also lm and nlp; the keys down to blank_weight change what it says
-    layer_distance: str | None = None
-    layer_normalise: str | None = None
-    layer_weights: Sequence[float] | None = None
-    layer_reduce: str | None = None
-    final_norm_on_last: bool | None = None  # the last layer's states are compared after the model's final norm
-    temperature: float | None = None
-    scale_by_t2: bool | None = None
-    blank_weight: float | None = None
+    guidance: str | Guidance = field(default_factory=Unguided)  # a name in hparams/guidance/; its options are keys too
+    align_learning_rate: float | None = None  # default: learning_rate; the schedule begins after slot alignment
+    loss: str | LossForm = field(default_factory=LossForm)  # a preset: speech, lm or nlp; its options are keys too
     normalisation: str = "per_frame"  # or "reference", what the published code divides by
     teacher_mask: str = "none"  # "student": the teacher hears what the student's SpecAugment leaves
     # optimisation
@@ -129,43 +104,37 @@ class Settings:
     checkpoint_every_steps: int = 0
     waypoint_every_steps: int = 0  # 0: keep none
     log_every_steps: int = 10
+    # No key: what the yaml gives of the options of guidance modes and losses, also of those that it does not use.
+    options: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | str = "") -> "Settings":
         """Read an experiment's yaml, with values from the command line (yaml text, or a mapping) on top.
 
-        ``base: other.yaml`` takes over another experiment, beside it or shipped (``base: hparams/mamba.yaml``); the
-        file then holds what differs.
+        ``base: other.yaml`` takes over another experiment beside it; the file then holds what differs.
 
         Raises UserError for a file that cannot be read, an unknown key (with the nearest known one), and a guidance
         mode that has no file or does not fit the number of steps.
         """
-        path = experiment_file(path)
+        path = Path(path)
         values, referenced = load_experiment(path, overrides)
-        known = {f.name for f in fields(cls)}
-        for key in values:
-            if key not in known and key not in referenced:
-                nearest = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"the known keys: {', '.join(sorted(known))}."
-                raise UserError(f"{path}: unknown key {key!r}; {hint}")
+        if isinstance(values.get("guidance"), str):
+            values["guidance"] = find_mode(path.parent, values["guidance"])  # known first: its options are keys
+        keys, shared = {f.name for f in fields(cls) if f.init}, every_option() | LossForm.options()
+        _refuse_unknown(path, values.keys() - referenced, keys | shared)
         if "output_folder" not in values:
             raise UserError(f"{path}: expected an output_folder, where the run keeps its files; give --output_folder")
-        settings = cls(**{key: value for key, value in values.items() if key in known})
-        _check_types(path, settings)
-        if isinstance(settings.guidance, str):
-            given = {key: getattr(settings, key) for key in GUIDANCE_KEYS}
-            settings.guidance = load_guidance(path.parent, settings.guidance, given)
+        settings = cls(**{key: value for key, value in values.items() if key in keys})
+        settings.options = {key: value for key, value in values.items() if key in shared and value is not None}
         try:
+            settings.guidance = _make_mode(settings.guidance, settings.options)
+            settings.loss = _make_form(values.get("loss", "speech"), settings.options)
+            for of in (settings, settings.guidance, settings.loss):
+                _check_types(of)
             settings.guidance.check(settings.num_steps)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
         return settings
-
-    @cached_property
-    def form(self) -> LossForm:
-        """The form of the distillation terms: the preset's, with the keys that were set on top."""
-        changed = {option: getattr(self, key) for key, option in FORM_KEYS.items()}
-        return replace(PRESETS[self.loss], **{option: v for option, v in changed.items() if v is not None})
 
     @property
     def max_batch(self) -> float:
@@ -182,33 +151,111 @@ class Settings:
         return (self.align_learning_rate or self.learning_rate) * shape(step)
 
 
-def _check_types(path: Path, settings: Settings) -> None:
-    """Raise UserError for a value of another kind than the setting's, and for counts that no run can have."""
+def _refuse_unknown(path: Path, given: set[str], known: set[str]) -> None:
+    for key in sorted(given - known):
+        nearest = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"the known keys: {', '.join(sorted(known))}."
+        raise UserError(f"{path}: unknown key {key!r}; {hint}")
+
+
+def _check_types(settings: Settings | Guidance | LossForm) -> None:
+    """Raise ValueError for a value of another kind than the setting's, and for counts that no run can have."""
     words = {int: "an integer", float: "a number", bool: "True or False", str: "text", Mapping: "keys and values"}
+    types = get_type_hints(type(settings))
     for f in fields(settings):
-        value, kind = getattr(settings, f.name), get_origin(f.type) or f.type
+        value, kind = getattr(settings, f.name), get_origin(types[f.name]) or types[f.name]
         if kind is UnionType:  # optional, or of two kinds: judged where it is used
             continue
         fits = isinstance(value, int | float if kind is float else kind)
         if not fits or (isinstance(value, bool) and kind in (int, float)):
-            raise UserError(f"{path}: {f.name}: expected {words.get(kind, f'a {kind.__name__}')}, got {value!r}")
+            raise ValueError(f"{f.name}: expected {words.get(kind, f'a {kind.__name__}')}, got {value!r}")
         if value not in CHOICES.get(f.name, (value,)):
-            raise UserError(f"{path}: {f.name}: expected one of {', '.join(CHOICES[f.name])}, got {value!r}")
+            raise ValueError(f"{f.name}: expected one of {', '.join(CHOICES[f.name])}, got {value!r}")
         if f.name in AT_LEAST_ONE and value < 1:
-            raise UserError(f"{path}: {f.name}: expected at least 1, got {value}")
+            raise ValueError(f"{f.name}: expected at least 1, got {value}")
+
+
+# --- guidance and loss, with the options that the experiment gives ----------------------------------------------------
+
+
+def find_mode(folder: Path, name: str) -> Callable[..., Guidance]:
+    """The class of the guidance mode in ``guidance/name.yaml``, with the defaults that this file sets.
+
+    The file is looked for beside the experiment, in ``folder``, then one folder up, then among the shipped ones.
+    """
+    places = [place / "guidance" for place in (folder.absolute(), folder.absolute().parent, hparams_folder())]
+    path = next((place / f"{name}.yaml" for place in places if (place / f"{name}.yaml").is_file()), None)
+    if path is None:
+        names = sorted({file.stem for place in places for file in place.glob("*.yaml")})
+        raise UserError(f"guidance: expected one of {', '.join(names)} (the files in {places[-1]}), got {name!r}")
+    with _named(path):
+        mode = load_hyperpyyaml(path.read_text()).get("guidance")
+        _class_of(mode)
+    return mode
+
+
+def _class_of(mode: Callable[..., Guidance]) -> type[Guidance]:
+    made = mode.func if isinstance(mode, partial) else mode
+    if not (isinstance(made, type) and issubclass(made, Guidance)):
+        raise ValueError(f"guidance: expected `!name:` with the class of a mode, got {mode!r}")
+    return made
+
+
+def _make_mode(mode: Guidance | Callable[..., Guidance], given: Mapping[str, Any]) -> Guidance:
+    """The mode with what it knows of the given options: `unguided` has no weights, only `hybrid` has a switch.
+
+    A mode that the experiment makes itself (``!new:``) stays as it is.
+    """
+    if isinstance(mode, Guidance):
+        return mode
+    known = options_of(_class_of(mode))
+    used = {key: value for key, value in given.items() if key in known}
+    preset = mode.keywords if isinstance(mode, partial) else {}
+    missing = [key for key, needed in known.items() if needed and key not in used | preset]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)}: {_class_of(mode).__name__.lower()} guidance needs a value, and has no default. Set "
+            "the missing key in the experiment's yaml"
+        )
+    return mode(**used)
+
+
+def _make_form(loss: str | LossForm, given: Mapping[str, Any]) -> LossForm:
+    """The form of the loss, by the name of a preset with the given options on top; one that is made stays as it is."""
+    if isinstance(loss, LossForm):
+        return loss
+    if not isinstance(loss, str) or loss not in PRESETS:
+        raise ValueError(f"loss: expected one of {', '.join(PRESETS)}, got {loss!r}")
+    return replace(PRESETS[loss], **{key: value for key, value in given.items() if key in LossForm.options()})
+
+
+# --- the yaml ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What reading a yaml and making its objects raises, as a UserError that names the file."""
+    try:
+        yield
+    except (YAMLError, ValueError, TypeError, ImportError, AttributeError) as error:
+        hint = ""
+        for old, new in RENAMED.items():
+            if "cald_speech.distillation" in str(error) and f"argument '{old}'" in str(error):
+                hint = f". It is called {new}"
+        raise UserError(f"{path}: {error}{hint}") from error
 
 
 def load_experiment(path: Path, overrides: Mapping[str, Any] | str) -> tuple[dict[str, Any], set[str]]:
     """The values of an experiment, and the keys that other keys refer to, even if an override took their place."""
-    try:
+    with _named(path):
         text = _with_base(path, overrides)
         return load_hyperpyyaml(text), set(re.findall(r"<(\w+)", text + _with_base(path, "")))
-    except (YAMLError, ValueError, TypeError, ImportError, AttributeError) as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def _with_base(path: Path, overrides: Mapping[str, Any] | str) -> str:
     """The text of an experiment laid over the experiment it names as its ``base``, with ``overrides`` on top."""
+    if not path.is_file():
+        raise UserError(f"no experiment file {path}: expected a yaml, such as hparams/mamba.yaml")
     yaml = YAML()
     tree = yaml.load(path.read_text())
     if not isinstance(tree, dict):
@@ -216,8 +263,7 @@ def _with_base(path: Path, overrides: Mapping[str, Any] | str) -> str:
     _lay_over(tree, (yaml.load(overrides) or {}) if isinstance(overrides, str) else overrides)
     base = tree.pop("base", None)
     if base is not None:
-        beside = path.parent / base
-        below = yaml.load(_with_base(experiment_file(beside if beside.is_file() else base), ""))
+        below = yaml.load(_with_base(path.parent / base, ""))
         _lay_over(below, tree)
         tree = below
     text = StringIO()
@@ -237,23 +283,3 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
             _lay_over(below[key], value)
         else:
             below[key] = value
-
-
-def load_guidance(folder: Path, name: str, given: Mapping[str, Any]) -> Guidance:
-    """The mode in ``folder/guidance/name.yaml``, or else the one that ships.
-
-    It is made with what it knows of the keys that are ``given`` (None: not).
-    """
-    path = folder / "guidance" / f"{name}.yaml"
-    if not path.is_file():
-        path = hparams_folder() / "guidance" / f"{name}.yaml"
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise UserError(f"guidance: expected one of {names} (the files in {path.parent}), got {name!r}")
-    text = path.read_text()
-    # A mode takes from the experiment what it knows: `unguided` has no weights, only `hybrid` has a switch.
-    used = {key: value for key, value in given.items() if value is not None and f"\n{key}:" in f"\n{text}"}
-    try:
-        return load_hyperpyyaml(text, used)["guidance"]
-    except ValueError as error:
-        raise UserError(f"{path}: {error}. Set the missing key in the experiment's yaml") from error

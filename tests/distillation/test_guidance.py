@@ -1,5 +1,7 @@
 """The modes as tables: step -> weights, whether a teacher is needed, which weights the student starts from."""
 
+from collections.abc import Callable, Iterable
+
 import pytest
 
 from cald_speech.distillation import (
@@ -18,19 +20,20 @@ from tests.training.miniature import ROOT
 
 TASK, GUIDED = LossWeights(1.0, 0.0, 0.0), LossWeights(1.0, 15.0, 0.5)
 UNLABELLED = LossWeights(0.0, 15.0, 1.0)
-ALIGNING = LossWeights(0.0, 0.0, 0.0, alignment=1.0)
+ALIGNING = LossWeights(0.0, 0.0, 0.0, slot_alignment=1.0)
+ALPHAS = {"alpha_layer": 15.0, "alpha_logits": 0.5}
 # mode, weights of steps 0 to 4, needs a teacher, starts from
 MODES = {
     "unguided": (Unguided(), [TASK] * 5, False, "source"),
     "unguided, aligned": (Unguided(align_steps=2), [ALIGNING] * 2 + [TASK] * 3, True, "source"),
     "alignment": (Alignment(), [ALIGNING] * 5, True, "teacher"),
-    "target": (Target(15.0, 0.5), [GUIDED] * 5, True, "teacher"),
-    "target without labels": (Target(15.0, 1.0, task=0.0), [UNLABELLED] * 5, True, "teacher"),
-    "trajectory": (Trajectory(2, 15.0, 0.5), [GUIDED] * 5, True, "source"),
-    "waypoint": (Waypoint("waypoints", 1.0, 15.0, 0.5), [GUIDED] * 5, True, "source"),
-    "hybrid": (Hybrid(3, 15.0, 0.5), [GUIDED, GUIDED, GUIDED, TASK, TASK], True, "teacher"),
+    "target": (Target(**ALPHAS), [GUIDED] * 5, True, "teacher"),
+    "target without labels": (Target(alpha_logits=1.0, alpha_task=0.0), [UNLABELLED] * 5, True, "teacher"),
+    "trajectory": (Trajectory(teacher_update_every=2, **ALPHAS), [GUIDED] * 5, True, "source"),
+    "waypoint": (Waypoint(waypoints="waypoints", **ALPHAS), [GUIDED] * 5, True, "source"),
+    "hybrid": (Hybrid(switch_step=3, **ALPHAS), [GUIDED, GUIDED, GUIDED, TASK, TASK], True, "teacher"),
     "hybrid, aligned": (
-        Hybrid(2, 15.0, 0.5, align_steps=1),
+        Hybrid(switch_step=2, align_steps=1, **ALPHAS),
         [ALIGNING, GUIDED, GUIDED, TASK, TASK],
         True,
         "teacher",
@@ -50,7 +53,6 @@ def test_table(mode, weights, needs_teacher, starts_from):
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_every_file_is_its_mode(path, tmp_path):
-    (tmp_path / "guidance").symlink_to(path.parent)
     (tmp_path / "a.yaml").write_text(
         f"output_folder: x\nguidance: {path.stem}\nnum_steps: 5\nalpha_layer: 15.0\nalpha_logits: 0.5\nswitch_step: 3\n"
         f"teacher_update_every: 2\nwaypoints: {_waypoints(tmp_path, 5)}\n"
@@ -71,21 +73,34 @@ def _waypoints(folder, *steps):
 def test_a_teacher_that_stands_still(name):
     mode = MODES[name][0]
     mode.check(5)
-    assert not mode.trains_teacher and not any(mode.update(step, None) for step in range(5))
+    for step in range(5):
+        mode.update(step, None)  # None has no weights to change
+    assert not mode.trains_teacher
 
 
-def test_the_waypoint_ahead(tmp_path, monkeypatch):
-    """Step -> the checkpoint followed: the first later than the teacher's step beside it, at last the last."""
-    followed = []
-    monkeypatch.setattr(guidance, "take_over", lambda teacher, folder: followed.append(folder.name[-2:]))
-    mode = Waypoint(_waypoints(tmp_path, 10, 20, 30), teacher_steps=5)
+@pytest.fixture
+def followed(monkeypatch) -> Callable[[Waypoint, Iterable[int]], dict[int, str]]:
+    """Run a mode through steps -> at which the teacher changed, and to which checkpoint."""
+
+    def run(mode: Waypoint, steps: Iterable[int]) -> dict[int, str]:
+        changes = {}
+        # The step stands for the teacher, who is only handed on.
+        monkeypatch.setattr(guidance, "take_over", lambda teacher, folder: changes.update({teacher: folder.name[-2:]}))
+        for step in steps:
+            mode.update(step, step)
+        return changes
+
+    return run
+
+
+def test_the_waypoint_ahead(tmp_path, followed):
+    """The checkpoint followed is the first later than the teacher's step beside the student's, at last the last."""
+    mode = Waypoint(waypoints=_waypoints(tmp_path, 10, 20, 30), teacher_steps=5)
     mode.check(8)
-    changed = [mode.update(step, None) for step in range(8)]
-    assert followed == ["10", "20", "30"]
-    assert [step for step in range(8) if changed[step]] == [0, 2, 4]
-    resumed = Waypoint(mode.folder, teacher_steps=5)
+    assert followed(mode, range(8)) == {0: "10", 2: "20", 4: "30"}
+    resumed = Waypoint(waypoints=mode.waypoints, teacher_steps=5)
     resumed.load_state_dict(mode.state_dict())
-    assert resumed.update(3, None) and followed[-1] == "20"
+    assert followed(resumed, [3]) == {3: "20"}
 
 
 @pytest.mark.parametrize(
@@ -95,47 +110,44 @@ def test_the_waypoint_ahead(tmp_path, monkeypatch):
 )
 def test_waypoints_that_are_missing_or_out_of_order(tmp_path, steps, expected):
     with pytest.raises(ValueError, match=f"^waypoints: .*{expected}"):
-        Waypoint(_waypoints(tmp_path, *steps) if steps else tmp_path).check(30)
+        Waypoint(waypoints=_waypoints(tmp_path, *steps) if steps else tmp_path).check(30)
 
 
 @pytest.mark.parametrize(("teacher_steps", "num_steps"), [(0, 30), (-1.0, 30), (1.0, 5)])
 def test_waypoints_that_the_run_never_passes(tmp_path, teacher_steps, num_steps):
-    with pytest.raises(ValueError, match=r"guidance\.teacher_steps"):
-        Waypoint(_waypoints(tmp_path, 10, 20), teacher_steps).check(num_steps)
+    with pytest.raises(ValueError, match=r"^teacher_steps: "):
+        Waypoint(waypoints=_waypoints(tmp_path, 10, 20), teacher_steps=teacher_steps).check(num_steps)
 
 
 @pytest.mark.parametrize("update_every", [-1, 0, 6])
 def test_a_trajectory_that_never_moves(update_every):
-    with pytest.raises(ValueError, match="teacher_update_every"):
-        Trajectory(update_every).check(5)
+    with pytest.raises(ValueError, match=r"^teacher_update_every: expected between 1 and 5"):
+        Trajectory(teacher_update_every=update_every).check(5)
 
 
-def test_a_moving_teacher_stands_still_while_the_mixers_are_aligned(tmp_path, monkeypatch):
-    mode = Trajectory(2, align_steps=3)
+def test_a_moving_teacher_stands_still_during_slot_alignment(tmp_path, followed):
+    mode = Trajectory(teacher_update_every=2, align_steps=3)
     assert [mode.trains_teacher_at(step) for step in range(7)] == [False] * 3 + [True, False, True, False]
-    followed = []
-    monkeypatch.setattr(guidance, "take_over", lambda teacher, folder: followed.append(folder.name[-2:]))
-    mode = Waypoint(_waypoints(tmp_path, 10, 20), teacher_steps=5, align_steps=4)
-    assert [mode.update(step, None) for step in range(8)] == [step in (0, 6) for step in range(8)]
-    assert followed == ["10", "20"]
+    mode = Waypoint(waypoints=_waypoints(tmp_path, 10, 20), teacher_steps=5, align_steps=4)
+    assert followed(mode, range(8)) == {0: "10", 6: "20"}
 
 
 @pytest.mark.parametrize("align_steps", [-1, 5, 6])
 @pytest.mark.parametrize("mode", [Target, Unguided])
-def test_alignment_leaves_steps_for_the_mode(mode, align_steps):
-    with pytest.raises(ValueError, match=r"align_steps: expected between 0 and 4 .*`alignment` guidance"):
+def test_slot_alignment_leaves_steps_for_the_mode(mode, align_steps):
+    with pytest.raises(ValueError, match=r"^align_steps: expected between 0 and 4 .*`alignment` guidance"):
         mode(align_steps=align_steps).check(5)
 
 
-def test_a_switch_is_counted_from_the_end_of_the_alignment():
-    with pytest.raises(ValueError, match=r"switch_step: expected between 1 and 2 .*of which 2 align"):
-        Hybrid(3, align_steps=2).check(5)
+def test_a_switch_is_counted_from_the_end_of_slot_alignment():
+    with pytest.raises(ValueError, match=r"^switch_step: expected between 1 and 2 .*of which 2 align"):
+        Hybrid(switch_step=3, align_steps=2).check(5)
 
 
 @pytest.mark.parametrize("switch_step", [-1, 0, 5, 6])
 def test_hybrid_needs_both_phases(switch_step):
-    with pytest.raises(ValueError, match="switch_step: expected between 1 and 4"):
-        Hybrid(switch_step).check(5)
+    with pytest.raises(ValueError, match=r"^switch_step: expected between 1 and 4"):
+        Hybrid(switch_step=switch_step).check(5)
 
 
 @pytest.mark.parametrize("layer", [0, 15])

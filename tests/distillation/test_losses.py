@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cald_speech.distillation import layer_distances, layerwise_loss, logit_loss, reduce_layers
+from cald_speech.distillation import LossForm, layer_distances, logit_loss, reduce_layers
 from tests.helpers import TOLERANCE, padded_batch, relative_error
 
 LENGTHS = (9, 4, 7)
@@ -107,15 +107,22 @@ def test_layer_norm_sees_no_scale_and_no_shift():
 
 
 def test_weights_and_reduction():
-    (student, lengths), (teacher, _) = states(0), states(1)
-    distances, frames = layer_distances(student, teacher, lengths, normalise="layer_norm")
-    mean, count = layerwise_loss(student, teacher, lengths)
-    assert close(mean, distances.mean()) and count == frames
-    assert close(layerwise_loss(student, teacher, lengths, reduce="sum")[0], distances.sum())
+    distances = torch.tensor([1.0, 2.0, 6.0])
+    assert reduce_layers(distances) == 3 and reduce_layers(distances, reduce="sum") == 9
     weights = [0.0, 1.0, 3.0]
-    weighted = distances[1] + 3 * distances[2]
-    assert close(layerwise_loss(student, teacher, lengths, layers=weights, reduce="sum")[0], weighted)
-    assert close(layerwise_loss(student, teacher, lengths, layers=weights)[0], weighted / 4)
+    assert reduce_layers(distances, weights) == 5 and reduce_layers(distances, weights, "sum") == 20
+
+
+def test_a_form_passes_its_options_on():
+    (student, lengths), (teacher, _) = states(0), states(1)
+    form = LossForm(layer_distance="cosine", layer_normalise="none", layer_weights=[1, 0, 1], layer_reduce="sum")
+    distances = layer_distances(student, teacher, lengths, distance="cosine")[0]
+    assert torch.equal(form.distances(student, teacher, lengths), distances)
+    assert torch.equal(form.layer_loss(distances), distances[0] + distances[2])
+    (ours, lengths), (theirs, _) = logits(0), logits(1)
+    form = LossForm(temperature=3.0, scale_by_t2=True, blank_weight=0.5)
+    expected = logit_loss(ours, theirs, lengths, temperature=3.0, scale_by_t2=True, blank=1, blank_weight=0.5)[0]
+    assert torch.equal(form.logit_loss(ours, theirs, lengths, blank=1), expected)
 
 
 def test_no_lengths_means_all_frames():
@@ -126,21 +133,21 @@ def test_no_lengths_means_all_frames():
     assert torch.equal(logit_loss(*student[:2])[0], logit_loss(*student[:2], whole)[0])
 
 
-@pytest.mark.parametrize("loss", [layerwise_loss, logit_loss])
+@pytest.mark.parametrize("loss", [layer_distances, logit_loss])
 def test_the_teacher_gets_no_gradient(loss):
-    make = states if loss is layerwise_loss else logits
+    make = states if loss is layer_distances else logits
     (student, lengths), (teacher, _) = make(0), make(1)
     for side in (student, teacher):
         for tensor in side if isinstance(side, list) else [side]:
             tensor.requires_grad_()
-    loss(student, teacher, lengths)[0].backward()
+    loss(student, teacher, lengths)[0].sum().backward()
     first, other = (side[0] if isinstance(side, list) else side for side in (student, teacher))
     assert first.grad.abs().sum() > 0 and other.grad is None
 
 
-@pytest.mark.parametrize("loss", [layerwise_loss, logit_loss])
+@pytest.mark.parametrize("loss", [layer_distances, logit_loss])
 def test_bfloat16_is_computed_in_float32(loss):
-    make = states if loss is layerwise_loss else logits
+    make = states if loss is layer_distances else logits
     (student, lengths), (teacher, _) = make(0), make(1)
 
     def cast(side, dtype):
@@ -157,8 +164,8 @@ def test_bfloat16_is_computed_in_float32(loss):
         (lambda s, t: layer_distances(s, t, normalise="batch"), "expected one of none, layer_norm, got 'batch'"),
         (lambda s, t: layer_distances(s, t[:2]), "expected the same hidden states"),
         (lambda s, t: layer_distances(s, [x[:, 1:] for x in t]), "expected the same hidden states"),
-        (lambda s, t: layerwise_loss(s, t, layers=[1.0]), "expected 3 weights, one for each layer, got 1"),
-        (lambda s, t: reduce_layers(torch.ones(3), None, "max"), "expected mean or sum, got 'max'"),
+        (lambda s, t: reduce_layers(torch.ones(3), [1.0]), "weights: expected 3, one for each layer, got 1"),
+        (lambda s, t: reduce_layers(torch.ones(3), reduce="max"), "expected mean or sum, got 'max'"),
     ],
     ids=["normalisation", "number of layers", "shape", "number of weights", "reduction"],
 )
@@ -231,7 +238,10 @@ def test_logit_batches_add_up():
 def test_garbage_at_padding_reaches_neither_loss_nor_gradient(garbage):
     lengths = torch.tensor([5, 2])
     clean, other = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
-    for loss in (lambda s, t: layerwise_loss([s], [t], lengths)[0], lambda s, t: logit_loss(s, t, lengths)[0]):
+    for loss in (
+        lambda s, t: layer_distances([s], [t], lengths, normalise="layer_norm")[0].sum(),
+        lambda s, t: logit_loss(s, t, lengths)[0],
+    ):
         outcomes = []
         for value in (0.0, garbage):
             student, teacher = clean.clone(), other.clone()

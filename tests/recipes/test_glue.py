@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from cald_speech import from_pretrained
 from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.tables import read_table
+from cald_speech.distillation import PRESETS
 from cald_speech.errors import UserError
 from cald_speech.mixers.linformer import TooLong
 from cald_speech.recipes.glue import corpora as corpora_module
@@ -230,7 +231,7 @@ def test_every_guidance_mode(start, teacher, guidance):
     keys = {"teacher": teacher / "model", "waypoints": teacher / "waypoints", "guidance": guidance, "switch_step": 2}
     brain = start("student", guidance, **keys)
     assert brain.optimizer_step == 4 and brain.skipped.count == 0
-    assert brain.models.conversion.layers == ("Linformer", "Linformer") and brain.settings.loss == "nlp"
+    assert brain.models.conversion.layers == ("Linformer", "Linformer") and brain.settings.loss == PRESETS["nlp"]
     lines = [json.loads(line) for line in (brain.store.folder / "train_log.jsonl").read_text().splitlines()]
     followed = [line["loss/layers"] > 0 for line in lines if "loss/layers" in line]
     assert followed == {"unguided": [False] * 4, "hybrid": [True] * 2 + [False] * 2}.get(guidance, [True] * 4)

@@ -57,7 +57,7 @@ def load(command: str, waypoints: Path | None = None) -> Settings:
 
 def waypoints_for(command: str, folder: Path) -> Path:
     """A folder that looks like the waypoints of the teacher that the page trains for this student."""
-    named = load(CHOICES.sub(" --guidance target", command)).waypoints
+    named = load(CHOICES.sub(" --guidance target", command)).options["waypoints"]
     found = [load(one) for one in TEACHERS]
     keepers = [s for s in found if f"{s.output_folder}/waypoints" == named and s.waypoint_every_steps]
     assert keepers, f"no command of the page leaves the waypoints {named} of: {command}"

@@ -348,5 +348,5 @@ def test_an_experiment_says_how_it_is_run(name):
     assert any(f"recipes/slurp/train.py hparams/slurp/{path.name}" in text for text in lines[:3])
     settings = Settings.load(path)
     assert settings.accumulation * settings.max_batch_utterances == 72 and settings.num_steps == 90_000
-    assert settings.alpha_layer == 15 and settings.switch_step == 30_000
+    assert settings.options["alpha_layer"] == 15 and settings.options["switch_step"] == 30_000
     assert settings.learning_rate_at(80_000) == pytest.approx(1.5e-6)

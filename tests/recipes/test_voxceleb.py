@@ -168,7 +168,8 @@ def test_the_papers_settings():
     teacher = Settings.load(ROOT / "hparams" / "voxceleb/teacher.yaml")
     assert teacher.layer_map.factories(24) == [None] * 24 and teacher.teacher is None
     assert settings.teacher == f"{teacher.output_folder}/model"
-    assert settings.waypoints == f"{teacher.output_folder}/waypoints" and teacher.waypoint_every_steps == 10_000
+    assert settings.options["waypoints"] == f"{teacher.output_folder}/waypoints"
+    assert teacher.waypoint_every_steps == 10_000
 
 
 @pytest.mark.parametrize("guidance", MODES)

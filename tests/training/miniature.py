@@ -88,10 +88,6 @@ def write_experiment(path: Path, *, convert: bool = True, **keys) -> Path:
     if convert:
         options = "{share_projections: True, chunk_size: 16}"
         text += f"layer_map: {CONVERTED}\n    default: {BIDIRECTIONAL} {options}\n"
-    # The guidance modes stand beside the experiments.
-    guidance = path.parent / "guidance"
-    if not guidance.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        guidance.symlink_to(ROOT / "hparams" / "guidance")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path

@@ -1,16 +1,16 @@
 """Settings: an experiment's yaml, the experiment it builds on, and the command line, in that order."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
 from cald_speech.conversion import LayerMap
-from cald_speech.distillation import Hybrid, Target, Unguided
+from cald_speech.distillation import PRESETS, Hybrid, Target, Unguided
+from cald_speech.errors import UserError
 from cald_speech.mixers import Bidirectional, Mamba2
 from cald_speech.tasks.ctc import CTC
 from cald_speech.training.run import parse
 from cald_speech.training.settings import Settings
-from tests.training.miniature import ROOT
 
 BASE = """
 output_folder: !ref results/<seed>
@@ -36,7 +36,6 @@ OVERLAYS = {
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "guidance").symlink_to(ROOT / "hparams" / "guidance")
     (tmp_path / "base.yaml").write_text(BASE)
     for name, text in OVERLAYS.items():
         (tmp_path / f"{name}.yaml").write_text(f"base: base.yaml\nseed: 4\n{text}\n")
@@ -48,7 +47,7 @@ def test_every_key_has_its_default(tmp_path):
     settings = Settings.load(tmp_path / "short.yaml")
     defaults = Settings("x")
     changed = {f.name for f in fields(Settings) if getattr(settings, f.name) != getattr(defaults, f.name)}
-    assert changed == {"guidance", "task"}  # objects without an equality of their own
+    assert changed == {"task"}  # an object without an equality of its own
     assert type(settings.guidance) is Unguided and type(settings.task) is CTC
 
 
@@ -108,3 +107,49 @@ def test_weights_go_to_the_modes_that_know_them(folder, name, mode):
     assert type(settings.guidance) is mode
     weights = settings.guidance.weights(0)
     assert (weights.layer, weights.logits) == ((0.0, 0.0) if name == "unguided" else (2.0, 0.25))
+
+
+def test_options_of_another_mode_are_no_error(folder):
+    settings = Settings.load(folder / "base.yaml", {"guidance": "target", "teacher_steps": 2.0, "waypoints": "w"})
+    assert settings.guidance == Target()
+    assert settings.options == {"switch_step": 10, "teacher_steps": 2.0, "waypoints": "w"}
+
+
+@pytest.mark.parametrize("preset", ["speech", "nlp"])
+def test_options_of_the_loss_change_its_preset(folder, preset):
+    given = {} if preset == "speech" else {"loss": preset}
+    given |= {"temperature": 3.0, "layer_weights": [1.0, 2.0], "scale_by_t2": None}
+    form = Settings.load(folder / "base.yaml", given).loss
+    assert form == replace(PRESETS[preset], temperature=3.0, layer_weights=[1.0, 2.0])
+
+
+def test_a_mode_that_the_experiment_makes(folder):
+    mode = "!new:cald_speech.distillation.Hybrid {switch_step: 7, alpha_layer: 2.0}"
+    settings, _ = parse([str(folder / "base.yaml"), "--guidance", mode, "--alpha_layer", "3"])
+    assert settings.guidance == Hybrid(switch_step=7, alpha_layer=2.0)
+
+
+@dataclass(kw_only=True)
+class Fading(Target):
+    """A user's own mode."""
+
+    fade_steps: int
+
+
+@pytest.mark.parametrize("place", ["beside", "one folder up"])
+def test_a_mode_of_the_users_own(tmp_path, place):
+    """One class and one yaml, which may set other defaults; its options are keys, and the shipped modes stay known."""
+    experiment = tmp_path / "mine" / "a.yaml"
+    guidance = (experiment.parent if place == "beside" else tmp_path) / "guidance"
+    guidance.mkdir(parents=True)
+    experiment.parent.mkdir(exist_ok=True)
+    experiment.write_text("output_folder: x\nguidance: fading\nfade_steps: 3\n")
+    mode = "guidance: !name:tests.training.test_settings.Fading {alpha_layer: 2.0, alpha_logits: 1.0}"
+    (guidance / "fading.yaml").write_text(mode)
+    loaded = Settings.load(experiment, {"alpha_logits": 0.5}).guidance
+    assert type(loaded).__name__ == "Fading"
+    assert (loaded.fade_steps, loaded.alpha_layer, loaded.alpha_logits) == (3, 2.0, 0.5)
+    assert type(Settings.load(experiment, {"guidance": "target"}).guidance) is Target
+    (guidance / "fading.yaml").write_text("guidance: !name:cald_speech.mixers.Mamba2")
+    with pytest.raises(UserError, match=r"fading\.yaml: guidance: expected `!name:` with the class of a mode"):
+        Settings.load(experiment)

@@ -1,4 +1,4 @@
-"""Aligning the mixers with the attention they replace: what trains, with what, when, and that it resumes."""
+"""Slot alignment, of the mixers with the attention they replace: what trains, with what, when, and that it resumes."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_it_is_the_distance_from_the_attentions_output(experiment):
             expected.append(sums / frames)
     counts = brain.objective.count([batch])
     losses = brain.objective(brain.plain, batch, brain.settings.guidance.weights(0), counts)
-    assert torch.allclose(losses.alignment, torch.cat(expected), rtol=1e-4)
+    assert torch.allclose(losses.slots, torch.cat(expected), rtol=1e-4)
     assert losses.total.item() == pytest.approx(torch.cat(expected).mean().item(), rel=1e-4)
 
 
@@ -69,10 +69,10 @@ def test_kept_layers_are_left_out(experiment):
     losses = brain.objective(
         brain.plain, batches[0], brain.settings.guidance.weights(0), brain.objective.count(batches)
     )
-    assert losses.alignment.shape == (1,)
+    assert losses.slots.shape == (1,)
 
 
-@pytest.mark.parametrize("killed_after", [2, 7], ids=["while aligning", "afterwards"])
+@pytest.mark.parametrize("killed_after", [2, 7], ids=["during", "after"])
 def test_killed_and_resumed_to_the_bit(experiment, start, monkeypatch, killed_after):
     path = experiment(**RESTLESS | {"align_steps": 5, "num_steps": 10, "align_learning_rate": 3e-3})
     expected = start(path, "whole")
@@ -83,7 +83,7 @@ def test_killed_and_resumed_to_the_bit(experiment, start, monkeypatch, killed_af
     assert_same_run(start(path, "killed"), expected)
 
 
-def test_the_schedule_begins_after_the_alignment(experiment):
+def test_the_schedule_begins_after_it(experiment):
     schedule = "!new:cald_speech.training.schedules.WarmupSchedule {warmup_steps: 2, decay_steps: 4, shape: linear}"
     keys = {"align_steps": 10, "num_steps": 20, "learning_rate": 1.0, "align_learning_rate": 0.5}
     path = experiment(**keys)
