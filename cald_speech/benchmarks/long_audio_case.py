@@ -17,7 +17,8 @@ from cald_speech.benchmarks.memory import free_bytes, is_out_of_memory, resident
 from cald_speech.benchmarks.stopwatch import seconds_of
 from cald_speech.conversion import from_pretrained
 from cald_speech.data.audio import read_audio
-from cald_speech.tasks.reading import READERS, load_processor
+from cald_speech.longform import load_processor
+from cald_speech.tasks.reading import READERS
 
 CANNOT_RUN = (ImportError, ValueError)  # what transformers raises for an attention that is not installed or not known
 

@@ -28,12 +28,26 @@ JOBS: Mapping[str, Mapping[str, Job]] = {
     "Read audio": {
         "transcribe": Job(f"{_HERE}.transcribe:transcribe", "Transcribe audio of any length, in one exact pass."),
         "align": Job(f"{_HERE}.transcribe:align", "Find when the words of a known text are said."),
+        "stream": Job(f"{_HERE}.stream:stream", "Write words while the audio arrives."),
     },
-    "Measure": {
+    "Measure a model": {
         "evaluate": Job(f"{_HERE}.evaluate:evaluate", "WER and CER on the utterances of a manifest."),
+        "labels": Job(f"{_HERE}.evaluate:labels", "Accuracy of a classifier of audio."),
+        "perplexity": Job(f"{_HERE}.evaluate:perplexity", "Perplexity of a language model, and what it generates."),
+        "by-length": Job(f"{_HERE}.evaluate:by_length", "WER against duration, and under stress."),
+        "lookahead": Job(f"{_HERE}.evaluate:lookahead", "WER of live reading against the lookahead."),
+        "word-times": Job(
+            "cald_speech.recipes.digits.word_times:main", "How far the times of words are off, on digits."
+        ),
+        "report": Job(f"{_HERE}.evaluate:report", "Compare evaluations: intervals and paired differences."),
+    },
+    "Choose what to convert": {
+        "drift": Job(f"{_HERE}.layers:drift", "How far fine-tuning moved each layer, and the guidance for that."),
+        "layers": Job(f"{_HERE}.layers:layers", "Which layers need their attention most."),
     },
     "This machine": {
-        "doctor": Job(f"{_HERE}.doctor:doctor", "Which backend every op gets here, what is broken and what mends it."),
+        "benchmark": Job(f"{_HERE}.benchmark:benchmark", "How fast ops are, and long audio."),
+        "doctor": Job(f"{_HERE}.doctor:doctor", "Which backend every op gets, what is broken and what mends it."),
     },
 }
 

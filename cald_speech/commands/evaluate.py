@@ -1,4 +1,4 @@
-"""``cald-speech evaluate``: error rates of a model on a manifest."""
+"""Figures: ``cald-speech evaluate``, ``labels``, ``perplexity``, ``by-length``, ``lookahead`` and ``report``."""
 
 import json
 from pathlib import Path
@@ -8,20 +8,27 @@ import click
 import torch
 
 from cald_speech.commands import options
-from cald_speech.evaluation.report import format_table
-from cald_speech.evaluation.run import evaluate_folder
+from cald_speech.data.manifests import manifest_hash
+from cald_speech.evaluation.by_length import evaluate_by_length
+from cald_speech.evaluation.figures import draw_by_length
+from cald_speech.evaluation.labels import classify_folder, group_names, summarise
+from cald_speech.evaluation.language import evaluate_language
+from cald_speech.evaluation.lookahead import evaluate_lookaheads
+from cald_speech.evaluation.recognition import evaluate_folder
+from cald_speech.evaluation.report import compare_reports, error_rates, format_table
+from cald_speech.tasks.reading import READERS
 
 
 @options.command()
 @click.argument("model")
 @click.argument("manifest", type=Path)
 @options.evaluation_folder("model")
-@click.option("--beam", "beam_size", type=int, help="Beam search of this width; greedy where it is not given.")
-@click.option("--kenlm", "kenlm_path", type=Path, help="An n-gram model for the beam search (.arpa or binary).")
-@click.option("--normaliser", default="librispeech", show_default=True, help="Of references and hypotheses.")
+@options.beam_search()
+@options.normaliser()
 @options.max_batch_s()
 @options.device()
 @options.dtype()
+@options.progress()
 def evaluate(model: str, manifest: Path, output_folder: Path, dtype: torch.dtype, **how: Any) -> None:
     """WER and CER of MODEL (a folder or hub id) on the utterances of MANIFEST, a recipe's JSON file.
 
@@ -33,14 +40,105 @@ def evaluate(model: str, manifest: Path, output_folder: Path, dtype: torch.dtype
     click.echo(json.dumps(summary))
 
 
-def error_rates(summary: dict[str, Any]) -> dict[str, Any]:
-    """The row of a report's summary in a table."""
-    low, high = summary["wer_interval"] or (None, None)
-    edits = {key: summary["words"][key] for key in ("count", "substitutions", "insertions", "deletions")}
-    return {
-        "split": summary["split"],
-        "WER %": summary["wer"],
-        "low": low,
-        "high": high,
-        "CER %": summary["cer"],
-    } | edits
+@options.command()
+@click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=Path)
+@click.option("--split", help="Which of the folders' reports. Default: the only one.")
+def report(folders: tuple[Path, ...], split: str | None) -> None:
+    """A table of evaluations, each FOLDER the --output_folder of one.
+
+    Beside every WER stands its 95 % interval, by bootstrap over utterances, and its difference from the first folder's,
+    paired over the same utterances: where the interval of a difference includes 0, the two are not told apart. The last
+    line is the table as JSON.
+    """
+    rows = compare_reports(folders, split)
+    click.echo(format_table(rows))
+    click.echo(json.dumps(rows))
+
+
+@options.command()
+@click.argument("model")
+@click.argument("manifest", type=Path)
+@click.option("--report", type=Path, help="Where label and guess of each utterance go. Default: beside the model.")
+@options.max_batch_s()
+@options.device()
+def labels(model: str, manifest: Path, report: Path | None, max_batch_s: float, device: str) -> None:
+    """Accuracy of MODEL, a classifier, on the utterances of MANIFEST, a recipe's JSON file whose "text" is the label.
+
+    Prints one JSON line: how many are right, of how many, the accuracy in percent and its 95 % bootstrap interval;
+    where the head has several groups of labels, the accuracy in each of them too.
+    """
+    report = report or Path(model).parent / f"{manifest.stem}_labels.json"
+    found = classify_folder(model, manifest, report, max_batch_s=max_batch_s, device=device)
+    click.echo(json.dumps({"model": model, **summarise(found, group_names(model))}))
+
+
+@options.command()
+@click.argument("model")
+@click.argument("tokens", type=Path)
+@options.max_batch_tokens()
+@options.device()
+def perplexity(model: str, tokens: Path, max_batch_tokens: int, device: str) -> None:
+    """Perplexity of MODEL, a language model, on TOKENS, a token set's JSON file as recipes/pile prepares it.
+
+    Prints one JSON line: the perplexity with its 95 % bootstrap interval over blocks and, for a causal model, whether
+    what it generates can be trusted.
+    """
+    click.echo(json.dumps(evaluate_language(model, tokens, device=device, max_batch_tokens=max_batch_tokens)))
+
+
+@options.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--manifest", type=Path, required=True, help="Utterances to join, with their texts.")
+@click.option("--joins", type=options.Listed(click.INT), default="1,2,4,8,16,32,64", show_default=True)
+@click.option("--utterances", default=512, show_default=True, help="Of each condition, however they are joined.")
+@click.option(
+    "--readers",
+    type=options.Listed(click.Choice(sorted(READERS))),
+    default="long-form",
+    show_default=True,
+    help="In one forward pass, the same in bounded memory, or cut into overlapping pieces.",
+)
+@options.normaliser()
+@options.output_folder("results/by_length")
+@options.device()
+@options.progress()
+def by_length(models: tuple[str, ...], manifest: Path, output_folder: Path, **how: Any) -> None:
+    """WER of MODELs against duration, and under stress: do they read long recordings?
+
+    Utterances of a manifest are joined x 1, x 2, x 4, ... with short pauses, and with pauses of 0.5 to 30 s. Every
+    model reads the same recordings. Writes by_length.json and by_length.png; prints a table, and one JSON line last.
+    """
+    options.check_writable(output_folder)
+    rows = evaluate_by_length(models, manifest, **how)
+    options.write_found(output_folder, "by_length", rows, draw_by_length)
+    click.echo(format_table(rows))
+    click.echo(json.dumps({"manifest": manifest_hash(manifest)[:12], "rows": rows}))
+
+
+@options.command()
+@click.argument("model")
+@click.option("--manifest", type=Path, required=True, help="Utterances to join, with their texts.")
+@click.option(
+    "--lookaheads_s",
+    type=options.Listed(click.FloatRange(min=0)),
+    default="0,0.25,0.5,1,2,4",
+    show_default=True,
+    help="Seconds.",
+)
+@click.option("--join", default=8, show_default=True, help="Utterances of a recording.")
+@click.option("--utterances", default=256, show_default=True, help="In all.")
+@options.normaliser()
+@options.output_folder("results/lookahead")
+@options.device()
+def lookahead(model: str, manifest: Path, output_folder: Path, **how: Any) -> None:
+    """WER of MODEL, a bidirectional student, run live: against the seconds that its backward scans hear first.
+
+    Utterances are joined with short pauses, and read live with each lookahead in turn; `whole` is one pass over the
+    whole recording. With each lookahead stands the latency from the end of a frame's audio to its logits, the size of
+    the chunks and the time to compute not counted. Writes lookahead.json; prints a table, and one JSON line last.
+    """
+    options.check_writable(output_folder)
+    rows = evaluate_lookaheads(model, manifest, **how)
+    options.write_found(output_folder, "lookahead", rows)
+    click.echo(format_table(rows))
+    click.echo(json.dumps({"model": model, "manifest": manifest_hash(manifest)[:12], "rows": rows}))

@@ -73,26 +73,52 @@ def dtype(meaning: str = "Of the weights.") -> Decorator:
     )
 
 
-def output_folder(default: str) -> Decorator:
-    """``--output_folder`` with a fixed default."""
-    return click.option("--output_folder", type=Path, default=default, show_default=True, help="Where files go.")
+def output_folder(default: str, *older: str) -> Decorator:
+    """``--output_folder`` with a fixed default; ``older`` names are understood too."""
+    return click.option(
+        "--output_folder", *older, "output_folder", type=Path, default=default, show_default=True, help="For files."
+    )
 
 
 def evaluation_folder(of: str = "folder") -> Decorator:
-    """``--output_folder``, by default one under results/evaluation/ for each model; ``of`` names the model's argument.
-
-    Two models never share a folder: results/a/model and results/b/model have reports of their own.
-    """
-
-    def resolve(ctx: click.Context, param: click.Parameter, given: Path | None) -> Path:
-        return given or Path("results/evaluation") / ctx.params[of].strip("/.").replace("/", "--")
-
+    """``--output_folder``, by default :func:`reports_of` the model; ``of`` names the model's argument."""
     return click.option(
         "--output_folder",
         type=Path,
-        callback=resolve,
+        callback=lambda ctx, param, given: given or reports_of(ctx.params[of]),
         help=f"Default: results/evaluation/ and the path of {of.upper()}, joined by --.",
     )
+
+
+def beam_search() -> Decorator:
+    """``--beam`` and ``--kenlm``, the arguments ``beam_size`` and ``kenlm_path``."""
+    return together(
+        click.option("--beam", "beam_size", type=int, help="Beam search of this width; greedy where it is not given."),
+        click.option("--kenlm", "kenlm_path", type=Path, help="An n-gram model for the beam search (.arpa or binary)."),
+    )
+
+
+def normaliser() -> Decorator:
+    """``--normaliser``, a name of `cald_speech.data.text`."""
+    return click.option(
+        "--normaliser", default="librispeech", show_default=True, help="How references and hypotheses are written."
+    )
+
+
+def progress() -> Decorator:
+    """``--quiet``; the argument is ``progress``, True unless it is given."""
+    return click.option("--quiet", "progress", is_flag=True, default=True, flag_value=False, help="No progress bar.")
+
+
+def reports_of(model: str) -> Path:
+    """Where the reports on a model go. Two models never share a folder.
+
+    Example
+    -------
+    >>> reports_of("results/a/model").as_posix()
+    'results/evaluation/results--a--model'
+    """
+    return Path("results/evaluation") / model.strip("/.").replace("/", "--")
 
 
 def max_batch_s() -> Decorator:

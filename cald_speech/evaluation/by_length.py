@@ -1,37 +1,68 @@
 """WER against duration, and under stress: does a model that was trained on short utterances read long recordings?
 
-    python -m cald_speech.evaluation.by_length results/digits/teacher/model results/digits/target-seed0/model \\
-        --manifest results/digits/data/manifests/test.json --output_folder results/by_length
-
 Utterances of a manifest are joined x 1, x 2, x 4, ... with short pauses, and with pauses of 0.5 to 30 s. Every model
-reads the same recordings; each as ``--readers`` says: ``whole`` in one forward pass, ``long-form`` the same in bounded
-memory, ``chunks`` cut into overlapping pieces. Prints a table, and one JSON line last; draws a figure.
+reads the same recordings, each as its reader does (`cald_speech.tasks.reading`).
 """
 
-import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from cald_speech.conversion import from_pretrained
 from cald_speech.data.joining import Recording
-from cald_speech.data.manifests import manifest_hash, read_manifest
+from cald_speech.data.manifests import read_manifest
 from cald_speech.data.text import normalise
-from cald_speech.errors import UserError
-from cald_speech.evaluation.conditions import STRESS, Condition, Entries
+from cald_speech.errors import moved
+from cald_speech.evaluation.conditions import STRESS, Condition
 from cald_speech.evaluation.conditions import by_length as joined
-from cald_speech.evaluation.figures import draw_by_length
-from cald_speech.evaluation.report import format_table
-from cald_speech.files import whole_file
-from cald_speech.tasks.reading import READERS, Reader, load_processor
+from cald_speech.evaluation.forward import load
+from cald_speech.longform import load_processor
+from cald_speech.tasks.reading import READERS, Reader
 from cald_speech.tasks.wer import score
 
 PAUSES = {"pauses to 0.5 s": (0.1, 0.5), "pauses to 30 s": (0.5, 30.0)}
+
+
+def evaluate_by_length(
+    sources: Sequence[str],
+    manifest: Path,
+    *,
+    joins: Sequence[int],
+    utterances: int,
+    readers: Sequence[str] = ("long-form",),
+    normaliser: str = "librispeech",
+    device: str = "cpu",
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """A row for each condition and reader of each model, with ``utterances`` utterances in every condition.
+
+    Arguments
+    ---------
+    sources : folders or hub ids of models with a CTC head.
+    joins : how many utterances make a recording.
+    readers : of `cald_speech.tasks.reading.READERS`: ``whole`` in one forward pass, ``long-form`` the same in bounded
+        memory, ``chunks`` cut into overlapping pieces.
+
+    Raises UserError for a manifest or model that cannot be used.
+    """
+    entries = list(read_manifest(manifest).values())
+    made: dict[str, Reader] = {}
+    for source in sources:
+        model, processor = load(source, device, head="ctc"), load_processor(source)
+        made |= {f"{source} ({name})": READERS[name](model, processor) for name in readers}
+    rows = []
+    for name, condition in tqdm(conditions(joins).items(), unit="condition", disable=not progress):
+        recordings = condition.make(entries, max(1, utterances // condition.joined))
+        found = evaluate_condition(made, recordings, normaliser)
+        rows += [{"condition": name, "joined": condition.joined} | row for row in found]
+    return rows
+
+
+def conditions(joins: Sequence[int]) -> dict[str, Condition]:
+    """Every condition by name, in the order of the table."""
+    longer = {f"x {n}, {name}": joined(n, pause) for name, pause in PAUSES.items() for n in joins}
+    return longer | {f"stress: {name}": condition for name, condition in STRESS.items()}
 
 
 def evaluate_condition(readers: dict[str, Reader], recordings: Iterator[Recording], normaliser: str) -> list[dict]:
@@ -53,54 +84,5 @@ def evaluate_condition(readers: dict[str, Reader], recordings: Iterator[Recordin
     return rows
 
 
-def conditions(joins: Sequence[int]) -> dict[str, Condition]:
-    """Every condition by name, in the order of the table."""
-    longer = {f"x {n}, {name}": joined(n, pause) for name, pause in PAUSES.items() for n in joins}
-    return longer | {f"stress: {name}": condition for name, condition in STRESS.items()}
-
-
-def load_readers(folders: Sequence[str], names: Sequence[str]) -> dict[str, Reader]:
-    readers = {}
-    for folder in folders:
-        model, processor = from_pretrained(folder), load_processor(folder)
-        readers |= {f"{folder} ({name})": READERS[name](model, processor) for name in names}
-    return readers
-
-
-def run(readers: dict[str, Reader], entries: Entries, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every condition, with the same number of utterances in each: ``args.utterances``."""
-    rows = []
-    for name, condition in tqdm(conditions(args.joins).items(), unit="condition", disable=args.quiet):
-        made = condition.make(entries, max(1, args.utterances // condition.joined))
-        found = evaluate_condition(readers, made, args.normaliser)
-        rows += [{"condition": name, "joined": condition.joined} | row for row in found]
-    return rows
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = partial(parser.add_argument)
-    add("models", nargs="+", help="model folders")
-    add("--manifest", type=Path, required=True, help="utterances to join, with their texts")
-    add("--joins", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    add("--utterances", type=int, default=512, help="utterances in each condition, however they are joined")
-    add("--readers", nargs="+", choices=sorted(READERS), default=["long-form"])
-    add("--normaliser", default="librispeech")
-    add("--output_folder", type=Path, default=Path("results/by_length"))
-    add("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args(argv)
-    try:
-        entries = list(read_manifest(args.manifest).values())
-        rows = run(load_readers(args.models, args.readers), entries, args)
-        with whole_file(args.output_folder / "by_length.json") as unfinished:
-            unfinished.write_text(json.dumps(rows, indent=2) + "\n")
-        draw_by_length(rows, args.output_folder / "by_length.png")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(format_table(rows))
-    print(json.dumps({"manifest": manifest_hash(args.manifest)[:12], "rows": rows}))
-
-
 if __name__ == "__main__":
-    main()
+    moved("cald-speech by-length")

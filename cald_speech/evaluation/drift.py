@@ -1,22 +1,14 @@
 """How far fine-tuning moves a model's hidden states, layer by layer, and the guidance mode which that speaks for.
 
-    python -m cald_speech.evaluation.drift results/digits/teacher/model results/digits/teacher_start/model \\
-        results/digits/data/manifests/valid.json --output results/drift
-
-Reads the same audio, or the tokens of a set (MANIFEST is then its JSON file), with the pretrained SOURCE and the
-fine-tuned TEACHER and prints the cosine distance between their hidden states after each layer (before any final norm),
-mean over frames or tokens; with --waypoints also how far each checkpoint of the fine-tuning is from both. SOURCE needs
-no head. The paper (arXiv 2410.06846) names no border between a large and a small distance: those used here are our
+The measure is the cosine distance between the hidden states after each layer (before any final norm), mean over frames
+or tokens. The paper (arXiv 2410.06846) names no border between a large and a small distance: those used here are our
 reading (cald_speech/distillation/drift.py). Its 0.372 was seen after 2,000 steps; the waypoints show how far a teacher
 had gone by then.
-
-Writes drift.json and drift.png into --output; prints tables, the suggestion, and one JSON line last.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,7 +22,7 @@ from cald_speech.data.dataset import make_dataset
 from cald_speech.data.tokens import TokenBlocks, Tokens, TokenSet
 from cald_speech.distillation.drift import LARGE, PUBLISHED_ON_SPEECH, SMALL, cosine_distances, suggest
 from cald_speech.distillation.waypoints import Waypoints
-from cald_speech.errors import UserError
+from cald_speech.errors import UserError, moved
 from cald_speech.evaluation.forward import (
     Mean,
     batches,
@@ -40,65 +32,89 @@ from cald_speech.evaluation.forward import (
     load,
     states_and_output,
 )
-from cald_speech.evaluation.layer_command import add_common_options, made_and_written
-from cald_speech.evaluation.layer_figures import draw_drift
 from cald_speech.evaluation.report import format_table
-from cald_speech.tasks.reading import load_processor
+from cald_speech.longform import load_processor
 
 Models = Mapping[str, PreTrainedModel]
 Pair = tuple[str, str]
 
 
-class Drift:
-    """Distances between models over the same utterances of a manifest."""
+def measure_drift(
+    teacher: str,
+    source: str,
+    manifest: Path,
+    *,
+    waypoints: Path | None = None,
+    utterances: int = 200,
+    max_batch_s: float = 60.0,
+    max_batch_tokens: int = 8192,
+    device: str = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Every figure of the drift from a pretrained model to the fine-tuned one, in the form of drift.json.
 
-    def __init__(self, args: argparse.Namespace):
-        self.dataset, self.modality = _opened(args.manifest, str(args.teacher))
-        self.places = chosen(len(self.dataset), args.utterances)
-        self.max_batch, self.quiet = getattr(args, self.modality.batch_limit), args.quiet
+    Arguments
+    ---------
+    teacher, source : folders or hub ids of the fine-tuned model, with its processor, and of the pretrained one, which
+        needs no head.
+    manifest : the audio that both read, or the JSON file of a token set. Texts do not matter.
+    waypoints : a folder with step-<number> checkpoints of the fine-tuning; their distances to both are measured too.
+    utterances : how many are read, evenly spread over the manifest.
 
-    def between(self, models: Models, pairs: Sequence[Pair], name: str) -> tuple[dict[Pair, list[float]], int]:
+    Raises UserError for models that cannot be compared, or bad data.
+    """
+    folders = _waypoints(waypoints)
+    models = {"source": _load(source, device), "teacher": _load(teacher, device)}
+    # The messages name folders: "source" would not say which of three is meant.
+    check_comparable({teacher: models["teacher"], source: models["source"]})
+    dataset, modality = _opened(manifest, teacher)
+    limit = {"max_batch_s": max_batch_s, "max_batch_tokens": max_batch_tokens}[modality.batch_limit]
+    reading = _Reading(dataset, modality, chosen(len(dataset), utterances), limit, progress)
+    found, num_frames = reading.distances(models, [("source", "teacher")], "source, teacher")
+    layers = found["source", "teacher"]
+    steps = []
+    for step, folder in folders.items():
+        waypoint = _load(folder, device)
+        check_comparable({teacher: models["teacher"], str(folder): waypoint})
+        pairs = [("source", "waypoint"), ("waypoint", "teacher")]
+        found, _ = reading.distances({**models, "waypoint": waypoint}, pairs, f"step {step}")
+        steps.append({"step": step, "from_source": found[pairs[0]], "to_teacher": found[pairs[1]]})
+    return {
+        "teacher": teacher,
+        "source": source,
+        "manifest": str(manifest),
+        "manifest_hash": modality.fingerprint(manifest),
+        "num_utterances": len(reading.places),
+        "num_frames": num_frames,
+        "layers": layers,
+        "mean": fmean(layers),
+        "waypoints": steps,
+        "suggestion": asdict(suggest(fmean(layers))),
+        "borders": {"small": SMALL, "large": LARGE, "published_on_speech": PUBLISHED_ON_SPEECH},
+    }
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Which items are read, and in what batches."""
+
+    dataset: Dataset
+    modality: Modality
+    places: Sequence[int]
+    max_batch: float
+    progress: bool
+
+    def distances(self, models: Models, pairs: Sequence[Pair], name: str) -> tuple[dict[Pair, list[float]], int]:
         """The mean distance in each layer, first to last, for each pair of names, and the number of frames."""
         means = {pair: Mean() for pair in pairs}
         first = next(iter(models.values()))
-        with tqdm(total=len(self.places), unit="utt", desc=name, disable=self.quiet) as bar:
-            for batch in batches(self.dataset, self.places, first, self.max_batch, self.modality):
+        with tqdm(total=len(self.places), unit="utt", desc=name, disable=not self.progress) as bar:
+            for batch in batches(self.dataset, first, self.max_batch, modality=self.modality, places=self.places):
                 states = {key: states_and_output(model, batch)[0] for key, model in models.items()}
                 for one, other in pairs:
                     means[one, other].add(*cosine_distances(states[one], states[other], batch.lengths))
                 bar.update(len(batch.ids))
         return {pair: mean.values() for pair, mean in means.items()}, means[pairs[0]].count
-
-
-def report(args: argparse.Namespace) -> dict[str, Any]:
-    """Every figure, as it goes into drift.json. Raises UserError for models that cannot be compared, or bad data."""
-    folders = _waypoints(args.waypoints)
-    models = {name: _load(folder, args.device) for name, folder in (("source", args.source), ("teacher", args.teacher))}
-    # The messages name folders: "source" would not say which of three is meant.
-    check_comparable({str(args.teacher): models["teacher"], str(args.source): models["source"]})
-    drift = Drift(args)
-    found, num_frames = drift.between(models, [("source", "teacher")], "source, teacher")
-    layers = found["source", "teacher"]
-    waypoints = []
-    for step, folder in folders.items():
-        waypoint = _load(folder, args.device)
-        check_comparable({str(args.teacher): models["teacher"], str(folder): waypoint})
-        pairs = [("source", "waypoint"), ("waypoint", "teacher")]
-        found, _ = drift.between({**models, "waypoint": waypoint}, pairs, f"step {step}")
-        waypoints.append({"step": step, "from_source": found[pairs[0]], "to_teacher": found[pairs[1]]})
-    return {
-        "teacher": str(args.teacher),
-        "source": str(args.source),
-        "manifest": str(args.manifest),
-        "manifest_hash": drift.modality.fingerprint(args.manifest),
-        "num_utterances": len(drift.places),
-        "num_frames": num_frames,
-        "layers": layers,
-        "mean": fmean(layers),
-        "waypoints": waypoints,
-        "suggestion": asdict(suggest(fmean(layers))),
-        "borders": {"small": SMALL, "large": LARGE, "published_on_speech": PUBLISHED_ON_SPEECH},
-    }
 
 
 def _opened(manifest: Path, teacher: str) -> tuple[Dataset, Modality]:
@@ -146,22 +162,5 @@ def tables(found: Mapping[str, Any]) -> str:
     return text
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("teacher", metavar="TEACHER", help="folder or hub id of the fine-tuned model, with its processor")
-    add("source", metavar="SOURCE", help="folder or hub id of the pretrained model that it was fine-tuned from")
-    add("manifest", metavar="MANIFEST", type=Path, help="utterances to read; their texts do not matter")
-    add("--max_batch_tokens", type=int, default=8192, help="of text in a batch, padding counted (8192)")
-    add("--waypoints", type=Path, help="folder with step-<number> checkpoints of the fine-tuning")
-    add_common_options(parser, output="results/drift")
-    args = parser.parse_args(argv)
-    found = made_and_written(report, draw_drift, "drift", args)
-    print(tables(found))
-    certainty = "suggested" if found["suggestion"]["clear"] else "suggested, uncertainly"
-    print(f"\nguidance {certainty}: {', '.join(found['suggestion']['modes'])}; {found['suggestion']['reason']}.\n")
-    print(json.dumps(found))
-
-
 if __name__ == "__main__":
-    main()
+    moved("cald-speech drift")

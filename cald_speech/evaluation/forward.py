@@ -1,8 +1,17 @@
-"""Run models over a set of audio or text, batch by batch, for what compares their hidden states and logits."""
+"""Models run over a set of audio or text, batch by batch: the one pass that every evaluation of a data set makes.
+
+    for batch in batches(dataset, model, max_batch):
+        with naming(batch.ids):
+            logits = model(**batch.arguments).logits
+
+Whatever fails inside ``naming`` says of which items.
+"""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
@@ -17,47 +26,16 @@ from cald_speech.errors import UserError
 from cald_speech.families import family_of
 from cald_speech.ops import valid_frames
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Items padded on the right: what a model is called with, lengths (B,) in frames or tokens, all on one device."""
-
-    ids: list[str]
-    arguments: dict[str, Tensor]
-    lengths: Tensor
+# --- models
 
 
-class Mean:
-    """A mean over frames that come batch by batch, from sums with counts; kept in float64 on the CPU.
-
-    Example
-    -------
-    >>> mean = Mean()
-    >>> mean.add(torch.tensor([2.0, 6.0]), torch.tensor(2))
-    >>> mean.add(torch.tensor([1.0, 0.0]), 1)
-    >>> mean.values()
-    [1.0, 2.0]
-    """
-
-    def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
-        self.count = 0
-
-    def add(self, sums: Tensor, count: Tensor | int) -> None:
-        self.total = self.total + sums.detach().cpu().double()
-        self.count += int(count)
-
-    def values(self) -> list[float] | float:
-        """A list where lists of sums were added, a number where numbers were."""
-        return (self.total / self.count).tolist()
-
-
-def load(source: str | Path, device: str, *, head: str) -> PreTrainedModel:
+def load(source: str | Path, device: str = "cpu", *, head: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model in evaluation mode on ``device``. Raises UserError for a device that is not there, or a bad model."""
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {device}: torch {torch.__version__} sees no CUDA device here. Use --device cpu.")
+    model = from_pretrained(source, head=head, dtype=dtype)
     try:
-        return from_pretrained(source, head=head).to(device)
+        return model.to(device)
     except RuntimeError as error:  # torch's own, for a name that is no device
         raise UserError(f"{source} cannot be put on the device {device!r}: {error}. Use cpu or cuda.") from error
 
@@ -93,6 +71,101 @@ def _form(model: PreTrainedModel) -> tuple[str, int, int, str]:
     return family.model_type, config.hidden_size, len(family.layers(model)), frames
 
 
+# --- the pass
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Items padded on the right, by their ids and places in the set: what a model is called with, and lengths (B,) in
+    frames or tokens, on its device."""
+
+    ids: list[str]
+    places: list[int]
+    items: PaddedBatch
+    arguments: dict[str, Any]
+    lengths: Tensor
+
+
+def batches(
+    dataset: Dataset,
+    model: PreTrainedModel,
+    max_batch: float,
+    *,
+    modality: Modality | None = None,
+    places: Sequence[int] | None = None,
+    whole_items: bool = False,
+) -> Iterator[Batch]:
+    """The items in batches of at most ``max_batch``, padding counted, longest first: memory runs out at once or never.
+
+    Arguments
+    ---------
+    model : says how many frames the audio gives, the device, and the dtype of audio.
+    max_batch : in seconds or tokens, as the modality counts; a larger item is a batch of its own.
+    modality : of the items; None: audio.
+    places : of the items that are read; None: all of them.
+    whole_items : keep what a task's results need of the items beside the model's input.
+
+    Raises UserError for audio without a frame.
+    """
+    modality = modality or Audio()
+    sizes = modality.sizes(dataset)
+    places = range(len(sizes)) if places is None else places
+    for group in batches_by_length([sizes[place] for place in places], max_batch):
+        batch_places = [places[i] for i in group]
+        made = (dataset[place] for place in batch_places)
+        items = PaddedBatch(
+            [item if whole_items else {key: item[key] for key in ("id", modality.input_key)} for item in made]
+        )
+        arguments, lengths = modality.arguments(items, model)
+        arguments = {key: _in_dtype(value, model.dtype) for key, value in arguments.items()}
+        short = [key for key, length in zip(items.id, lengths.tolist(), strict=True) if length < 1]
+        if short:
+            raise UserError(f"utterances {', '.join(short)}: the audio is shorter than one frame. Leave them out.")
+        yield Batch(list(items.id), batch_places, items, arguments, lengths)
+
+
+def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@contextmanager
+def naming(ids: Sequence[str], limit: str = "max_batch_s") -> Iterator[None]:
+    """Errors inside name a batch's items. Memory that runs out is a UserError, and ``limit`` the option to lower."""
+    names = f"{len(ids)} utterances ({', '.join(ids)})"
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the device ran out of memory on a batch of {names}: take smaller batches with --{limit} (0 takes them "
+            "one by one), or another --device"
+        ) from error
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, OSError) as error:
+        raise RuntimeError(f"evaluation failed on a batch of {names}: {error}") from error
+
+
+def check_finite(what: str, values: Tensor, batch: Batch) -> None:
+    """Raise RuntimeError, naming the items, unless ``values`` (B, T, ...) of the valid frames are finite."""
+    finite = values.isfinite().all(-1) | ~valid_frames(batch.lengths, values.size(1))
+    if not finite.all():
+        bad = [key for key, row in zip(batch.ids, finite.all(1).tolist(), strict=True) if not row]
+        raise RuntimeError(f"the {what} of {', '.join(bad)} are not finite")
+
+
+def states_and_output(model: PreTrainedModel, batch: Batch) -> tuple[list[Tensor], Tensor]:
+    """The hidden states (B, T, D) after each layer, before any final norm, and what the model puts out: logits, if any.
+
+    Errors are those of :func:`naming`; states of valid frames that are not finite are one.
+    """
+    with naming(batch.ids), torch.inference_mode():
+        with captured_states(family_of(model).layers(model)) as states:
+            output = model(**batch.arguments)[0]
+        check_finite("hidden states", states[-1], batch)  # what is not finite in a layer stays so in all that follow
+    return states, output
+
+
+# --- what is read, and what is kept of it
+
+
 def chosen(total: int, wanted: int) -> list[int]:
     """``wanted`` of ``total`` places (or all), evenly spread: manifests are sorted, often by speaker.
 
@@ -107,42 +180,26 @@ def chosen(total: int, wanted: int) -> list[int]:
     return [number * total // wanted for number in range(wanted)]
 
 
-def batches(
-    dataset: Dataset, places: Sequence[int], model: PreTrainedModel, max_batch: float, modality: Modality | None = None
-) -> Iterator[Batch]:
-    """The items at ``places`` in batches of at most ``max_batch``, padding counted, longest first.
+class Mean:
+    """A mean over frames that come batch by batch, from sums with counts; kept in float64 on the CPU.
 
-    modality : of the items, which says in what ``max_batch`` counts; default: audio, in seconds.
-    model : says how many frames the audio gives, and the device.
-
-    Raises UserError for audio without a frame.
+    Example
+    -------
+    >>> mean = Mean()
+    >>> mean.add(torch.tensor([2.0, 6.0]), torch.tensor(2))
+    >>> mean.add(torch.tensor([1.0, 0.0]), 1)
+    >>> mean.values()
+    [1.0, 2.0]
     """
-    modality = modality or Audio()
-    sizes = modality.sizes(dataset)
-    for group in batches_by_length([sizes[place] for place in places], max_batch):
-        items = (dataset[places[i]] for i in group)
-        batch = PaddedBatch([{key: item[key] for key in ("id", modality.input_key)} for item in items])
-        arguments, lengths = modality.arguments(batch, model)
-        short = [key for key, length in zip(batch.id, lengths.tolist(), strict=True) if length < 1]
-        if short:
-            raise UserError(f"utterances {', '.join(short)}: the audio is shorter than one frame. Leave them out.")
-        yield Batch(list(batch.id), arguments, lengths)
 
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.count = 0
 
-def states_and_output(model: PreTrainedModel, batch: Batch) -> tuple[list[Tensor], Tensor]:
-    """The hidden states (B, T, D) after each layer, before any final norm, and what the model puts out: logits, if any.
+    def add(self, sums: Tensor, count: Tensor | int) -> None:
+        self.total = self.total + sums.detach().cpu().double()
+        self.count += int(count)
 
-    Raises: UserError where memory runs out; RuntimeError for states of valid frames that are not finite.
-    """
-    try:
-        with torch.inference_mode(), captured_states(family_of(model).layers(model)) as states:
-            output = model(**batch.arguments)[0]
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the device ran out of memory on a batch of {len(batch.ids)} utterances: give a smaller --max_batch_s (0 "
-            "takes utterances one by one), or another --device"
-        ) from error
-    # What is not finite in a layer stays so in all that follow.
-    if not states[-1].isfinite().all(-1).logical_or(~valid_frames(batch.lengths, states[-1].size(1))).all():
-        raise RuntimeError(f"the hidden states of a batch are not finite ({', '.join(batch.ids)})")
-    return states, output
+    def values(self) -> list[float] | float:
+        """A list where lists of sums were added, a number where numbers were."""
+        return (self.total / self.count).tolist()

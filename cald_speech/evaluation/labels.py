@@ -1,14 +1,6 @@
-"""What a classifier says of each utterance of a manifest: one label, or one of each of its groups of labels.
+"""What a classifier says of each utterance of a manifest or row of a table: one label, or one of each of its groups."""
 
-    python -m cald_speech.evaluation.labels results/speakers/teacher/model results/speakers/data/manifests/test.json
-
-Prints one JSON line: how many are right, of how many, the accuracy in percent and its 95 % bootstrap interval; where
-the head has several groups, the accuracy in each of them too.
-"""
-
-import argparse
 import json
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +9,17 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cald_speech.conversion import from_pretrained, load_config
-from cald_speech.data.batching import batch_loader
+from cald_speech.conversion import load_config
 from cald_speech.data.manifests import read_manifest
-from cald_speech.errors import UserError
+from cald_speech.errors import moved
+from cald_speech.evaluation.forward import batches, load, naming
 from cald_speech.files import whole_file
 from cald_speech.tasks.base import Processor
 from cald_speech.tasks.bootstrap import bootstrap_interval
 from cald_speech.tasks.classification import Classification
-from cald_speech.tasks.intent import Intent
-from cald_speech.tasks.label_groups import LabelGroups
-from cald_speech.tasks.processors import feature_extractor
+from cald_speech.tasks.intent import Intent, LabelGroups
+from cald_speech.tasks.processors import feature_extractor, tokenizer_of
+from cald_speech.tasks.text_classification import TextClassification
 
 
 def classify_folder(
@@ -40,7 +32,7 @@ def classify_folder(
 
     Raises: UserError, for a model or manifest that cannot be used, or labels that the model does not know.
     """
-    model = from_pretrained(source, head="classification").eval().to(device)
+    model = load(source, device, head="classification")
     groups = _groups(model.config)
     groups.check(Path(manifest), read_manifest(manifest), f"the model in {source}")
     task = Intent(groups.groups) if len(groups.groups) > 1 else Classification(groups.names)
@@ -51,16 +43,48 @@ def classify_folder(
     return found
 
 
+def classify_table(
+    source: str | Path,
+    table: str | Path,
+    report: str | Path,
+    *,
+    max_tokens: int = 512,
+    max_batch_tokens: int = 16384,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, tuple[str, str]]:
+    """(label, guess) of each row, by its place, also written to ``report`` as JSON.
+
+    Arguments
+    ---------
+    source : folder or hub id of a model with a classification head, whose ``id2label`` names the classes, and with its
+        tokenizer.
+    max_tokens : longer rows are cut, and counted in the log.
+    max_batch_tokens : in a batch, padding counted.
+
+    Raises: UserError, for a model or table that cannot be used, labels that the model does not know, or more tokens
+    than it has positions or a mixer weights for.
+    """
+    model = load(source, device, head="classification", dtype=dtype)
+    names = [model.config.id2label[place] for place in sorted(model.config.id2label)]
+    task, tokenizer = TextClassification(names, max_tokens), tokenizer_of([str(source)], None)
+    task.head_options(str(source), model.config, tokenizer)
+    dataset = task.dataset(Path(table), tokenizer, normaliser="none", unknown="error")
+    found = classify(model, task, dataset, tokenizer, max_batch=max_batch_tokens)
+    write_guesses(report, found)
+    return found
+
+
 def classify(
     model: PreTrainedModel, task: Classification, dataset: Dataset, processor: Processor, *, max_batch: float
 ) -> dict[str, tuple[str, str]]:
     """(label, guess) of each item of a set by its id, of any task with labels; ``max_batch`` is in the task's unit."""
     found: dict[str, tuple[str, str]] = {}
-    for batch in batch_loader(dataset, task.modality.sizes(dataset), max_batch):
-        inputs, lengths = task.modality.arguments(batch, model)
-        with torch.inference_mode():
-            outputs = task.outputs(model(**inputs))
-        found |= dict(zip(batch.id, task.results(outputs, None, lengths, batch, processor), strict=True))
+    for batch in batches(dataset, model, max_batch, modality=task.modality, whole_items=True):
+        with naming(batch.ids, task.modality.batch_limit), torch.inference_mode():
+            outputs = task.outputs(model(**batch.arguments))
+            results = task.results(outputs, None, batch.lengths, batch.items, processor)
+        found |= dict(zip(batch.ids, results, strict=True))
     return found
 
 
@@ -106,20 +130,5 @@ def summarise(
     return summary
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder of a model with a classification head")
-    parser.add_argument("manifest", type=Path, help='a recipe\'s JSON file, whose "text" is the label')
-    parser.add_argument("--report", type=Path, help="where label and guess of each utterance go (beside the model)")
-    args = parser.parse_args(argv)
-    try:
-        report = args.report or Path(args.model).parent / f"{args.manifest.stem}_labels.json"
-        found = classify_folder(args.model, args.manifest, report)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps({"model": args.model, **summarise(found, group_names(args.model))}))
-
-
 if __name__ == "__main__":
-    main()
+    moved("cald-speech labels")

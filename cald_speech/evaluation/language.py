@@ -1,38 +1,32 @@
 """How well a language model predicts held-out text, and whether what it generates can be trusted.
 
-    python -m cald_speech.evaluation.language results/stdlib/teacher/model results/stdlib/data/manifests/test.json
-
-Prints one JSON line: perplexity with its 95 % bootstrap interval over blocks and, for a causal model, the check of
-:mod:`cald_speech.evaluation.generation`.
+A likelihood can be right and generation wrong (arXiv 2603.26556), where a state is carried on wrongly or a text runs
+into a loop.
 """
 
-import argparse
-import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from speechbrain.dataio.batch import PaddedBatch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from cald_speech.conversion import load_config
 from cald_speech.conversion.model_card import add_figure
-from cald_speech.data.batching import batches_by_length
 from cald_speech.data.tokens import TokenBlocks
-from cald_speech.errors import UserError
-from cald_speech.evaluation.forward import load
-from cald_speech.evaluation.generation import check_generation
+from cald_speech.errors import UserError, moved
+from cald_speech.evaluation.forward import batches, load, naming
 from cald_speech.families import family_of
 from cald_speech.tasks.bootstrap import bootstrap_interval
 from cald_speech.tasks.language_modelling import CausalLM, LanguageModelling, MaskedLM
 from cald_speech.tasks.processors import tokenizer_of
 
 TASKS: Mapping[str, type[LanguageModelling]] = {"lm": CausalLM, "masked_lm": MaskedLM}
+NGRAM = 4
 
 
 @dataclass(frozen=True)
@@ -69,21 +63,21 @@ def perplexity(
     Blocks do not see each other: a block's first tokens have little before them, which makes the figure higher than
     that of a sliding window. Raises UserError for ids that the model has no embedding for.
     """
-    sizes = task.modality.sizes(blocks)
     found: dict[int, tuple[float, int]] = {}
-    for places in tqdm(batches_by_length(sizes, max_batch_tokens), desc="perplexity", disable=None, leave=False):
-        batch = PaddedBatch([blocks[place] for place in places])
-        arguments, lengths = task.modality.arguments(batch, model)
-        highest = int(arguments["input_ids"].max())
-        if highest >= model.config.vocab_size:
-            raise UserError(
-                f"{blocks.set.file} holds the token {highest}, and the model knows {model.config.vocab_size}: expected "
-                "tokens of the model's own tokenizer. Prepare the text with it"
-            )
-        with torch.inference_mode():
-            outputs = task.outputs(model(**arguments))
-            results = task.results(outputs, None, lengths, batch, None)
-        found.update(zip(places, results, strict=True))
+    bar = tqdm(total=len(blocks), unit="block", desc="perplexity", disable=None, leave=False)
+    with bar, torch.inference_mode():
+        for batch in batches(blocks, model, max_batch_tokens, modality=task.modality, whole_items=True):
+            highest = int(batch.arguments["input_ids"].max())
+            if highest >= model.config.vocab_size:
+                raise UserError(
+                    f"{blocks.set.file} holds the token {highest}, and the model knows {model.config.vocab_size}: "
+                    "expected tokens of the model's own tokenizer. Prepare the text with it"
+                )
+            with naming(batch.ids, task.modality.batch_limit):
+                outputs = task.outputs(model(**batch.arguments))
+                results = task.results(outputs, None, batch.lengths, batch.items, None)
+            found.update(zip(batch.places, results, strict=True))
+            bar.update(len(batch.ids))
     nats, counts = zip(*(found[place] for place in sorted(found)), strict=True)
     return Perplexity(list(nats), list(counts))
 
@@ -115,20 +109,88 @@ def evaluate_language(
     return summary
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder or hub id of a language model, causal or masked")
-    parser.add_argument("tokens", type=Path, help="JSON file of a token set, as recipes/pile prepares them")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--max_batch_tokens", type=int, default=8192)
-    args = parser.parse_args(argv)
-    try:
-        summary = evaluate_language(args.model, args.tokens, device=args.device, max_batch_tokens=args.max_batch_tokens)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(summary))
+def check_generation(
+    model: PreTrainedModel, blocks: TokenBlocks, *, num_prompts: int = 16, new_tokens: int = 48
+) -> dict[str, Any]:
+    """Continue the beginnings of held-out blocks greedily, and compare with the whole forward pass and the text itself.
+
+    Returns
+    -------
+    step_error : the largest difference of a logit, token by token with the state carried on, from the forward pass
+        over the whole, over the largest logit; float32 rounding is some 1e-6.
+    same_padded : share of prompts that are continued alike alone and in a batch padded on the left.
+    repeated, repeated_text : share in percent of 4-grams that occurred before, in the continuations and in what
+        really follows; far more of them than in the text is a loop.
+    agreement : share in percent of continuations' first tokens that are the text's.
+
+    Of short blocks, no more than half is generated. Raises UserError for blocks of fewer than 24 tokens.
+    """
+    length = blocks.set.block_tokens
+    if length < 24:
+        raise UserError(f"block_tokens: expected at least 24, for a prompt and its continuation, got {length}")
+    new_tokens = min(new_tokens, length // 2)
+    places = range(min(num_prompts, len(blocks)))
+    rows = torch.stack([blocks.tokens(place) for place in places]).to(model.device)
+    prompts = [row[place % 7 : length - new_tokens] for place, row in enumerate(rows)]  # of seven lengths
+    alone = [_continued(model, prompt[None], None, new_tokens)[0] for prompt in prompts]
+    batch, mask = _left_padded(prompts, model.generation_config.pad_token_id or 0)
+    together = _continued(model, batch, mask, new_tokens)
+    follows = rows[:, length - new_tokens :]
+    same = [torch.equal(one, other) for one, other in zip(alone, together, strict=True)]
+    first = [int(one[0] == true[0]) for one, true in zip(alone, follows, strict=True)]
+    return {
+        "prompts": len(prompts),
+        "step_error": step_error(model, rows[:4]),
+        "same_padded": sum(same) / len(same),
+        "repeated": repeated_ngrams(alone),
+        "repeated_text": repeated_ngrams(follows),
+        "agreement": 100 * sum(first) / len(first),
+    }
+
+
+@torch.inference_mode()
+def step_error(model: PreTrainedModel, rows: Tensor) -> float:
+    """The largest difference between logits (B, T, V) step by step and as a whole, relative to the largest logit."""
+    whole = model(rows, use_cache=False).logits.float()
+    half = rows.size(1) // 2
+    output = model(rows[:, :half], use_cache=True)
+    steps = [output.logits.float()]
+    for place in range(half, rows.size(1)):
+        output = model(rows[:, place : place + 1], past_key_values=output.past_key_values, use_cache=True)
+        steps.append(output.logits.float())
+    return float((torch.cat(steps, 1) - whole).abs().max() / whole.abs().max())
+
+
+def repeated_ngrams(texts: Sequence[Tensor], n: int = NGRAM) -> float:
+    """Share in percent of the n-grams of each text (T,) that occurred in it before.
+
+    Example
+    -------
+    >>> repeated_ngrams([torch.tensor([1, 2, 1, 2, 1, 2])], n=2)
+    60.0
+    """
+    total = repeated = 0
+    for text in texts:
+        grams = [tuple(gram) for gram in text.unfold(0, n, 1).tolist()]
+        total, repeated = total + len(grams), repeated + len(grams) - len(set(grams))
+    return 100 * repeated / max(1, total)
+
+
+@torch.inference_mode()
+def _continued(model: PreTrainedModel, prompts: Tensor, mask: Tensor | None, new_tokens: int) -> Tensor:
+    """(B, new_tokens) greedy tokens; no end of text ends them, so that all are as long."""
+    mask = torch.ones_like(prompts) if mask is None else mask
+    options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+    pad = model.generation_config.pad_token_id or 0
+    return model.generate(prompts, attention_mask=mask, pad_token_id=pad, **options)[:, prompts.size(1) :]
+
+
+def _left_padded(prompts: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+    longest = max(len(prompt) for prompt in prompts)
+    batch = torch.stack([torch.nn.functional.pad(p, (longest - len(p), 0), value=pad) for p in prompts])
+    mask = torch.stack([torch.arange(longest, device=p.device) >= longest - len(p) for p in prompts])
+    return batch, mask.long()
 
 
 if __name__ == "__main__":
-    main()
+    moved("cald-speech perplexity")

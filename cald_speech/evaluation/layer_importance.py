@@ -1,45 +1,60 @@
 """Which layers need their attention most: what converting each layer alone costs the teacher.
 
-    python -m cald_speech.evaluation.layer_importance results/digits/teacher/model \\
-        results/digits/data/manifests/valid.json --student results/digits/target-seed0/model --keep 1
-
 For each layer, the teacher with that layer alone converted: its WER, the KL of its output from the unconverted
 teacher's (nats a frame), the cosine distance of the hidden states after the layer and after the last one, and how many
 frames each head of the mixer remembers (in the student, if there is one). Keep attention where conversion costs most.
 Layers are ranked by KL, as in "Distilling to Hybrid Attention Models via KL-Guided Layer Selection" (arXiv 2512.20569):
 it sees every frame, where a few hundred words may not tell layers apart, but also shifts that change no word.
 
-Without --student each mixer is untrained, started from the attention weights it replaces: its cost mixes that start
-with the layer's need for attention, and training takes away an unknown part of it. With --student the layer's trained
+Without a student each mixer is untrained, started from the attention weights it replaces: its cost mixes that start
+with the layer's need for attention, and training takes away an unknown part of it. With a student the layer's trained
 mixer is put into the teacher; it was trained among the student's other weights, and missing them costs something too.
 In both cases the costs of single layers need not add up.
-
-Writes layer_importance.json and .png into --output; prints the ranking, a yaml snippet, and one JSON line last.
 """
 
-import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cald_speech.conversion import STARTS, load_config
+from cald_speech.conversion import load_config, replace_layers
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.manifests import manifest_hash
-from cald_speech.errors import UserError
-from cald_speech.evaluation.forward import check_comparable, check_unconverted, chosen, load
-from cald_speech.evaluation.layer_command import add_common_options, made_and_written
-from cald_speech.evaluation.layer_costs import Reading, compare_with, converted_alone, mixers_of, with_mixer_of
-from cald_speech.evaluation.layer_figures import draw_importance
-from cald_speech.evaluation.layer_ranking import RANKED_BY, border, overrides_yaml, ranked, row_of, table, words_of
+from cald_speech.data.text import normalise
+from cald_speech.distillation import logit_loss
+from cald_speech.distillation.drift import cosine_distances
+from cald_speech.errors import UserError, moved
+from cald_speech.evaluation.effective_memory import metered
+from cald_speech.evaluation.forward import (
+    Batch,
+    Mean,
+    batches,
+    check_comparable,
+    check_unconverted,
+    chosen,
+    load,
+    states_and_output,
+)
+from cald_speech.evaluation.report import format_table
 from cald_speech.families import family_of
-from cald_speech.mixers import MixerFactory, factory_from
-from cald_speech.tasks.reading import load_processor
+from cald_speech.longform import load_processor
+from cald_speech.mixers import Mixer, MixerFactory, factory_from
+from cald_speech.tasks.decoding import greedy
+from cald_speech.tasks.wer import EvaluationResult, compare, score
 
 MIXER = '{"mixer": "Bidirectional", "arguments": {"share_projections": true}}'
+RANKED_BY = {"wer": "wer_added", "kl": "kl", "distance": "distance_at_end"}
 CAVEATS = {
     "untrained": "Each mixer is untrained: its cost mixes how well it started with how much the layer needs attention, "
     "and training takes away an unknown part of it. --student FOLDER measures trained mixers.",
@@ -47,67 +62,101 @@ CAVEATS = {
 }
 
 
-def report(args: argparse.Namespace) -> dict[str, Any]:
-    """Every figure, as it goes into layer_importance.json.
+def rank_layers(
+    teacher: str,
+    manifest: Path,
+    *,
+    student: str | None = None,
+    mixer: str = MIXER,
+    initialise: str = "attention",
+    seed: int = 0,
+    keep: int = 1,
+    rank_by: str = "kl",
+    normaliser: str = "librispeech",
+    utterances: int = 200,
+    max_batch_s: float = 60.0,
+    device: str = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Every figure of what converting each layer costs, costliest first, in the form of layer_importance.json.
+
+    Arguments
+    ---------
+    teacher : folder or hub id of an unconverted model with a CTC head.
+    manifest : utterances to read, with their texts; ``utterances`` of them, evenly spread.
+    student : a converted model whose trained mixers are measured. None: untrained ones, of the kind ``mixer`` (a class
+        name, or its description as in a converted model's config.json), which ``initialise`` and ``seed`` start.
+    keep : how many layers are to keep their attention.
+    rank_by : a key of RANKED_BY.
 
     Raises UserError for models that do not fit, bad data, or a number of layers to keep that there is not.
     """
-    teacher = _load_ctc(args.teacher, args.device)
-    check_unconverted(args.teacher, teacher)
-    processor = load_processor(args.teacher)
-    dataset = make_dataset(args.manifest, processor, normaliser=args.normaliser, unknown="drop")
-    places = chosen(len(dataset), args.utterances)
-    reading = Reading(dataset, places, processor.tokenizer, args.normaliser, args.max_batch_s, args.quiet)
+    model = _load_ctc(teacher, device)
+    check_unconverted(teacher, model)
+    processor = load_processor(teacher)
+    dataset = make_dataset(manifest, processor, normaliser=normaliser, unknown="drop")
+    places = chosen(len(dataset), utterances)
+    reading = Reading(dataset, places, processor.tokenizer, normaliser, max_batch_s, progress)
     num_words = sum(len(text.split()) for text in reading.references().values())
-    if args.rank_by == "wer" and not num_words:
-        raise UserError(f"{args.manifest}: there is not one word to rank layers by. Give --rank_by kl or distance")
-    models, student = variants(teacher, args)
-    if not 1 <= args.keep <= len(models):
-        raise UserError(f"--keep: expected from 1 to {len(models)}, the layers that are converted, got {args.keep}")
-    own, compared = compare_with(teacher, models if student is None else {**models, "student": student}, reading)
-    kinds = {layer: type(mixers_of(model)[layer]).__name__ for layer, model in models.items()}
-    whole = compared.get("student")
-    rows = [{"mixer": kinds[i], **row_of(i, compared[i], own, remembers=whole or compared[i])} for i in models]
-    rows = ranked(rows, args.rank_by)
+    if rank_by == "wer" and not num_words:
+        raise UserError(f"{manifest}: there is not one word to rank layers by. Give --rank_by kl or distance")
+    if student is None:
+        whole = None
+        make = partial(converted_alone, model, factory=mixer_from(mixer), initialise=initialise, seed=seed)
+        variants = {i: make(i) for i in range(len(family_of(model).layers(model)))}
+    else:
+        whole = _load_student(student, teacher, model, device)
+        variants = {i: with_mixer_of(whole, model, i) for i in mixers_of(whole)}
+    if not 1 <= keep <= len(variants):
+        raise UserError(f"--keep: expected from 1 to {len(variants)}, the layers that are converted, got {keep}")
+    own, compared = compare_with(model, variants if whole is None else {**variants, "student": whole}, reading)
+    kinds = {layer: type(mixers_of(variant)[layer]).__name__ for layer, variant in variants.items()}
+    together = compared.get("student")
+    rows = [{"mixer": kinds[i], **row_of(i, compared[i], own, remembers=together or compared[i])} for i in variants]
+    rows = ranked(rows, rank_by)
     return {
-        "teacher": args.teacher,
-        "student_folder": args.student,
-        "manifest": str(args.manifest),
-        "manifest_hash": manifest_hash(args.manifest),
+        "teacher": teacher,
+        "student_folder": student,
+        "manifest": str(manifest),
+        "manifest_hash": manifest_hash(manifest),
         "num_utterances": len(places),
         "num_words": num_words,
-        "num_layers": len(family_of(teacher).layers(teacher)),
+        "num_layers": len(family_of(model).layers(model)),
         "teacher_wer": own.words.rate,
-        "ranked_by": args.rank_by,
+        "ranked_by": rank_by,
         "layers": rows,
-        "student": None if whole is None else {**words_of(whole.result, own), "distances": whole.distances.values()},
-        "keep": sorted(row["layer"] for row in rows[: args.keep]),
-        "border": border(rows, compared, args.keep),
-        "keep_by": {by: sorted(r["layer"] for r in ranked(rows, by)[: args.keep]) for by in RANKED_BY},
-        "caveat": CAVEATS["untrained" if student is None else "trained"],
+        "student": None
+        if together is None
+        else {**words_of(together.result, own), "distances": together.distances.values()},
+        "keep": sorted(row["layer"] for row in rows[:keep]),
+        "border": border(rows, compared, keep),
+        "keep_by": {by: sorted(r["layer"] for r in ranked(rows, by)[:keep]) for by in RANKED_BY},
+        "caveat": CAVEATS["untrained" if whole is None else "trained"],
     }
 
 
-def variants(
-    teacher: PreTrainedModel, args: argparse.Namespace
-) -> tuple[dict[int, PreTrainedModel], PreTrainedModel | None]:
-    """The teacher with each layer alone converted, by layer, and the student if there is one."""
-    if args.student is None:
-        make = partial(converted_alone, teacher, initialise=args.initialise, seed=args.seed)
-        mixer = mixer_from(args.mixer)
-        return {i: make(i, mixer) for i in range(len(family_of(teacher).layers(teacher)))}, None
-    student = _load_ctc(args.student, args.device)
-    check_comparable({args.teacher: teacher, args.student: student})
-    sizes = teacher.config.vocab_size, student.config.vocab_size
+def _load_ctc(source: str, device: str) -> PreTrainedModel:
+    if not any("ForCTC" in name for name in load_config(source).architectures or ()):
+        raise UserError(f"{source}: expected a model with a CTC head, which writes words, got one without")
+    return load(source, device, head="ctc")
+
+
+def _load_student(source: str, teacher: str, model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """A converted model of the same form and vocabulary as its teacher, ``model``."""
+    student = _load_ctc(source, device)
+    check_comparable({teacher: model, source: student})
+    sizes = model.config.vocab_size, student.config.vocab_size
     if sizes[0] != sizes[1]:
         raise UserError(
-            f"{args.teacher} and {args.student} differ in their vocabulary: expected the same, got {sizes[0]} and "
-            f"{sizes[1]} outputs. Give the student's own teacher"
+            f"{teacher} and {source} differ in their vocabulary: expected the same, got {sizes[0]} and {sizes[1]} "
+            "outputs. Give the student's own teacher"
         )
-    layers = mixers_of(student)
-    if not layers:
-        raise UserError(f"--student {args.student}: expected a converted model, got one with attention in every layer")
-    return {i: with_mixer_of(student, teacher, i) for i in layers}, student
+    if not mixers_of(student):
+        raise UserError(f"--student {source}: expected a converted model, got one with attention in every layer")
+    return student
+
+
+# --- one layer converted at a time
 
 
 def mixer_from(text: str) -> MixerFactory:
@@ -127,37 +176,191 @@ def mixer_from(text: str) -> MixerFactory:
         raise UserError(f"--mixer: {error}. Give a class name, or JSON such as '{MIXER}'") from error
 
 
-def _load_ctc(source: str, device: str) -> PreTrainedModel:
-    if not any("ForCTC" in name for name in load_config(source).architectures or ()):
-        raise UserError(f"{source}: expected a model with a CTC head, which writes words, got one without")
-    return load(source, device, head="ctc")
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The same modules over again, around the same parameters and buffers: a layer of one can be replaced alone."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return deepcopy(model, shared)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("teacher", metavar="TEACHER", help="folder or hub id of an unconverted model with a CTC head")
-    add("manifest", metavar="MANIFEST", type=Path, help="utterances to read, with their texts")
-    mixers = parser.add_mutually_exclusive_group()
-    mixers.add_argument("--student", help="converted model whose trained mixers are measured")
-    mixers.add_argument("--mixer", default=MIXER, help=f"untrained mixer: class name or JSON ({MIXER})")
-    add("--initialise", choices=STARTS, default="attention", help="start of untrained mixers (attention)")
-    add("--seed", type=int, default=0, help="of what untrained mixers draw (0)")
-    add("--keep", type=int, default=1, help="how many layers are to keep their attention (1)")
-    add("--rank_by", choices=list(RANKED_BY), default="kl", help="the cost that ranks (kl)")
-    add("--normaliser", default="librispeech")
-    add_common_options(parser, output="results/layer_importance")
-    args = parser.parse_args(argv)
-    found = made_and_written(report, draw_importance, "layer_importance", args)
-    print(f"teacher: WER {_percent(found['teacher_wer'])} on {found['num_words']} words\n")
-    print(table(found["layers"]))
-    for line in remarks(found):
-        print(f"\n{line}")
-    print(f"\n{overrides_yaml(found['keep'])}\n")
-    print(json.dumps(found))
+def converted_alone(
+    teacher: PreTrainedModel, index: int, factory: MixerFactory, *, initialise: str = "attention", seed: int = 0
+) -> PreTrainedModel:
+    """The teacher with a new mixer in layer ``index``; it shares all other weights with ``teacher``.
+
+    ``seed`` fixes what is drawn, so that every layer's mixer gets the same numbers.
+    """
+    model, family = twin(teacher), family_of(teacher)
+    factories: list[MixerFactory | None] = [None] * len(family.layers(model))
+    factories[index] = factory
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        replace_layers(model, family, factories, initialise=initialise)
+    return model.eval()
 
 
-def remarks(found: dict[str, Any]) -> list[str]:
+def with_mixer_of(student: PreTrainedModel, teacher: PreTrainedModel, index: int) -> PreTrainedModel:
+    """The teacher with a copy of the student's mixer in layer ``index``."""
+    model, family = twin(teacher), family_of(teacher)
+    family.replace_attention(model, index, deepcopy(mixers_of(student)[index]))
+    return model.eval()
+
+
+def mixers_of(model: PreTrainedModel) -> dict[int, Mixer]:
+    """The mixer of each converted layer."""
+    family = family_of(model)
+    filled = {index: family.mixer(layer) for index, layer in enumerate(family.layers(model))}
+    return {index: mixer for index, mixer in filled.items() if mixer is not None}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which utterances are read, and how what was read is written down."""
+
+    dataset: DynamicItemDataset
+    places: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase
+    normaliser: str
+    max_batch_s: float
+    progress: bool = False
+
+    def words(self, logits: Tensor, batch: Batch) -> dict[str, str]:
+        texts = greedy(logits, batch.lengths.cpu(), self.tokenizer)
+        return {key: normalise(text, self.normaliser) for key, text in zip(batch.ids, texts, strict=True)}
+
+    def references(self) -> dict[str, str]:
+        with self.dataset.output_keys_as(["id", "text"]):
+            items = [self.dataset[place] for place in self.places]
+        return {item["id"]: item["text"] for item in items}
+
+
+@dataclass
+class Comparison:
+    """A model against the teacher: mean cosine distance in each layer, KL in nats a frame, words, memories."""
+
+    distances: Mean = field(default_factory=Mean)
+    divergence: Mean = field(default_factory=Mean)
+    hypotheses: dict[str, str] = field(default_factory=dict)
+    memory_frames: dict[int, dict[str, list[float]]] = field(default_factory=dict)
+    result: EvaluationResult | None = None
+
+
+def compare_with(
+    teacher: PreTrainedModel, others: Mapping[int | str, PreTrainedModel], reading: Reading
+) -> tuple[EvaluationResult, dict[int | str, Comparison]]:
+    """Read every utterance with the teacher and each other model, all of one family and width.
+
+    Returns the teacher's own words, scored, and by the keys of ``others`` how each model compares.
+    """
+    own: dict[str, str] = {}
+    compared = {key: Comparison() for key in others}
+    with ExitStack() as stack:
+        meters = {key: stack.enter_context(metered(mixers_of(model))) for key, model in others.items()}
+        bar = stack.enter_context(tqdm(total=len(reading.places), unit="utt", disable=not reading.progress))
+        for batch in batches(reading.dataset, teacher, reading.max_batch_s, places=reading.places):
+            states, logits = states_and_output(teacher, batch)
+            own |= reading.words(logits, batch)
+            for key, model in others.items():
+                their_states, their_logits = states_and_output(model, batch)
+                found = compared[key]
+                found.distances.add(*cosine_distances(their_states, states, batch.lengths))
+                found.divergence.add(*logit_loss(their_logits, logits, batch.lengths, temperature=1.0))
+                found.hypotheses |= reading.words(their_logits, batch)
+            bar.update(len(batch.ids))
+    references = reading.references()
+    for key, found in compared.items():
+        found.result = score(references, found.hypotheses)
+        found.memory_frames = {index: meter.frames() for index, meter in meters[key].items()}
+    return score(references, own), compared
+
+
+# --- from costs to the layers that keep their attention
+
+
+def row_of(layer: int, found: Comparison, own: EvaluationResult, *, remembers: Comparison) -> dict[str, Any]:
+    """The figures of the teacher with ``layer`` converted, against the teacher's own words.
+
+    ``remembers`` : the model in which the layer's mixer worked when its memory was measured.
+    """
+    distances = found.distances.values()
+    return {
+        "layer": layer,
+        **words_of(found.result, own),
+        "kl": found.divergence.values(),
+        "distance_after_layer": distances[layer],
+        "distance_at_end": distances[-1],
+        "memory_frames": remembers.memory_frames[layer],
+    }
+
+
+def words_of(result: EvaluationResult, own: EvaluationResult) -> dict[str, Any]:
+    """WER in percent, and what it adds to the teacher's, paired over utterances; None where that is unknown."""
+    if not own.words.count:
+        return {"wer": None, "wer_added": None, "wer_added_interval": None}
+    added = result.words.rate - own.words.rate
+    interval = compare(result, own)[1:] if len(own.utterances) > 1 else None
+    return {"wer": result.words.rate, "wer_added": added, "wer_added_interval": interval}
+
+
+def ranked(rows: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    """Costliest first; equal costs by KL.
+
+    Example
+    -------
+    >>> rows = [{"layer": 0, "wer_added": 1.0, "kl": 0.1}, {"layer": 1, "wer_added": 1.0, "kl": 0.3}]
+    >>> [row["layer"] for row in ranked(rows, "wer")]
+    [1, 0]
+    """
+    key = RANKED_BY[by]
+    return sorted(rows, key=lambda row: (-(row[key] or 0.0), -row["kl"], row["layer"]))
+
+
+def border(rows: Sequence[dict[str, Any]], compared: Mapping[Any, Comparison], keep: int) -> dict[str, Any] | None:
+    """How the last layer that is kept and the first that is not differ in WER, paired; None where that is unknown."""
+    if keep == len(rows) or rows[0]["wer_added_interval"] is None:
+        return None
+    kept, converted = (row["layer"] for row in rows[keep - 1 : keep + 1])
+    difference, low, high = compare(compared[kept].result, compared[converted].result)
+    return {"kept": kept, "converted": converted, "wer_difference": difference, "interval": [low, high]}
+
+
+def overrides_yaml(layers: Sequence[int]) -> str:
+    """A layer map's overrides that keep attention in ``layers``, for an experiment's yaml.
+
+    Example
+    -------
+    >>> print(overrides_yaml([5, 11]))
+    layer_map:
+        overrides: {5: null, 11: null} # counted from 0; null keeps attention
+    """
+    kept = ", ".join(f"{layer}: null" for layer in layers)
+    return f"layer_map:\n    overrides: {{{kept}}} # counted from 0; null keeps attention"
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """The ranking for people, what must be known to read it, and the yaml that keeps attention where it is needed."""
+    first = f"teacher: WER {_percent(found['teacher_wer'])} on {found['num_words']} words"
+    return "\n\n".join([first, _table(found["layers"]), *_remarks(found), overrides_yaml(found["keep"])])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Memory is the median over heads, with the smallest and the largest, in frames."""
+    lines = []
+    for row in rows:
+        interval = row["wer_added_interval"]
+        line = {"layer": row["layer"], "mixer": row["mixer"], "WER %": row["wer"], "added": row["wer_added"]}
+        line["95 % interval"] = None if interval is None else "{:.2f} to {:.2f}".format(*interval)
+        line |= {
+            "KL": f"{row['kl']:.4f}",
+            "distance after it": f"{row['distance_after_layer']:.4f}",
+            "at the end": f"{row['distance_at_end']:.4f}",
+        }
+        for direction, heads in row["memory_frames"].items():
+            line[f"memory {direction}"] = f"{median(heads):.0f} ({min(heads):.0f} to {max(heads):.0f})"
+        lines.append(line)
+    return format_table(lines)
+
+
+def _remarks(found: Mapping[str, Any]) -> list[str]:
     """What must be known to read the ranking."""
     lines = []
     if found["student"] is not None:
@@ -183,4 +386,4 @@ def _percent(rate: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    moved("cald-speech layers")

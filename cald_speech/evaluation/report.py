@@ -12,7 +12,7 @@ from torch import nn
 
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
-from cald_speech.tasks.wer import EvaluationResult, Score, Utterance
+from cald_speech.tasks.wer import EvaluationResult, Score, Utterance, compare
 
 
 def write_report(
@@ -99,6 +99,49 @@ def read_result(folder: str | Path, split: str) -> EvaluationResult:
     rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
     scores = ("words", "characters")
     return EvaluationResult([Utterance(**{**row, **{key: Score(**row[key]) for key in scores}}) for row in rows])
+
+
+def error_rates(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a table that shows a summary's rates."""
+    low, high = summary["wer_interval"] or (None, None)
+    edits = {key: summary["words"][key] for key in ("count", "substitutions", "insertions", "deletions")}
+    rates = {"WER %": summary["wer"], "low": low, "high": high, "CER %": summary["cer"]}
+    return {"split": summary["split"], **rates, **edits}
+
+
+def compare_reports(folders: Sequence[str | Path], split: str | None = None) -> list[dict[str, Any]]:
+    """A row for the report in each folder, with its difference from the first one's, paired over utterances.
+
+    split : of the reports; None: the one that the first folder has.
+
+    Raises: UserError, where there is no whole report of the split, or two are not of the same utterances.
+    """
+    split = split or _only_split(Path(folders[0]))
+    results = [read_result(folder, split) for folder in folders]
+    rows = []
+    for folder, result in zip(folders, results, strict=True):
+        low, high = result.interval() or (None, None)
+        rows.append({"folder": str(folder), "WER %": result.words.rate, "low": low, "high": high})
+        rows[-1] |= {"CER %": result.characters.rate, "words": result.words.count}
+        try:
+            differences = compare(result, results[0]) if len(result.utterances) > 1 else (None, None, None)
+        except ValueError as error:
+            raise UserError(
+                f"{folders[0]} and {folder}: expected reports of the same utterances with the same references, got "
+                f"others. Evaluate both on one manifest, with one normaliser ({error})"
+            ) from error
+        rows[-1] |= dict(zip(("minus first", "diff low", "diff high"), differences, strict=True))
+    return rows
+
+
+def _only_split(folder: Path) -> str:
+    found = sorted(path.stem for path in folder.glob("*.jsonl") if path.with_suffix(".json").is_file())
+    if len(found) != 1:
+        raise UserError(
+            f"{folder}: expected the report of one split (<split>.json and <split>.jsonl), got "
+            f"{', '.join(found) or 'none'}. {'Name one with --split' if found else 'Evaluate first'}"
+        )
+    return found[0]
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:

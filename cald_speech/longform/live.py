@@ -116,7 +116,7 @@ def lookahead_frames(model: PreTrainedModel, lookahead_s: float | None) -> int:
     if lookahead_s is None:
         raise UserError(
             "the model's mixers scan backwards too: give lookahead_s, the seconds of audio that they are to hear first "
-            "(--lookahead). More is slower to answer and nearer to the whole"
+            "(--lookahead_s). More is slower to answer and nearer to the whole"
         )
     if lookahead_s < 0:
         raise ValueError(f"lookahead_s: expected at least 0, got {lookahead_s}")

@@ -58,7 +58,9 @@ class Recogniser:
                 "length: an hour has 32 thousand million scores for each head and layer. Convert the model, cut the "
                 "audio into parts, or go ahead with force=True (--force)"
             )
-        processor = processor or _load_processor(folder)
+        if processor is None and not folder:
+            raise UserError("the model came from no folder: expected a processor with it (processor=...)")
+        processor = processor or load_processor(folder)
         vocabulary = Vocabulary.of(processor.tokenizer)
         if model.config.vocab_size > len(vocabulary.tokens):
             raise UserError(
@@ -152,14 +154,13 @@ def _name(source: Source) -> str:
     return str(source) if isinstance(source, str | Path) else "the audio"
 
 
-def _load_processor(folder: str) -> Wav2Vec2Processor:
-    if not folder:
-        raise UserError("the model came from no folder: expected a processor with it (processor=...)")
+def load_processor(source: str | Path) -> Wav2Vec2Processor:
+    """The processor beside a model. Raises UserError where its files are not there."""
     try:
-        return AutoProcessor.from_pretrained(folder)
+        return AutoProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder}: expected the processor's files (preprocessor_config.json, tokenizer_config.json, vocab.json) "
+            f"{source}: expected the processor's files (preprocessor_config.json, tokenizer_config.json, vocab.json) "
             f"beside the model, but they cannot be loaded: {error}. Copy them from the model it was made from, or give "
             "a processor"
         ) from error

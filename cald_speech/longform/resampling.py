@@ -10,6 +10,7 @@ made in groups of q samples, one of each phase.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -44,6 +45,11 @@ class Resampler:
         self.old, self.new = rate // common, new_rate // common
         self.width = math.ceil(ZERO_CROSSINGS * self.old / (min(self.old, self.new) * ROLLOFF))
 
+    @property
+    def reach(self) -> int:
+        """Input samples that an output reads beyond its own place."""
+        return 0 if self.old == self.new else self.width + 1
+
     def num_outputs(self, num_inputs: int) -> int:
         """Samples that so many input samples give."""
         return -(-num_inputs * self.new // self.old)
@@ -75,6 +81,30 @@ class Resampler:
         """(count, q): the first ``count`` groups of outputs, as products of windows p samples apart with the taps."""
         runs = kernel(self.old, self.new, self.width)
         return torch.cat([x[run.first :].unfold(0, len(run.taps), self.old)[:count] @ run.taps for run in runs], dim=1)
+
+
+def resampled(parts: Iterable[Tensor], rate: int, new_rate: int) -> Iterator[Tensor]:
+    """Audio that arrives part by part, at another rate: each sample as soon as all that it is made of has come.
+
+    Example
+    -------
+    >>> x = torch.randn(1_000)
+    >>> whole = Resampler(8_000, 16_000)(x, 0, 0, 2_000)
+    >>> torch.allclose(torch.cat(list(resampled(x.split(300), 8_000, 16_000))), whole, atol=1e-6)
+    True
+    """
+    resampler = Resampler(rate, new_rate)
+    kept, first, start, count = torch.empty(0), 0, 0, 0
+    for part in parts:
+        kept, count = torch.cat([kept, part]), count + part.numel()
+        stop = resampler.num_outputs(max(0, count - resampler.reach))
+        if stop > start:
+            yield resampler(kept, first, start, stop)
+            start, reads = stop, max(0, resampler.inputs(stop, stop + 1)[0])
+            kept, first = kept[reads - first :], reads
+    stop = resampler.num_outputs(count)
+    if stop > start:
+        yield resampler(kept, first, start, stop)
 
 
 class Run(NamedTuple):

@@ -1,14 +1,12 @@
 """Ways of reading a recording of any length with a CTC model, behind one signature: samples in, text out."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutomaticSpeechRecognitionPipeline, AutoProcessor, PreTrainedModel, Wav2Vec2Processor
+from transformers import AutomaticSpeechRecognitionPipeline, PreTrainedModel, Wav2Vec2Processor
 
 from cald_speech.data.audio import SAMPLE_RATE
-from cald_speech.errors import UserError
 from cald_speech.longform import AudioSource, transcribe
 from cald_speech.tasks.decoding import greedy
 
@@ -51,17 +49,6 @@ def chunk_and_stitch(
         return pipeline(audio, chunk_length_s=chunk_s, stride_length_s=stride_s)["text"]
 
     return read
-
-
-def load_processor(source: str | Path) -> Wav2Vec2Processor:
-    """The processor beside a model. Raises UserError where its files are not there."""
-    try:
-        return AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{source}: expected the processor's files (preprocessor_config.json, tokenizer_config.json, vocab.json) "
-            f"beside the model, but they cannot be loaded: {error}. Copy them from the model it was made from."
-        ) from error
 
 
 READERS = {"whole": whole, "long-form": long_form, "chunks": chunk_and_stitch}

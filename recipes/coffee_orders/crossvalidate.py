@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from cald_speech.commands.options import command
 from cald_speech.errors import UserError
 from cald_speech.evaluation.labels import classify_folder
 from cald_speech.evaluation.report import format_table
@@ -32,23 +33,19 @@ MODELS = {
 PLUMBING = 60.0  # a teacher below this accuracy says nothing about conversion
 
 
-@click.command()
+@command()
 @click.option("--data_folder", type=Path, default="data/coffee_orders", show_default=True)
 @click.option("--jobs", default=1, show_default=True, help="Folds at once, one thread each.")
 def main(data_folder: Path, jobs: int) -> None:
     """Cross-validate teacher and students."""
-    try:
-        tests = [prepare(data_folder, RESULTS / "data", fold=fold)["test"] for fold in range(NUM_FOLDS)]
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(lambda fold: _train_fold(fold, data_folder), range(NUM_FOLDS)))
-        found: dict[str, dict[str, tuple[str, str]]] = {name: {} for name in MODELS}
-        for name in MODELS:
-            for fold, test in enumerate(tests):
-                folder = RESULTS / f"{name}-fold{fold}"
-                found[name] |= classify_folder(folder / "model", test, folder / "test.json")
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    tests = [prepare(data_folder, RESULTS / "data", fold=fold)["test"] for fold in range(NUM_FOLDS)]
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda fold: _train_fold(fold, data_folder), range(NUM_FOLDS)))
+    found: dict[str, dict[str, tuple[str, str]]] = {name: {} for name in MODELS}
+    for name in MODELS:
+        for fold, test in enumerate(tests):
+            folder = RESULTS / f"{name}-fold{fold}"
+            found[name] |= classify_folder(folder / "model", test, folder / "test.json")
     rows = summarise(found)
     print(format_table(rows))
     if rows[1]["accuracy %"] < PLUMBING:

@@ -18,7 +18,7 @@ import cald_speech
 from cald_speech.benchmarks.stopwatch import measure, peak_rss_gib
 from cald_speech.data.audio import SAMPLE_RATE, read_audio
 from cald_speech.data.manifests import read_manifest
-from cald_speech.errors import UserError
+from cald_speech.errors import UserError, error_epilogue
 from cald_speech.evaluation.report import format_table, read_result
 from cald_speech.recipes.demo.figure import draw
 from cald_speech.recipes.demo.synthesis import synthesise_corpus
@@ -102,8 +102,5 @@ def seconds_per_minute(model: PreTrainedModel, audio: torch.Tensor) -> float:
 
 
 if __name__ == "__main__":
-    try:
+    with error_epilogue():
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

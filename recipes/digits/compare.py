@@ -18,8 +18,9 @@ from threading import Event
 
 import click
 
+from cald_speech.commands.options import command
 from cald_speech.errors import UserError
-from cald_speech.evaluation.run import evaluate_folder
+from cald_speech.evaluation.recognition import evaluate_folder
 from cald_speech.files import whole_file
 from cald_speech.recipes.digits.cells import Cell, make_cells
 from cald_speech.recipes.digits.prepare import prepare
@@ -28,7 +29,7 @@ from cald_speech.recipes.digits.summarise import Student, summarise
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@click.command()
+@command()
 @click.option("--data_folder", type=Path, default="data/fsdd", show_default=True)
 @click.option("--output_folder", type=Path, default="results/digits/grid", show_default=True)
 @click.option("--only", multiple=True, help="Cells to train, by name; default: all.")
@@ -37,18 +38,14 @@ ROOT = Path(__file__).resolve().parents[2]
 @click.option("--jobs", default=1, show_default=True, help="Trainings at once, one thread each.")
 def main(data_folder: Path, output_folder: Path, only: Sequence[str], seeds: str, steps: int, jobs: int) -> None:
     """Train and compare the cells of the grid."""
-    try:
-        cells = _with_stages(make_cells(steps), only)
-        numbers = [int(seed) for seed in seeds.split(",")]
-        prepare(data_folder, Path("results/digits/data"))  # not twice at once, by the first trainings
-        prepare(data_folder, Path("results/digits/data_hundredth"), num_train=80)
-        train_all(cells, numbers, data_folder, output_folder, jobs)
-        test = prepare(data_folder, Path("results/digits/data"))["test"]
-        students = list(_evaluated(cells, numbers, output_folder, test))
-        print(json.dumps(summarise(students, output_folder, Path("results/digits/teacher"), test)))
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    cells = _with_stages(make_cells(steps), only)
+    numbers = [int(seed) for seed in seeds.split(",")]
+    prepare(data_folder, Path("results/digits/data"))  # not twice at once, by the first trainings
+    prepare(data_folder, Path("results/digits/data_hundredth"), num_train=80)
+    train_all(cells, numbers, data_folder, output_folder, jobs)
+    test = prepare(data_folder, Path("results/digits/data"))["test"]
+    students = list(_evaluated(cells, numbers, output_folder, test))
+    print(json.dumps(summarise(students, output_folder, Path("results/digits/teacher"), test)))
 
 
 def _with_stages(cells: Mapping[str, Cell], only: Sequence[str]) -> dict[str, Cell]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from cald_speech.evaluation.recognition import evaluate_folder
 from cald_speech.evaluation.report import format_table, read_result
-from cald_speech.evaluation.run import evaluate_folder
 from cald_speech.files import whole_file
 from cald_speech.recipes.digits.clip_bootstrap import errors_of_words
 from cald_speech.recipes.digits.grid_figures import draw_curves, draw_distances, training_seconds

@@ -1,6 +1,6 @@
 """How far forced alignment's word times are off, on digits joined with known pauses.
 
-    python recipes/digits/word_times.py results/digits/target-seed0/model --data_folder ../shared/data/fsdd
+    cald-speech word-times results/digits/target-seed0/model --data_folder ../shared/data/fsdd
 
 Clips of the Free Spoken Digit Dataset are joined with random pauses over low noise, and the digit words aligned to the
 recording. A word's true extent is taken in two ways: ``clip``, the clip's borders, which may hold some silence; and
@@ -11,17 +11,17 @@ the differences to ``speech``) on other clips: 45 to 49 of each speaker and digi
 clips, are measured. Prints medians of the absolute errors, medians of the errors (positive: late), and one JSON line.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 from torch import Tensor
 
+from cald_speech.commands import options
 from cald_speech.data.audio import SAMPLE_RATE, read_audio
 from cald_speech.data.joining import join_recording
 from cald_speech.errors import UserError
@@ -139,27 +139,43 @@ def rows_of(name: str, recogniser: Recogniser, test: Sequence[Measured], fitted:
     return rows
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("models", nargs="+", help="folders of models that write digits")
-    add("--data_folder", type=Path, required=True, help="the Free Spoken Digit Dataset")
-    add("--num_words", type=int, default=1_000)
-    add("--words_each", type=int, default=50, help="words in each recording")
-    add("--pause_s", type=float, nargs=2, default=(0.05, 0.5), help="shortest and longest pause between words")
-    args = parser.parse_args(argv)
-    options = {"num_words": args.num_words, "words_each": args.words_each, "pause_s": tuple(args.pause_s)}
-    folder, rows = args.data_folder / "recordings", []
-    try:
-        for name in args.models:
-            recogniser = Recogniser.of(name, force=True)  # recordings are short: attention can be measured too
-            fitted = fit(recogniser, measure(recogniser, folder, FIT_CLIPS, **options))
-            rows += rows_of(name, recogniser, measure(recogniser, folder, TEST_CLIPS, **options), fitted)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(format_table(rows))
-    print(json.dumps({"pause_s": args.pause_s, "below_peak_db": BELOW_PEAK_DB, "rows": rows}))
+@options.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--data_folder", type=Path, required=True, help="The Free Spoken Digit Dataset.")
+@click.option("--num_words", default=1_000, show_default=True)
+@click.option("--words_each", default=50, show_default=True, help="Words in each recording.")
+@click.option(
+    "--pause_s",
+    type=(float, float),
+    default=(0.05, 0.5),
+    show_default=True,
+    help="Shortest and longest pause between words.",
+)
+@options.device()
+def main(
+    models: tuple[str, ...],
+    data_folder: Path,
+    num_words: int,
+    words_each: int,
+    pause_s: tuple[float, float],
+    device: str,
+) -> None:
+    """How far forced alignment's word times are off, on digits joined with known pauses.
+
+    Clips of the Free Spoken Digit Dataset are joined with random pauses over low noise, and the digit words aligned to
+    the recording, with each MODEL that writes digits: with words as long as their tokens, with the default margins, and
+    with margins fitted on other clips. Prints medians of the absolute errors, medians of the errors (positive: late),
+    and one JSON line.
+    """
+    how = {"num_words": num_words, "words_each": words_each, "pause_s": pause_s}
+    folder, rows = data_folder / "recordings", []
+    for name in models:
+        # Recordings are short: attention can be measured too.
+        recogniser = Recogniser.of(name, device=device, force=True)
+        fitted = fit(recogniser, measure(recogniser, folder, FIT_CLIPS, **how))
+        rows += rows_of(name, recogniser, measure(recogniser, folder, TEST_CLIPS, **how), fitted)
+    click.echo(format_table(rows))
+    click.echo(json.dumps({"pause_s": pause_s, "below_peak_db": BELOW_PEAK_DB, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -7,57 +7,51 @@ figure to the model's card, and prints a table and, as its last line, the summar
 """
 
 import json
-import sys
 from pathlib import Path
 
 import click
 import torch
 
+from cald_speech.commands import options
 from cald_speech.conversion.model_card import add_figure
 from cald_speech.data.tables import table_hash
 from cald_speech.errors import UserError
-from cald_speech.evaluation.labels import summarise
+from cald_speech.evaluation.labels import classify_table, summarise
 from cald_speech.evaluation.report import format_table
-from cald_speech.evaluation.tables import classify_table
 from cald_speech.files import whole_file
 from cald_speech.recipes.glue.corpora import CORPORA, HUB
 from cald_speech.recipes.glue.prepare import prepare
 
 
-@click.command()
+@options.command()
 @click.argument("folder")
 @click.option("--glue_task", type=click.Choice(list(CORPORA)), required=True)
 @click.option("--data_folder", type=Path, default=HUB, show_default=True, help="A folder, or hub: download it.")
 @click.option("--prepare_folder", type=Path, default="results/glue/data", show_default=True)
 @click.option("--split", default="valid", show_default=True, help="GLUE has no labels of its test sets; imdb has test.")
-@click.option("--output_folder", type=Path, help="Default: results/evaluation/ and the path of FOLDER, joined by --.")
+@options.evaluation_folder()
 @click.option("--max_tokens", default=512, show_default=True, help="Longer texts are cut.")
 @click.option("--max_batch_tokens", default=16384, show_default=True, help="Tokens in a batch, padding counted.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@options.device()
+@options.dtype()
 def main(
     folder: str,
     glue_task: str,
     data_folder: Path,
     prepare_folder: Path,
     split: str,
-    output_folder: Path | None,
-    dtype: str,
-    **options,
+    output_folder: Path,
+    dtype: torch.dtype,
+    **how,
 ) -> None:
     """Evaluate FOLDER, a model folder or a hub id."""
-    output_folder = output_folder or Path("results/evaluation") / folder.strip("/.").replace("/", "--")
     name = f"{glue_task}-{split}"
-    try:
-        tables = prepare(data_folder, prepare_folder, task=glue_task)
-        if split not in tables:
-            raise UserError(f"split: expected one of {', '.join(tables)}, which {glue_task} has, got {split!r}")
-        report = output_folder / f"{name}-guesses.json"
-        found = classify_table(folder, tables[split], report, dtype=getattr(torch, dtype), **options)
-        summary = {"model": folder, "set": name, **summarise(found), "manifest_hash": table_hash(tables[split])}
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    tables = prepare(data_folder, prepare_folder, task=glue_task)
+    if split not in tables:
+        raise UserError(f"split: expected one of {', '.join(tables)}, which {glue_task} has, got {split!r}")
+    report = output_folder / f"{name}-guesses.json"
+    found = classify_table(folder, tables[split], report, dtype=dtype, **how)
+    summary = {"model": folder, "set": name, **summarise(found), "manifest_hash": table_hash(tables[split])}
     with whole_file(output_folder / f"{name}.json") as unfinished:
         unfinished.write_text(json.dumps(summary, indent=1) + "\n")
     figure = {"metric": "accuracy %", "value": summary["accuracy"], "interval": summary["interval"]}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from cald_speech.commands.options import command
 from cald_speech.errors import UserError
 from cald_speech.evaluation.language import Perplexity, perplexity_of
 from cald_speech.evaluation.report import format_table
@@ -27,7 +28,7 @@ RECIPE = Path(__file__).resolve().parent
 MODES = ("unguided", "target", "hybrid", "trajectory", "waypoint")
 
 
-@click.command()
+@command()
 @click.argument("experiment", type=Path)
 @click.option("--data_folder", help="Default: the experiment's.")
 @click.option("--modes", default=",".join(MODES), show_default=True)
@@ -37,17 +38,13 @@ def main(experiment: Path, data_folder: str | None, modes: str, seeds: str, jobs
     """Train the students of EXPERIMENT and compare them with its teacher."""
     given = {} if data_folder is None else {"data_folder": data_folder}
     runs = [(mode, seed) for seed in seeds.split(",") for mode in modes.split(",")]
-    try:
-        with ThreadPoolExecutor(jobs) as pool:
-            folders = dict(zip(runs, pool.map(lambda run: _train(experiment, given, *run), runs), strict=True))
-        settings = Settings.load(experiment, given)
-        folders_of_data = Path(settings.data_folder), Path(settings.prepare_folder or settings.output_folder)
-        tokens = prepare(*folders_of_data, **settings.corpus)["test"]
-        teacher = perplexity_of(settings.teacher, tokens)[0]
-        found = {run: perplexity_of(str(folder / "model"), tokens)[0] for run, folder in folders.items()}
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    with ThreadPoolExecutor(jobs) as pool:
+        folders = dict(zip(runs, pool.map(lambda run: _train(experiment, given, *run), runs), strict=True))
+    settings = Settings.load(experiment, given)
+    folders_of_data = Path(settings.data_folder), Path(settings.prepare_folder or settings.output_folder)
+    tokens = prepare(*folders_of_data, **settings.corpus)["test"]
+    teacher = perplexity_of(settings.teacher, tokens)[0]
+    found = {run: perplexity_of(str(folder / "model"), tokens)[0] for run, folder in folders.items()}
     rows = summarise(teacher, found)
     print(format_table(rows))
     print(json.dumps(rows))

@@ -7,39 +7,33 @@ The default tasks are the paper's eight, which the hub has; --include_path is a 
 """
 
 import json
-import sys
 from pathlib import Path
 
 import click
 
-from cald_speech.errors import UserError
+from cald_speech.commands import options
 from cald_speech.evaluation.harness import PAPER_TASKS, run_tasks
 from cald_speech.evaluation.language import evaluate_language
 from cald_speech.evaluation.report import format_table
 from cald_speech.files import whole_file
 
 
-@click.command()
+@options.command()
 @click.argument("folder")
 @click.option("--tasks", default=",".join(PAPER_TASKS), show_default=True, help="lm-eval's names, or none.")
 @click.option("--include_path", type=Path, help="Folder with task files beside lm-eval's own.")
 @click.option("--limit", type=int, help="Take so many documents of each task; the figures are then no benchmark's.")
 @click.option("--tokens", type=Path, help="A token set's JSON file: its perplexity, and the check of generation.")
 @click.option("--batch_size", default=8, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--output_folder", type=Path, help="Default: results/evaluation/ and the path of FOLDER, joined by --.")
-def main(folder: str, tasks: str, tokens: Path | None, device: str, output_folder: Path | None, **options) -> None:
+@options.device()
+@options.evaluation_folder()
+def main(folder: str, tasks: str, tokens: Path | None, device: str, output_folder: Path, **how) -> None:
     """Evaluate FOLDER, a language model's folder or hub id."""
-    output_folder = output_folder or Path("results/evaluation") / folder.strip("/.").replace("/", "--")
     summary: dict = {"model": folder}
-    try:
-        if tokens is not None:
-            summary["language"] = evaluate_language(folder, tokens, device=device)
-        if tasks != "none":
-            summary["tasks"] = run_tasks(folder, tasks.split(","), device=device, **options)
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    if tokens is not None:
+        summary["language"] = evaluate_language(folder, tokens, device=device)
+    if tasks != "none":
+        summary["tasks"] = run_tasks(folder, tasks.split(","), device=device, **how)
     if "language" in summary:
         click.echo(format_table([{"set": tokens.stem, "perplexity": summary["language"]["value"]}]))
     if "tasks" in summary:

@@ -9,48 +9,42 @@ intents draw whole sentences, since a sentence's recordings (two microphones, se
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cald_speech.conversion import from_pretrained
+from cald_speech.commands import options
 from cald_speech.conversion.model_card import add_figure, add_result
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.manifests import manifest_hash, read_manifest
-from cald_speech.errors import UserError
+from cald_speech.evaluation.forward import load
 from cald_speech.evaluation.labels import classify_folder, group_names, summarise
+from cald_speech.evaluation.recognition import evaluate
 from cald_speech.evaluation.report import format_table, write_report
-from cald_speech.evaluation.run import evaluate
+from cald_speech.longform import load_processor
 from cald_speech.recipes.slurp.prepare import prepare
-from cald_speech.tasks.reading import load_processor
 from cald_speech.tasks.wer import score
 
 NORMALISER = "librispeech"
 
 
-@click.command()
+@options.command()
 @click.argument("folder")
 @click.option("--data_folder", type=Path, default="data/slurp", show_default=True)
 @click.option("--split", type=click.Choice(["valid", "test"]), default="test", show_default=True)
 @click.option("--joint", is_flag=True, help="FOLDER spells out intent and words, as of hparams/slurp/joint.yaml.")
-@click.option("--output_folder", type=Path, help="Default: results/evaluation/ and the path of FOLDER, joined by --.")
+@options.evaluation_folder()
 @click.option("--drop_bad_audio", is_flag=True, help="Leave out recordings that cannot be read.")
-@click.option("--max_batch_s", default=60.0, show_default=True, help="Seconds of audio in a batch, padding counted.")
-@click.option("--device", default="cpu", show_default=True)
+@options.max_batch_s()
+@options.device()
 def main(
-    folder: str, data_folder: Path, split: str, joint: bool, output_folder: Path | None, drop_bad_audio: bool, **options
+    folder: str, data_folder: Path, split: str, joint: bool, output_folder: Path, drop_bad_audio: bool, **how
 ) -> None:
     """Evaluate FOLDER, a model folder or a hub id."""
-    output_folder = output_folder or Path("results/evaluation") / folder.strip("/.").replace("/", "--")
-    try:
-        corpus = {"joint": joint, "drop_bad_audio": drop_bad_audio, "sets": [split]}
-        manifest = prepare(data_folder, output_folder, **corpus)[split]
-        summary = (read_out if joint else classify)(folder, manifest, output_folder, **options)
-    except UserError as error:
-        click.echo(str(error), err=True)
-        sys.exit(2)
+    corpus = {"joint": joint, "drop_bad_audio": drop_bad_audio, "sets": [split]}
+    manifest = prepare(data_folder, output_folder, **corpus)[split]
+    summary = (read_out if joint else classify)(folder, manifest, output_folder, **how)
     intent = summary["intent"]
     low, high = intent["interval"] or (None, None)
     row = {"split": summary["split"], "intent %": intent["accuracy"], "low": low, "high": high}
@@ -59,18 +53,19 @@ def main(
     click.echo(json.dumps(summary))
 
 
-def classify(folder: str, manifest: Path, output_folder: Path, **options) -> dict[str, Any]:
+def classify(folder: str, manifest: Path, output_folder: Path, **how) -> dict[str, Any]:
     """The summary of a model with a classification head."""
-    found = classify_folder(folder, manifest, output_folder / manifest.name, **options)
+    found = classify_folder(folder, manifest, output_folder / manifest.name, **how)
     summary = {"split": manifest.stem, "model": folder, "manifest_hash": manifest_hash(manifest)}
     return summary | {"intent": _intent(folder, manifest, found, group_names(folder))}
 
 
-def read_out(folder: str, manifest: Path, output_folder: Path, **options) -> dict[str, Any]:
+def read_out(folder: str, manifest: Path, output_folder: Path, *, max_batch_s: float, device: str) -> dict[str, Any]:
     """The summary of a CTC model: the first two words are the intent, the WER is that of the others."""
-    model, processor = from_pretrained(folder, head="ctc"), load_processor(folder)
+    model, processor = load(folder, device, head="ctc"), load_processor(folder)
     dataset = make_dataset(manifest, processor, normaliser=NORMALISER, unknown="drop")
-    read = evaluate(model, processor, dataset, normaliser=NORMALISER, progress=False, **options).utterances
+    how = {"normaliser": NORMALISER, "max_batch_s": max_batch_s, "progress": False}
+    read = evaluate(model, processor, dataset, **how).utterances
     pairs = {u.id: (u.reference.split(), u.hypothesis.split()) for u in read}
     found = {key: tuple(" ".join(words[:2]) for words in pair) for key, pair in pairs.items()}
     references, hypotheses = ({key: " ".join(pair[i][2:]) for key, pair in pairs.items()} for i in range(2))

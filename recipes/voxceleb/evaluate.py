@@ -7,40 +7,31 @@ its last line, the summary as JSON. The 95 % interval draws speakers, since what
 """
 
 import json
-import sys
 from pathlib import Path
 
 import click
 
+from cald_speech.commands import options
 from cald_speech.conversion.model_card import add_figure
 from cald_speech.data.manifests import manifest_hash
-from cald_speech.errors import UserError
 from cald_speech.evaluation.labels import classify_folder, summarise
 from cald_speech.evaluation.report import format_table
 from cald_speech.files import whole_file
 from cald_speech.recipes.voxceleb.prepare import SPLITS, prepare
 
 
-@click.command()
+@options.command()
 @click.argument("folder")
 @click.option("--data_folder", type=Path, default="data/voxceleb1", show_default=True)
 @click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
-@click.option("--output_folder", type=Path, help="Default: results/evaluation/ and the path of FOLDER, joined by --.")
-@click.option("--max_batch_s", default=60.0, show_default=True, help="Seconds of audio in a batch, padding counted.")
+@options.evaluation_folder()
+@options.max_batch_s()
 @click.option("--drop_bad_audio", is_flag=True, help="Leave out what is missing or damaged instead of refusing it.")
-@click.option("--device", default="cpu", show_default=True)
-def main(
-    folder: str, data_folder: Path, split: str, output_folder: Path | None, drop_bad_audio: bool, **options
-) -> None:
+@options.device()
+def main(folder: str, data_folder: Path, split: str, output_folder: Path, drop_bad_audio: bool, **how) -> None:
     """Evaluate FOLDER, a model folder or a hub id."""
-    # Two models never share a folder: results/a/model and results/b/model have reports of their own.
-    output_folder = output_folder or Path("results/evaluation") / folder.strip("/.").replace("/", "--")
-    try:
-        manifest = prepare(data_folder, output_folder, splits=[split], drop_bad_audio=drop_bad_audio)[split]
-        found = classify_folder(folder, manifest, output_folder / f"{split}_labels.json", **options)
-    except UserError as error:
-        click.echo(str(error), err=True)
-        sys.exit(2)
+    manifest = prepare(data_folder, output_folder, splits=[split], drop_bad_audio=drop_bad_audio)[split]
+    found = classify_folder(folder, manifest, output_folder / f"{split}_labels.json", **how)
     speakers = [label for label, _ in found.values()]
     summary = {"model": folder, "split": split, **summarise(found, drawn_by=speakers)}
     summary["manifest_hash"] = manifest_hash(manifest)

@@ -102,7 +102,16 @@ def test_a_folder_that_cannot_be_written(tmp_path):
             write(tmp_path / "file")
 
 
-MOVED = {"cald_speech.longform.__main__": "transcribe"}
+MOVED = {
+    "cald_speech.longform.__main__": "transcribe",
+    "cald_speech.evaluation.by_length": "by-length",
+    "cald_speech.evaluation.drift": "drift",
+    "cald_speech.evaluation.labels": "labels",
+    "cald_speech.evaluation.language": "perplexity",
+    "cald_speech.evaluation.layer_importance": "layers",
+    "cald_speech.evaluation.lookahead": "lookahead",
+    "cald_speech.evaluation.word_times": "word-times",
+}
 
 
 @pytest.mark.parametrize(("module", "command"), MOVED.items())

@@ -7,7 +7,8 @@ import torch
 from cald_speech.conversion import from_pretrained
 from cald_speech.data.audio import SAMPLE_RATE, read_audio, write_audio
 from cald_speech.data.manifests import write_manifest
-from cald_speech.tasks.reading import load_processor, whole
+from cald_speech.longform import load_processor
+from cald_speech.tasks.reading import whole
 from tests.training.miniature import write_model
 
 DURATIONS_S = (0.9, 0.31, 0.5, 0.3, 0.77, 0.42)

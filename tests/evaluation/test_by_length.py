@@ -76,18 +76,10 @@ def test_stress_is_what_it_is_called(entries):
         assert pause[-SAMPLE_RATE // 2 : -SAMPLE_RATE // 4].std() == pytest.approx(BURST_LEVEL, rel=0.1)
 
 
-def test_the_command(manifest, tmp_path, capsys):
+def test_whole_and_long_form_read_alike(manifest, tmp_path):
     model = write_model(tmp_path / "model", letters="ABCDEF")
-    words = [str(model), "--manifest", str(manifest), "--joins", "1", "2", "--utterances", "4", "--quiet"]
-    by_length.main([*words, "--readers", "whole", "long-form", "chunks", "--output_folder", str(tmp_path / "out")])
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {row["condition"] for row in last["rows"]} == set(by_length.conditions([1, 2]))
-    pairs = zip(*([row for row in last["rows"] if reader in row["model"]] for reader in ("whole", "long")), strict=True)
+    options = {"joins": [1, 2], "utterances": 4, "readers": ["whole", "long-form", "chunks"], "progress": False}
+    rows = by_length.evaluate_by_length([str(model)], manifest, **options)
+    assert {row["condition"] for row in rows} == set(by_length.conditions([1, 2]))
+    pairs = zip(*([row for row in rows if reader in row["model"]] for reader in ("whole", "long")), strict=True)
     assert all(a["WER %"] == b["WER %"] for a, b in pairs)
-    assert (tmp_path / "out" / "by_length.json").exists() and (tmp_path / "out" / "by_length.png").exists()
-
-
-def test_a_missing_manifest(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        by_length.main(["x", "--manifest", str(tmp_path / "none.json")])
-    assert "Traceback" not in capsys.readouterr().err

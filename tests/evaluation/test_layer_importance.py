@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -9,10 +10,16 @@ import yaml
 from torch.nn import functional as F
 
 from cald_speech import LayerMap, convert
+from cald_speech.errors import UserError
 from cald_speech.evaluation.effective_memory import MemoryMeter, metered
-from cald_speech.evaluation.layer_costs import converted_alone, mixers_of, with_mixer_of
-from cald_speech.evaluation.layer_importance import main
-from cald_speech.evaluation.layer_ranking import overrides_yaml
+from cald_speech.evaluation.layer_importance import (
+    converted_alone,
+    mixers_of,
+    overrides_yaml,
+    rank_layers,
+    tables,
+    with_mixer_of,
+)
 from cald_speech.families import family_of
 from cald_speech.mixers import Bidirectional, Hydra, Mamba, Mamba2, Mixer
 from tests.evaluation.layerwise import DURATIONS_S, rewrite, write_recordings, write_teacher
@@ -46,14 +53,11 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def importance(place, tmp_path, capsys):
-    """Run the command on folders of ``place``; gives what it printed and the last line's JSON."""
+def importance(place):
+    """Rank the layers of a folder of ``place``."""
 
-    def run(teacher, *options, manifest="manifest.json"):
-        words = [str(place / teacher), str(place / manifest), "--output", str(tmp_path / "out"), "--quiet"]
-        main([*words, *map(str, options)])
-        out = capsys.readouterr().out
-        return out, json.loads(out.splitlines()[-1])
+    def run(teacher, *, manifest="manifest.json", **options):
+        return rank_layers(str(place / teacher), place / manifest, progress=False, **options)
 
     return run
 
@@ -61,8 +65,7 @@ def importance(place, tmp_path, capsys):
 @pytest.mark.parametrize("by", ["wer", "kl", "distance"])
 @pytest.mark.parametrize("student", [False, True], ids=["untrained", "student"])
 def test_the_only_layer_that_attends_is_the_one_to_keep(importance, place, by, student):
-    options = ["--student", place / "student"] if student else []
-    out, found = importance("teacher", "--rank_by", by, *options)
+    found = importance("teacher", rank_by=by, student=str(place / "student") if student else None)
     first, *others = found["layers"]
     assert found["teacher_wer"] == 0 and found["num_words"] > 0
     assert first["layer"] == NEEDED and first["kl"] > 1e-3 and first["distance_after_layer"] > 1e-3
@@ -71,31 +74,28 @@ def test_the_only_layer_that_attends_is_the_one_to_keep(importance, place, by, s
     for row in others:
         assert row["wer"] == 0 and row["kl"] < 1e-6 and row["distance_at_end"] < 1e-6
     assert found["keep"] == [NEEDED]
-    assert overrides_yaml([NEEDED]) in out and ("untrained" in found["caveat"]) == (not student)
+    assert overrides_yaml([NEEDED]) in tables(found) and ("untrained" in found["caveat"]) == (not student)
 
 
-def test_the_command(importance, tmp_path):
-    out, found = importance("teacher", "--keep", 2)
-    assert json.loads((tmp_path / "out" / "layer_importance.json").read_text()) == found
-    files = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert files == ["layer_importance.json", "layer_importance.png"]
-    assert (tmp_path / "out" / "layer_importance.png").read_bytes().startswith(b"\x89PNG")
-    assert len([line for line in out.splitlines() if line.startswith("|")]) == 2 + 3
+def test_layers_that_words_do_not_tell_apart(importance):
+    found = importance("teacher", keep=2)
     assert found["num_utterances"] == len(DURATIONS_S) and NEEDED in found["keep"] and len(found["keep"]) == 2
     # two layers that cost nothing: their order is no finding, and the report says so
     assert found["border"]["interval"] == [0, 0] and NEEDED not in (found["border"][k] for k in ("kept", "converted"))
-    assert "do not tell them apart" in out
+    shown = tables(found)
+    assert "do not tell them apart" in shown
+    assert len([line for line in shown.splitlines() if line.startswith("|")]) == 2 + 3
 
 
 def test_a_student_that_keeps_attention_in_a_layer(importance, place):
-    out, found = importance("teacher", "--student", place / "hybrid")
+    found = importance("teacher", student=str(place / "hybrid"))
     assert sorted(row["layer"] for row in found["layers"]) == [1, 2]
-    assert "keeps attention there: 0." in out
+    assert "keeps attention there: 0." in tables(found)
     assert found["student"]["distances"][0] < 1e-6 < found["student"]["distances"][-1]
 
 
 def test_up_to_its_first_layer_the_student_is_the_teacher_with_that_layer_converted(importance, place):
-    _, found = importance("teacher", "--student", place / "student", manifest="manifest.json")
+    found = importance("teacher", student=str(place / "student"))
     first = next(row for row in found["layers"] if row["layer"] == 0)
     assert first["distance_after_layer"] == pytest.approx(found["student"]["distances"][0], abs=1e-6)
 
@@ -105,7 +105,7 @@ def test_padding_does_not_count(importance, place, norm):
     teacher = f"teacher-{norm}"
     if not (place / teacher).exists():
         write_teacher(place / teacher, norm=norm)
-    (_, alone), (_, padded) = (importance(teacher, "--max_batch_s", s) for s in (0, 60))
+    alone, padded = (importance(teacher, max_batch_s=s) for s in (0, 60))
     for one, other in zip(alone["layers"], padded["layers"], strict=True):
         assert one["layer"] == other["layer"] and one["wer"] == other["wer"]
         for key in ("kl", "distance_after_layer", "distance_at_end"):
@@ -213,31 +213,29 @@ def unlike(place):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["student"], "expected a model with attention in every layer, got a converted one"),
-        (["headless"], "expected a model with a CTC head"),
-        (["teacher", "--student", "teacher"], "expected a converted model, got one with attention in every layer"),
-        (["teacher", "--student", "wider"], "wider differ in their width"),
-        (["teacher", "--student", "letters"], "differ in their vocabulary"),
-        (["teacher", "--keep", "4"], "--keep: expected from 1 to 3"),
-        (["teacher", "--keep", "0"], "--keep: expected from 1 to 3"),
-        (["teacher", "--mixer", "Transformer"], "--mixer: mixer 'Transformer' is not known"),
-        (["teacher", "--mixer", "{"], "--mixer: "),
-        (["teacher", "--mixer", '{"mixer": "Mamba2", "arguments": 3}'], "expected keys and values, got 3"),
-        (["teacher", "--mixer", '{"mixer": "Mamba2", "arguments": {"depth": 3}}'], "cannot build the mixer of layer 0"),
-        (["teacher", "--normaliser", "polite"], "expected a text normaliser"),
+        ({"teacher": "student"}, "expected a model with attention in every layer, got a converted one"),
+        ({"teacher": "headless"}, "expected a model with a CTC head"),
+        ({"student": "teacher"}, "expected a converted model, got one with attention in every layer"),
+        ({"student": "wider"}, "wider differ in their width"),
+        ({"student": "letters"}, "differ in their vocabulary"),
+        ({"keep": 4}, "--keep: expected from 1 to 3"),
+        ({"keep": 0}, "--keep: expected from 1 to 3"),
+        ({"mixer": "Transformer"}, "--mixer: mixer 'Transformer' is not known"),
+        ({"mixer": "{"}, "--mixer: "),
+        ({"mixer": '{"mixer": "Mamba2", "arguments": 3}'}, "expected keys and values, got 3"),
+        ({"mixer": '{"mixer": "Mamba2", "arguments": {"depth": 3}}'}, "cannot build the mixer of layer 0"),
+        ({"normaliser": "polite"}, "expected a text normaliser"),
     ],
+    ids=str,
 )
-def test_what_does_not_fit_is_refused(unlike, importance, capsys, monkeypatch, options, message):
+def test_what_does_not_fit_is_refused(unlike, importance, monkeypatch, options, message):
     monkeypatch.chdir(unlike)
-    with pytest.raises(SystemExit, match="2"):
-        importance(*options)
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error
+    with pytest.raises(UserError, match=re.escape(message)):
+        importance(**{"teacher": "teacher"} | options)
 
 
-def test_without_words_layers_are_not_ranked_by_them(unlike, importance, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        importance("teacher", "--rank_by", "wer", manifest="silent.json")
-    assert "not one word" in capsys.readouterr().err
-    out, found = importance("teacher", manifest="silent.json")
-    assert found["keep"] == [NEEDED] and found["layers"][0]["wer"] is None and "unknown" in out
+def test_without_words_layers_are_not_ranked_by_them(unlike, importance):
+    with pytest.raises(UserError, match="not one word"):
+        importance("teacher", rank_by="wer", manifest="silent.json")
+    found = importance("teacher", manifest="silent.json")
+    assert found["keep"] == [NEEDED] and found["layers"][0]["wer"] is None and "unknown" in tables(found)

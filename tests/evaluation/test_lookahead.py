@@ -1,17 +1,16 @@
 """Live reading with enough lookahead reads what one pass reads; with attention there is no live reading."""
 
-import json
-
 import pytest
 import torch
 
 from cald_speech import LayerMap, convert
 from cald_speech.data.audio import SAMPLE_RATE, write_audio
 from cald_speech.data.manifests import write_manifest
+from cald_speech.errors import UserError
 from cald_speech.evaluation import lookahead
 from cald_speech.families import families
+from cald_speech.longform import load_processor
 from cald_speech.mixers import Bidirectional
-from cald_speech.tasks.reading import load_processor
 from tests.training.miniature import write_model
 
 
@@ -36,21 +35,19 @@ def student(folder):
     return folder
 
 
-def test_a_table_of_lookaheads(manifest, tmp_path, capsys):
-    folder = student(tmp_path / "student")
-    argv = [str(folder), "--manifest", str(manifest), "--lookaheads", "0", "30", "--join", "2", "--utterances", "4"]
-    lookahead.main([*argv, "--output_folder", str(tmp_path / "out")])
-    rows = {row["lookahead"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
+def test_a_table_of_lookaheads(manifest, tmp_path):
+    options = {"lookaheads_s": [0.0, 30.0], "join": 2, "utterances": 4}
+    found = lookahead.evaluate_lookaheads(str(student(tmp_path / "student")), manifest, **options)
+    rows = {row["lookahead"]: row for row in found}
     assert list(rows) == ["whole", "0 s", "30 s"] and rows["whole"]["latency s"] is None
     assert rows["30 s"]["latency s"] == rows["0 s"]["latency s"] + 30
     # It hears all of the audio before it begins, and so normalises by all of it.
     assert {k: v for k, v in rows["30 s"].items() if k not in ("lookahead", "latency s")} == {
         k: v for k, v in rows["whole"].items() if k not in ("lookahead", "latency s")
     }
-    assert json.loads((tmp_path / "out" / "lookahead.json").read_text()) == list(rows.values())
 
 
-def test_a_teacher_cannot_run_live(manifest, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        lookahead.main([str(write_model(tmp_path / "teacher")), "--manifest", str(manifest)])
-    assert "need the whole audio: 0 (attention)" in capsys.readouterr().err
+def test_a_teacher_cannot_run_live(manifest, tmp_path):
+    teacher = str(write_model(tmp_path / "teacher"))
+    with pytest.raises(UserError, match=r"need the whole audio: 0 \(attention\)"):
+        lookahead.evaluate_lookaheads(teacher, manifest, lookaheads_s=[0.0], join=2, utterances=4)

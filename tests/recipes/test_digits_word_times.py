@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from cald_speech import LayerMap, convert
 from cald_speech.data.text import make_processor
@@ -77,10 +78,10 @@ def test_every_word_of_the_recordings_is_measured(recogniser, shared_data):
         assert (speech[:, 1] <= clips[:, 1]).all()
 
 
-def test_the_command_prints_a_row_for_each_choice_and_one_json_line(folder, shared_data, capsys):
+def test_the_command_prints_a_row_for_each_choice_and_one_json_line(folder, shared_data):
     options = ["--data_folder", str(shared_data / "fsdd"), "--num_words", "20", "--words_each", "10"]
-    main([str(folder), *options])
-    lines = capsys.readouterr().out.splitlines()
+    done = CliRunner().invoke(main, [str(folder), *options], catch_exceptions=False)
+    lines = done.stdout.splitlines()
     rows = json.loads(lines[-1])["rows"]
     assert [(row["margins"], row["truth"]) for row in rows] == [
         (margins, truth) for margins in ("tokens alone", "default", "fitted") for truth in ("clip", "speech")

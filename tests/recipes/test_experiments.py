@@ -12,7 +12,7 @@ import torch
 import cald_speech
 from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.manifests import read_manifest
-from cald_speech.evaluation.run import evaluate_folder
+from cald_speech.evaluation.recognition import evaluate_folder
 from cald_speech.recipes.digits import prepare as recipe
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.run import run

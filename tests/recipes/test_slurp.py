@@ -220,7 +220,7 @@ def evaluated(script, model, corpus, folder, *options):
     return json.loads(done.output.splitlines()[-1])
 
 
-def test_the_teacher_keeps_attention_and_says_its_groups(teacher, trained_on, tmp_path, evaluate_script, capsys):
+def test_the_teacher_keeps_attention_and_says_its_groups(teacher, trained_on, tmp_path, evaluate_script):
     model = teacher / "teacher" / "model"
     config = json.loads((model / "config.json").read_text())
     assert config["architectures"] == ["Wav2Vec2ForSequenceClassification"] and len(config["id2label"]) == 18 + 46
@@ -236,8 +236,8 @@ def test_the_teacher_keeps_attention_and_says_its_groups(teacher, trained_on, tm
     right = sum(label == guess for label, guess in found.values())
     assert summary["intent"]["accuracy"] == 100 * right / 8 and len(summary["intent"]["interval"]) == 2
     assert "accuracy" in json.dumps(read_facts(model))
-    labels.main([str(model), str(tmp_path / "manifests" / "test.json"), "--report", str(tmp_path / "again.json")])
-    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    again = labels.classify_folder(model, tmp_path / "manifests" / "test.json", tmp_path / "again.json")
+    again = labels.summarise(again, labels.group_names(model))
     assert again["right"] == right and again["groups"] == summary["intent"]["groups"]
 
 

@@ -14,7 +14,7 @@ from cald_speech.data import manifests
 from cald_speech.data.audio import SAMPLE_RATE, read_audio, read_entry
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
-from cald_speech.evaluation import talks
+from cald_speech.evaluation import recognition
 from cald_speech.longform.words import Word
 from cald_speech.recipes.tedlium import prepare as recipe
 from cald_speech.recipes.tedlium.evaluate import main
@@ -258,7 +258,7 @@ def test_evaluate_whole_talks(shared, tmp_path, evaluate, monkeypatch):
     real = evaluate(shared / "teacher" / "model", *words)
     assert real.exit_code == 0, real.output
     assert json.loads(real.stdout.splitlines()[-1])["dev-talks"]["num_utterances"] == 1
-    monkeypatch.setattr(talks, "transcribe", lambda model, audio, **options: iter(said))
+    monkeypatch.setattr(recognition, "transcribe", lambda model, audio, **options: iter(said))
     done = evaluate(shared / "teacher" / "model", *words)
     summary = json.loads(done.stdout.splitlines()[-1])["dev-talks"]
     assert summary["words_outside"] == 3 and summary["longest_audio_s"] == 4.2
@@ -281,7 +281,7 @@ def test_whole_talks_are_whole(shared, corpus, tmp_path):
     manifest = recipe.prepare(corpus.parent, tmp_path)["valid"]
     cut_talk(corpus)
     with pytest.raises(UserError, match=r"EveFox_2003\.sph: the audio is cut off"):
-        talks.evaluate_talks(shared / "teacher" / "model", manifest, tmp_path, split="dev", force=True)
+        recognition.evaluate_talks(shared / "teacher" / "model", manifest, tmp_path, split="dev", force=True)
     assert not (tmp_path / "dev.json").exists()
 
 

@@ -8,8 +8,7 @@ from transformers import Wav2Vec2Config
 
 from cald_speech.data.manifests import write_manifest
 from cald_speech.errors import UserError
-from cald_speech.tasks.intent import Intent
-from cald_speech.tasks.label_groups import LabelGroups
+from cald_speech.tasks.intent import Intent, LabelGroups
 
 GROUPS = {"scenario": ["alarm", "music", "iot"], "action": ["set", "hue_lighton"]}
 NAMES = ["scenario:alarm", "scenario:music", "scenario:iot", "action:set", "action:hue_lighton"]

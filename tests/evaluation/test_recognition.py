@@ -13,7 +13,7 @@ from cald_speech.data.batching import batches_by_length
 from cald_speech.data.manifests import manifest_hash, write_manifest
 from cald_speech.data.text import make_processor
 from cald_speech.errors import UserError
-from cald_speech.evaluation.run import evaluate, evaluate_folder
+from cald_speech.evaluation.recognition import evaluate, evaluate_folder
 from cald_speech.tasks.decoding import greedy
 
 DURATIONS_S = {"a": 1.0, "b": 0.31, "c": 0.5, "d": 0.3, "e": 0.77, "f": 0.1}

@@ -1,0 +1,94 @@
+"""``cald-speech drift`` and ``layers``: what is seen of models layer by layer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cald_speech.commands import options
+from cald_speech.conversion import STARTS
+from cald_speech.evaluation import drift as drift_of
+from cald_speech.evaluation import layer_importance
+from cald_speech.evaluation.figures import draw_drift, draw_importance
+
+UTTERANCES = click.option(
+    "--utterances", default=200, show_default=True, help="How many are read, evenly spread over the manifest."
+)
+
+
+@options.command()
+@click.argument("teacher")
+@click.argument("source")
+@click.argument("manifest", type=Path)
+@click.option("--waypoints", type=Path, help="Folder with step-<number> checkpoints of the fine-tuning.")
+@UTTERANCES
+@options.max_batch_s()
+@options.max_batch_tokens()
+@options.output_folder("results/drift", "--output")
+@options.device()
+@options.progress()
+def drift(output_folder: Path, **what: Any) -> None:
+    """How far fine-tuning moved the hidden states, layer by layer, and the guidance mode which that speaks for.
+
+    Reads MANIFEST's audio, or the tokens of a set, with the pretrained SOURCE and the fine-tuned TEACHER (folders or
+    hub ids) and prints the cosine distance between their hidden states after each layer, mean over frames or tokens;
+    with --waypoints also how far each checkpoint of the fine-tuning is from both. SOURCE needs no head. The paper
+    (arXiv 2410.06846) names no border between a large and a small distance: those used here are our reading.
+
+    Writes drift.json and drift.png; prints tables, the suggestion, and one JSON line last.
+    """
+    options.check_writable(output_folder)  # it may take an hour until there is something to write
+    found = drift_of.measure_drift(**what)
+    options.write_found(output_folder, "drift", found, draw_drift)
+    click.echo(drift_of.tables(found))
+    suggestion = found["suggestion"]
+    certainty = "suggested" if suggestion["clear"] else "suggested, uncertainly"
+    click.echo(f"\nguidance {certainty}: {', '.join(suggestion['modes'])}; {suggestion['reason']}.\n")
+    click.echo(json.dumps(found))
+
+
+@options.command()
+@click.argument("teacher")
+@click.argument("manifest", type=Path)
+@click.option("--student", help="Converted model whose trained mixers are measured, instead of untrained ones.")
+@click.option("--mixer", help=f"Untrained mixer: class name or JSON.  [default: {layer_importance.MIXER}]")
+@click.option(
+    "--initialise",
+    type=click.Choice(STARTS),
+    default="attention",
+    show_default=True,
+    help="Start of untrained mixers.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of what untrained mixers draw.")
+@click.option("--keep", default=1, show_default=True, help="How many layers are to keep their attention.")
+@click.option(
+    "--rank_by",
+    type=click.Choice(list(layer_importance.RANKED_BY)),
+    default="kl",
+    show_default=True,
+    help="The cost that ranks.",
+)
+@options.normaliser()
+@UTTERANCES
+@options.max_batch_s()
+@options.output_folder("results/layer_importance", "--output")
+@options.device()
+@options.progress()
+def layers(output_folder: Path, student: str | None, mixer: str | None, **what: Any) -> None:
+    """Which layers need their attention most: what converting each layer alone costs the teacher.
+
+    For each layer, the TEACHER (a folder or hub id) with that layer alone converted: its WER on MANIFEST, the KL of its
+    output from the unconverted teacher's (nats a frame), the cosine distance of the hidden states after the layer and
+    after the last one, and how many frames each head of the mixer remembers. Keep attention where conversion costs
+    most. The costs of single layers need not add up.
+
+    Writes layer_importance.json and .png; prints the ranking, a yaml snippet, and one JSON line last.
+    """
+    if student is not None and mixer is not None:
+        raise click.UsageError("--student measures the mixers that it has: expected --student or --mixer, got both")
+    options.check_writable(output_folder)
+    found = layer_importance.rank_layers(student=student, mixer=mixer or layer_importance.MIXER, **what)
+    options.write_found(output_folder, "layer_importance", found, draw_importance)
+    click.echo(f"{layer_importance.tables(found)}\n")
+    click.echo(json.dumps(found))

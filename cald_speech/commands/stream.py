@@ -1,0 +1,109 @@
+"""``cald-speech stream``: words while the audio arrives."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from cald_speech.commands import options
+from cald_speech.commands.transcribe import DECODING, FORMAT, MARGINS, MODEL
+from cald_speech.errors import UserError
+from cald_speech.families import family_of
+from cald_speech.longform import AudioSource, Recogniser, latency_s
+from cald_speech.longform.formats import FORMATS
+from cald_speech.longform.front import measure
+from cald_speech.longform.resampling import resampled
+from cald_speech.longform.source import SAMPLE_RATE
+from cald_speech.longform.words import Margins
+
+BYTES = 2  # of a sample
+
+
+@options.command()
+@click.argument("source", metavar="FILE|-")
+@MODEL
+@click.option(
+    "--lookahead_s",
+    type=click.FloatRange(min=0),
+    help="Seconds that a bidirectional model hears beyond a frame; a causal model needs none.",
+)
+@click.option(
+    "--chunk_s", type=click.FloatRange(min=0.01), default=0.5, show_default=True, help="Seconds read at once."
+)
+@click.option(
+    "--rate",
+    type=click.IntRange(min=1_000),
+    default=SAMPLE_RATE,
+    show_default=True,
+    help="Of audio on the standard input, in Hz.",
+)
+@click.option(
+    "--statistics",
+    type=Path,
+    help="A recording of the same kind, by which the input is normalised. Default: what was heard so far. Models with "
+    "GroupNorm (wav2vec2-base) need one.",
+)
+@FORMAT
+@DECODING
+@MARGINS
+@options.device()
+@options.dtype()
+def stream(
+    source: str,
+    model: str,
+    lookahead_s: float | None,
+    chunk_s: float,
+    rate: int,
+    statistics: Path | None,
+    form: str,
+    decoding: str,
+    beam_width: int,
+    lead_s: float,
+    tail_s: float,
+    device: str,
+    dtype: torch.dtype,
+) -> int:
+    """Write the words of FILE, or of audio that arrives on the standard input (-), each as soon as it is over.
+
+    What arrives on the standard input is raw: 16 bits a sample, little-endian, one channel, as of
+
+    arecord -q -f S16_LE -r 16000 -c 1 -t raw | cald-speech stream - --model FOLDER
+
+    All layers of the model must be converted. Ctrl-C ends it, with status 130; what was written stays.
+    """
+    recogniser = Recogniser.of(model, dtype=dtype, device=device, force=True)
+    behind_s = latency_s(recogniser.model, lookahead_s)
+    measured = None
+    if statistics is not None:
+        front = family_of(recogniser.model).front_end(recogniser.model)
+        measured = measure(AudioSource.open(statistics), front, normalise=recogniser.do_normalize)
+    audio = None if source == "-" else AudioSource.open(source)
+    if audio is None:
+        chunks = resampled(_raw(click.get_binary_stream("stdin"), round(chunk_s * rate)), rate, SAMPLE_RATE)
+    else:
+        chunks = audio.blocks(round(chunk_s * SAMPLE_RATE))
+    words = recogniser.live(
+        chunks,
+        lookahead_s=lookahead_s,
+        statistics=measured,
+        decoding=decoding,
+        beam_width=beam_width,
+        margins=Margins(lead_s, tail_s),
+    )
+    click.echo(f"frames come {behind_s:.2f} s after they are heard, in chunks of {chunk_s:g} s", err=True)
+    for piece in FORMATS[form].write(words, recording="stdin" if audio is None else Path(source).stem):
+        click.echo(piece, nl=False)
+    if audio is not None and audio.fault is not None:
+        raise UserError(f"{source}: only the first {audio.fault.time_s:.2f} s: {audio.fault.message}")
+    return 0
+
+
+def _raw(file: BinaryIO, samples: int) -> Iterator[Tensor]:
+    """(n,) samples in [-1, 1), as they come, ``samples`` at once but for the last ones; half a sample is none."""
+    while data := file.read(BYTES * samples):
+        whole = np.frombuffer(data, dtype="<i2", count=len(data) // BYTES)
+        yield torch.from_numpy(whole.astype(np.float32) / 2**15)
