@@ -104,7 +104,7 @@ class Margins:
     ``tail_s`` after the last.
 
     A word never reaches into the one before it nor past the beginning of the delimiter after it. Which margins fit
-    depends on the model: `python recipes/digits/word_times.py` finds them on digits. Zeros give
+    depends on the model: `cald-speech word-times` finds them on digits. Zeros give
     the tokens' own frames. The default has a tail, because CTC tends to be done with a word before the sound is, and
     begins a frame late, because a model that hears the future tends to announce a word a little before it.
     """
