@@ -139,7 +139,7 @@ def rows_of(name: str, recogniser: Recogniser, test: Sequence[Measured], fitted:
     return rows
 
 
-@options.command()
+@options.command("word-times")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--data_folder", type=Path, required=True, help="The Free Spoken Digit Dataset.")
 @click.option("--num_words", default=1_000, show_default=True)
