@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint clean
+# A test process for each core, up to four (each takes some 2 GB); tests/conftest.py gives each one thread.
+PYTEST := $(BIN)/python -m pytest tests -n logical --maxprocesses 4 --dist worksteal
+
+.PHONY: install demo test quick lint clean
 
 install: $(STAMP)
 
@@ -18,7 +21,11 @@ demo: install
 	$(BIN)/python recipes/demo/run.py
 
 test: install
-	$(BIN)/python -m pytest tests
+	$(PYTEST)
+
+# Between edits: no slow test, and a few cases of each test.
+quick: install
+	$(PYTEST) --quick
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

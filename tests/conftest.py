@@ -1,15 +1,22 @@
-"""Every test: no network, the same seed, and as many threads as the small test machine has cores."""
+"""Every test: no network, the same seed, one thread; what is expensive is made once for all test processes."""
 
 import os
 
 # Before anything imports transformers, which reads them once.
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# Before anything imports torch, and for the processes that tests start: `make test` runs a process a core, and threads
+# beyond that wait for one another (tests' tensors are too small to gain from any).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, which reads it once
@@ -17,16 +24,67 @@ if not torch.cuda.is_available():
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1)
+QUICK_CASES = 4  # of each parametrised test
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False"))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true", help=f"no slow test, and {QUICK_CASES} cases at most of each parametrised test"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False"))
+    if config.getoption("--quick"):
+        kept = quick_cases(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+
+
+def quick_cases(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of each test that is not slow, the first case, the last and some evenly between."""
+    kept: set[pytest.Item] = set()
+    for _, group in groupby(items, key=lambda item: item.nodeid.partition("[")[0]):
+        cases = [item for item in group if not {"slow", "gpu"} & set(item.keywords)]
+        last = min(QUICK_CASES, len(cases)) - 1
+        kept.update(cases[place * (len(cases) - 1) // max(last, 1)] for place in range(last + 1))
+    return kept
+
+
+def once_for_all_workers(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of the test processes to ask for it fills, for all of them.
+
+    For session fixtures that train or write much: under pytest-xdist each process has its own session.
+
+    Arguments
+    ---------
+    tmp_path_factory : pytest.TempPathFactory
+        The fixture.
+    name : str
+        The folder's name, of its own among all tests.
+    make : callable
+        Gets the folder, empty, and fills it; nobody may write there afterwards. What it raises fails the test that
+        asked, and the next one tries again.
+
+    Example
+    -------
+    @pytest.fixture(scope="session")
+    def trained(tmp_path_factory):
+        return once_for_all_workers(tmp_path_factory, "trained", lambda folder: train_a_miniature(folder))
+    """
+    base = tmp_path_factory.getbasetemp()  # under pytest-xdist a folder for each process beside those of the others
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_name(f"{name}.done")
+    with FileLock(folder.with_name(f"{name}.lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(autouse=True)
