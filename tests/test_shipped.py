@@ -3,6 +3,7 @@
 import pytest
 
 from cald_speech import shipped
+from cald_speech.errors import UserError
 
 
 @pytest.fixture(params=["checkout", "installed"])
@@ -33,5 +34,6 @@ def test_the_users_own_file_comes_first(place, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["hparams/nothing.yaml", "mamba.yaml", "/hparams/mamba.yaml"])
-def test_what_is_nowhere_stays_what_it_was_called(place, name):
-    assert str(shipped.experiment_file(name)) == name
+def test_what_is_nowhere_is_named_with_one_that_ships(place, name):
+    with pytest.raises(UserError, match=rf"^no experiment file {name}: .*such as hparams/mamba.yaml"):
+        shipped.experiment_file(name)
