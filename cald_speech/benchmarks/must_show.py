@@ -158,7 +158,7 @@ def bidirectional_layer(num_frames: int) -> tuple[Bidirectional, Tensor]:
 def projections(layer: Bidirectional) -> list[nn.Linear]:
     """Both directions' input and output projections; the inner width is the layer's own, so all take the same input.
 
-    As torch's own linear layers: the mixers' inference has a faster one (cald_speech/mixers/projection.py).
+    As torch's own linear layers: the mixers' inference has a faster one (cald_speech/mixers/base.py).
     """
     ours = [linear for one in (layer.forwards, layer.backwards) for linear in (one.in_proj, one.out_proj)]
     plain = []

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cald_speech.evaluation.forward import Mean
 from cald_speech.mixers import Bidirectional, CausalMixer, Hydra, Mixer
 from cald_speech.mixers.mamba import MambaScan
-from cald_speech.mixers.ssd_scan import SSDScan
+from cald_speech.mixers.mamba2 import SSDScan
 from cald_speech.ops import mask_padding
 
 LEFT = 0.01  # of the state, when it counts as forgotten

@@ -2,14 +2,13 @@
 
 from cald_speech.mixers.base import AttentionWeights, Mixer, MixerFactory, PositionBias, Sweep
 from cald_speech.mixers.bidirectional import Bidirectional
-from cald_speech.mixers.causal import CausalMixer
 from cald_speech.mixers.factory import describe_factory, factory_from
-from cald_speech.mixers.float32 import SCAN_PARAMETERS
 from cald_speech.mixers.gated_linear_attention import GatedLinearAttention
 from cald_speech.mixers.hydra import Hydra
 from cald_speech.mixers.linformer import Linformer
 from cald_speech.mixers.mamba import Mamba
 from cald_speech.mixers.mamba2 import Mamba2
+from cald_speech.mixers.scan import SCAN_PARAMETERS, CausalMixer
 from cald_speech.mixers.windowed_attention import WindowedAttention
 
 __all__ = [

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from cald_speech.mixers.base import AttentionWeights, Mixer
-from cald_speech.mixers.projection import Projection
+from cald_speech.mixers.base import AttentionWeights, Mixer, Projection
 
 
 class AttentionHeads(Mixer):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cald_speech.mixers.base import AttentionWeights, Mixer, Sweep
-from cald_speech.mixers.causal import CausalMixer, in_blocks
 from cald_speech.mixers.mamba2 import Mamba2
+from cald_speech.mixers.scan import CausalMixer, in_pieces
 from cald_speech.ops import mask_padding
 
 
@@ -57,7 +57,7 @@ class Bidirectional(Mixer):
             streams = self.forwards.project(x)
             y = self.forwards.scan.with_reverse(self.backward_scan, streams.scanned, lengths)
             return mask_padding(self.forwards.finish(y, streams.gate), lengths)
-        if in_blocks(x):
+        if in_pieces(x):
             past = self.forwards(x, lengths)
             return self.backwards.infer(x, lengths, reverse=True, add_to=past)[0]
         streams, others = self.forwards.project(x), self.backwards.project(x)

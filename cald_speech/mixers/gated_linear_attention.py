@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cald_speech.mixers.causal import CausalMixer
-from cald_speech.mixers.gated import GatedMixer
+from cald_speech.mixers.mamba2 import GatedMixer
+from cald_speech.mixers.scan import CausalMixer
 
 
 class HeadNorm(nn.Module):
@@ -41,8 +41,8 @@ class GatedLinearAttention(GatedMixer, CausalMixer):
     d_model : width D of the layer.
     num_heads : heads of the attention in whose place it stands.
     options : ``head_dim``, ``d_state`` (the size of a key), ``n_groups``, ``expand`` and ``bias`` of
-        :class:`~cald_speech.mixers.gated.GatedMixer`; ``dt_range``, ``A_range``, ``chunk_size`` and ``backend`` of
-        :class:`~cald_speech.mixers.ssd_scan.SSDScan`.
+        :class:`~cald_speech.mixers.mamba2.GatedMixer`; ``dt_range``, ``A_range``, ``chunk_size`` and ``backend`` of
+        :class:`~cald_speech.mixers.mamba2.SSDScan`.
 
     Example
     -------
@@ -54,7 +54,7 @@ class GatedLinearAttention(GatedMixer, CausalMixer):
     norm_first = True
 
     def __init__(self, d_model: int, num_heads: int = 1, **options):
-        super().__init__(d_model, num_heads, skip=False, **options)
+        super().__init__(d_model, num_heads, d_conv=0, activation="identity", skip=False, **options)
 
     def new_norm(self) -> HeadNorm:
         return HeadNorm(self.heads.count, self.heads.head_dim)

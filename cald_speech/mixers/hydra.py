@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from cald_speech.mixers.base import Sweep
-from cald_speech.mixers.gated import GatedMixer
-from cald_speech.mixers.ssd_scan import SSDScan
+from cald_speech.mixers.mamba2 import GatedMixer, SSDScan
 from cald_speech.ops import mask_padding, ssd_bidirectional
 
 
@@ -34,8 +33,8 @@ class Hydra(GatedMixer):
     d_model : width D of the layer.
     num_heads : heads of the attention in whose place it stands.
     options : ``head_dim``, ``d_state``, ``n_groups``, ``expand`` and ``bias`` of
-        :class:`~cald_speech.mixers.gated.GatedMixer`; ``dt_range``, ``A_range``, ``chunk_size`` and ``backend`` of
-        :class:`~cald_speech.mixers.ssd_scan.SSDScan`.
+        :class:`~cald_speech.mixers.mamba2.GatedMixer`; ``dt_range``, ``A_range``, ``chunk_size`` and ``backend`` of
+        :class:`~cald_speech.mixers.mamba2.SSDScan`.
 
     Example
     -------
@@ -48,7 +47,7 @@ class Hydra(GatedMixer):
     norm_first = True
 
     def __init__(self, d_model: int, num_heads: int = 1, **options):
-        super().__init__(d_model, num_heads, **options)
+        super().__init__(d_model, num_heads, d_conv=0, activation="identity", **options)
         self.backward_scan = SSDScan(self.heads, skip=False, **self.scan_options)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:

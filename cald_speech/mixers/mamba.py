@@ -12,12 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cald_speech.mixers.base import AttentionWeights
-from cald_speech.mixers.causal import CausalMixer, Scan, Streams
-from cald_speech.mixers.convolution import ShortConvolution
-from cald_speech.mixers.gated import GATE_OPEN
-from cald_speech.mixers.projection import Projection
-from cald_speech.mixers.ssd_scan import step_size_bias
+from cald_speech.mixers.base import AttentionWeights, Projection
+from cald_speech.mixers.scan import GATE_OPEN, CausalMixer, Scan, ShortConvolution, Streams, step_size_bias
 from cald_speech.ops import selective_scan
 
 

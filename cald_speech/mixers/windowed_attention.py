@@ -2,18 +2,24 @@
 
 What a layer map can give a layer that should keep attention of some kind. Long audio goes through in two sweeps, one
 over the keys up to a frame and one over those after it, put together by the denominators of their softmaxes.
+
+:class:`WindowedAttention` is the mixer; :class:`Band` and the two functions under it are softmax attention within a
+band, without any (T, T) matrix: the queries are cut into tiles, and each tile has the keys around it, hi - lo more than
+it has queries, so that time and memory grow with T (hi - lo). :class:`GatedPositionBias` is WavLM's.
 """
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cald_speech.mixers.attention_heads import AttentionHeads
-from cald_speech.mixers.banded import Band, banded_attention, banded_attention_parts
-from cald_speech.mixers.base import AttentionWeights, Sweep
-from cald_speech.mixers.position_bias import GatedPositionBias
+from cald_speech.mixers.base import AttentionWeights, PositionBias, Sweep
 from cald_speech.ops import mask_padding
+
+# Tiles of fewer queries than this are slower than the keys they spare.
+LEAST_QUERIES = 32
 
 
 class KeysValues(NamedTuple):
@@ -60,8 +66,8 @@ class WindowedAttention(AttentionHeads):
         q, k, v = (frames.transpose(1, 2) for frames in self.project(x))
         return q, k, v
 
-    def _bias(self, x: Tensor, band: Band, lengths: Tensor | None = None) -> Tensor:
-        """What is added to the scores: -inf where a key is not seen, (B * blocks, H or 1, block, width)."""
+    def _bias(self, x: Tensor, band: "Band", lengths: Tensor | None = None) -> Tensor:
+        """What is added to the scores: -inf where a key is not seen, (B * tiles, H or 1, tile, width)."""
         allowed = band.allowed(x.device, lengths)
         allowed = allowed.expand(x.size(0), *allowed.shape[-3:]).flatten(0, 1)[:, None]
         if self.position_bias is None:
@@ -121,3 +127,141 @@ class WindowedAttention(AttentionHeads):
             return names
         self.position_bias.copy_from(weights.position_bias)
         return names | {f"position_bias.{name}" for name, _ in self.position_bias.named_parameters()}
+
+
+class Band(NamedTuple):
+    """Where the keys of each tile of queries stand; made by :meth:`over` for so many queries and keys."""
+
+    lo: int
+    hi: int
+    first: int  # index of the key that belongs to query 0's frame
+    num_queries: int
+    num_keys: int
+    tile: int  # queries in a tile
+    start: int  # index of the first tile's first key; before 0 there is none
+    width: int  # keys that a tile sees
+
+    @classmethod
+    def over(cls, num_queries: int, num_keys: int, lo: int, hi: int, first: int = 0) -> "Band":
+        tile = max(1, min(num_queries, max(LEAST_QUERIES, hi - lo)))
+        start, stop = first + min(lo, 0), first + tile + max(hi, 0)
+        if tile >= num_queries:  # one tile: the keys that there are will do
+            start, stop = max(0, start), min(num_keys, stop)
+        return cls(lo, hi, first, num_queries, num_keys, tile, start, stop - start)
+
+    @property
+    def count(self) -> int:
+        """Tiles."""
+        return -(-self.num_queries // self.tile)
+
+    def distances(self, device: torch.device) -> Tensor:
+        """Frames from query to key, in every tile alike: (tile, width)."""
+        keys = torch.arange(self.start - self.first, self.start - self.first + self.width, device=device)
+        return keys - torch.arange(self.tile, device=device)[:, None]
+
+    def allowed(self, device: torch.device, lengths: Tensor | None = None) -> Tensor:
+        """Which query sees which key, (tiles, tile, width), or with ``lengths`` (B, tiles, tile, width).
+
+        The key of its own frame, where that is in the band, is seen even at padding: no query is without any.
+        """
+        distances = self.distances(device)
+        keys = self.start + torch.arange(self.count, device=device)[:, None] * self.tile
+        keys = keys + torch.arange(self.width, device=device)
+        end = self.num_keys if lengths is None else lengths[:, None, None]
+        valid = ((keys >= 0) & (keys < end))[..., None, :] | (distances == 0)
+        return valid & (distances >= self.lo) & (distances <= self.hi)
+
+    def queries(self, q: Tensor) -> Tensor:
+        """(B, H, num_queries, ...) to (B * tiles, H, tile, ...)."""
+        padding = self.count * self.tile - self.num_queries
+        q = F.pad(q, (0, 0, 0, padding)).unflatten(2, (self.count, self.tile))
+        return q.transpose(1, 2).flatten(0, 1)
+
+    def keys(self, k: Tensor) -> Tensor:
+        """(B, H, num_keys, d) to (B * tiles, H, width, d), each tile's in a row of its own."""
+        length = (self.count - 1) * self.tile + self.width
+        # A negative number of zeros cuts.
+        k = F.pad(k, (0, 0, -self.start, self.start + length - self.num_keys))
+        return k.unfold(2, self.width, self.tile).transpose(1, 2).flatten(0, 1).transpose(-1, -2)
+
+    def joined(self, y: Tensor) -> Tensor:
+        """(B * tiles, H, tile, d) back to (B, H, num_queries, d)."""
+        return y.unflatten(0, (-1, self.count)).transpose(1, 2).flatten(2, 3)[:, :, : self.num_queries]
+
+
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, band: Band, bias: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v over the band.
+
+    Arguments
+    ---------
+    q : (B, H, num_queries, d); k, v : (B, H, num_keys, d).
+    band : which keys each query sees; every query must see one.
+    bias : (B * tiles, H or 1, tile, width), -inf where a key is not seen.
+
+    Returns
+    -------
+    (B, H, num_queries, d).
+
+    Example
+    -------
+    >>> q = k = v = torch.randn(1, 2, 50, 8)
+    >>> band = Band.over(50, 50, -3, 3)
+    >>> bias = torch.zeros(()).where(band.allowed(q.device)[:, None], -torch.inf)
+    >>> y = banded_attention(q, k, v, band, bias)
+    >>> near = (torch.arange(50)[:, None] - torch.arange(50)).abs() <= 3
+    >>> torch.allclose(y, F.scaled_dot_product_attention(q, k, v, attn_mask=near), atol=1e-5)
+    True
+    """
+    return band.joined(F.scaled_dot_product_attention(band.queries(q), band.keys(k), band.keys(v), attn_mask=bias))
+
+
+def banded_attention_parts(q: Tensor, k: Tensor, v: Tensor, band: Band, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`banded_attention` and the logarithm of its denominator (B, H, num_queries, 1), in float32 or better.
+
+    With them, attention over two sets of keys can be put together. A query without any key has (0, a very low number).
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = band.queries(q).to(dtype) @ band.keys(k).to(dtype).transpose(-1, -2) * q.size(-1) ** -0.5 + bias
+    total = scores.logsumexp(-1, keepdim=True).clamp(min=torch.finfo(dtype).min)
+    y = (scores - total).exp() @ band.keys(v).to(dtype)
+    return band.joined(y), band.joined(total)
+
+
+class GatedPositionBias(nn.Module):
+    """A bias for each head and each distance up to ``window``, which every query scales by a gate of its own frame.
+
+    It is the gated relative position bias of WavLM's attention (arXiv 2110.13900, section 3.1).
+
+    Example
+    -------
+    >>> bias = GatedPositionBias(num_heads=2, head_dim=4, window=3)
+    >>> x = torch.randn(1, 5, 8)
+    >>> bias.gates(x).shape, bias.at(torch.arange(-3, 4)).shape
+    (torch.Size([1, 2, 5, 1]), torch.Size([2, 7]))
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, window: int):
+        super().__init__()
+        self.window, self.shape = window, (num_heads, head_dim)
+        self.by_distance = nn.Parameter(0.02 * torch.randn(num_heads, 2 * window + 1))
+        self.gate = nn.Linear(head_dim, 2)
+        self.scale = nn.Parameter(torch.ones(num_heads))
+
+    def gates(self, x: Tensor) -> Tensor:
+        """(B, T, D), the mixer's input, to (B, H, T, 1)."""
+        a, b = torch.sigmoid(self.gate(x.unflatten(-1, self.shape))).chunk(2, dim=-1)
+        return (a * (b * self.scale[:, None] - 1.0) + 2.0).transpose(1, 2)
+
+    def at(self, distances: Tensor) -> Tensor:
+        """Distances from query to key, of any shape, to their biases (H, *shape); beyond the window, its end's."""
+        return self.by_distance[:, distances.clamp(-self.window, self.window) + self.window]
+
+    @torch.no_grad()
+    def copy_from(self, source: PositionBias) -> None:
+        """Take over an attention's."""
+        reach = source.by_distance.size(1) // 2
+        distances = torch.arange(-self.window, self.window + 1, device=source.by_distance.device)
+        self.by_distance.copy_(source.by_distance[:, distances.clamp(-reach, reach) + reach])
+        self.gate.weight.copy_(source.gate)
+        self.gate.bias.copy_(source.gate_bias)
+        self.scale.copy_(source.scale)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cald_speech.mixers import Bidirectional, GatedLinearAttention, Mamba, Mamba2
-from cald_speech.mixers.causal import Scan
+from cald_speech.mixers.scan import Scan
 from tests.helpers import TOLERANCE, gradients, padded_batch, relative_error, worst_gradient
 
 WIDTH, HEADS = 32, 4
@@ -66,7 +66,7 @@ def test_scans_beside_each_other_equal_one_after_the_other(factory):
 
 def test_mamba2_scans_both_directions_in_one_call(monkeypatch):
     calls = []
-    monkeypatch.setattr("cald_speech.mixers.ssd_scan.ssd_pair", lambda x, *rest, **options: calls.append(options) or x)
+    monkeypatch.setattr("cald_speech.mixers.mamba2.ssd_pair", lambda x, *rest, **options: calls.append(options) or x)
     x, lengths = padded_batch(LENGTHS, WIDTH)
     mixer = Bidirectional(WIDTH, HEADS, mixer=partial(Mamba2, chunk_size=4))
     mixer(x, lengths)

@@ -18,11 +18,11 @@ from cald_speech.mixers import (
     Mamba2,
     Mixer,
     WindowedAttention,
-    causal,
     describe_factory,
     factory_from,
+    scan,
 )
-from cald_speech.mixers.causal import Scan
+from cald_speech.mixers.scan import Scan
 from tests.helpers import TOLERANCE, flip_valid, gradients, padded_batch, relative_error, worst_gradient
 
 WIDTH, HEADS = 32, 4
@@ -240,7 +240,7 @@ def test_backend_is_an_option_and_does_not_matter(factory, backend):
 
 @every_mixer
 def test_inference_in_blocks_equals_training_at_once(factory, monkeypatch):
-    monkeypatch.setattr(causal, "FRAMES_PER_BLOCK", 64)
+    monkeypatch.setattr(scan, "FRAMES_AT_ONCE", 64)
     mixer = build(factory)
     x, lengths = padded_batch((200, 131, 64, 0), WIDTH)
     expected = mixer(x, lengths)
@@ -271,7 +271,7 @@ def test_sweeps_in_pieces_equal_the_whole(factory, sizes):
 @every_causal_mixer
 @directions
 def test_blocks_carry_the_state(factory, reverse, monkeypatch):
-    monkeypatch.setattr(causal, "FRAMES_PER_BLOCK", 64)
+    monkeypatch.setattr(scan, "FRAMES_AT_ONCE", 64)
     mixer = build(factory)
     x, lengths = padded_batch((200, 131), WIDTH)
     _, state = mixer(x, lengths, return_state=True)

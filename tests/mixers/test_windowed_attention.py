@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cald_speech import LayerMap, convert
 from cald_speech.errors import UserError
 from cald_speech.mixers import WindowedAttention
-from cald_speech.mixers.banded import LEAST_QUERIES
+from cald_speech.mixers.windowed_attention import LEAST_QUERIES
 from tests.helpers import SPEECH, TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
 
 WIDTH, HEADS, HEAD_DIM = 32, 4, 8
