@@ -12,10 +12,13 @@ from torch.nn import functional as F
 
 from cald_speech.benchmarks.ops_workloads import OPS, Case
 from cald_speech.benchmarks.ops_workloads import make_inputs as make_case_inputs
-from cald_speech.ops import native, ssd, ssd_bidirectional
+from cald_speech.ops import ssd, ssd_bidirectional
 from cald_speech.ops.backends import Request, why_not_native
 from cald_speech.ops.native import compiler
+from cald_speech.ops.native.call import Strided, check_fields
 from cald_speech.ops.native.compiler import NotBuilt
+from cald_speech.ops.selective_scan import native as selective_scan_kernels
+from cald_speech.ops.short_conv import native as short_conv_kernels
 from cald_speech.ops.ssd import native as ssd_kernels
 from tests.helpers import TOLERANCE, needs_native, relative_error
 
@@ -158,10 +161,46 @@ def test_within_a_compiled_function():
     assert torch.equal(compiled(inputs["x"]), 2 * ssd(**inputs | {"x": 2 * inputs["x"]}, backend="native"))
 
 
-def test_c_and_python_agree_on_the_arguments():
-    kernels = native.library()
-    kernels.cald_ssd_arguments_size.restype = ctypes.c_int64
-    assert kernels.cald_ssd_arguments_size() == ctypes.sizeof(ssd_kernels._Scan)
+STRUCTURES = {
+    "cald_tensor": Strided,
+    "cald_ssd": ssd_kernels._Scan,
+    "cald_selective_scan": selective_scan_kernels._Selective,
+    "cald_short_conv": short_conv_kernels._Convolution,
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_c_and_python_agree_on_every_field(name):
+    check_fields(STRUCTURES[name], name)
+
+
+def swapped(fields):
+    return [fields[1], fields[0], *fields[2:]]
+
+
+def renamed(fields):
+    return [fields[0], ("other", fields[1][1]), *fields[2:]]
+
+
+def narrower(fields):
+    return [(fields[0][0], ctypes.c_int32), *fields[1:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (swapped, r"C has batch \(8 bytes at 0\) where Changed has frames \(8 bytes at 0\)"),
+        (renamed, r"C has frames \(8 bytes at 8\) where Changed has other \(8 bytes at 8\)"),
+        (narrower, r"C has batch \(8 bytes at 0\) where Changed has batch \(4 bytes at 0\)"),
+        (lambda fields: fields[:-1], r"C has dC \(32 bytes at .*\) where Changed has no more"),
+        (lambda fields: [*fields, ("extra", ctypes.c_int64)], r"C has no more .* where Changed has extra"),
+    ],
+    ids=["swapped", "renamed", "another type", "one less", "one more"],
+)
+def test_a_changed_field_is_named(change, said):
+    changed = type("Changed", (ctypes.Structure,), {"_fields_": change(ssd_kernels._Scan._fields_)})
+    with pytest.raises(RuntimeError, match=f"^cald_ssd: {said}"):
+        check_fields(changed, "cald_ssd")
 
 
 def test_it_is_compiled_once(tmp_path, monkeypatch):

@@ -1,12 +1,9 @@
 """The selective scan's compiled kernels: strips, threads, offsets; the rest as of the other backends."""
 
-import ctypes
-
 import pytest
 import torch
 
-from cald_speech.ops import native, selective_scan
-from cald_speech.ops.selective_scan.native import _Selective
+from cald_speech.ops import selective_scan
 from tests.helpers import TOLERANCE, needs_native, relative_error
 from tests.ops.test_selective_scan import make_inputs, run_with_gradients
 
@@ -60,9 +57,3 @@ def test_offsets_past_two_to_the_31():
     assert torch.equal(
         selective_scan(**inputs | {"x": far}, backend="native"), selective_scan(**inputs, backend="native")
     )
-
-
-def test_c_and_python_agree_on_the_arguments():
-    kernels = native.library()
-    kernels.cald_selective_scan_arguments_size.restype = ctypes.c_int64
-    assert kernels.cald_selective_scan_arguments_size() == ctypes.sizeof(_Selective)

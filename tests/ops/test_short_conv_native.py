@@ -1,12 +1,10 @@
 """The short convolution's compiled kernels: vectors, strips, blocks, threads, strides, offsets, the last bits."""
 
-import ctypes
-
 import pytest
 import torch
 from torch.nn import functional as F
 
-from cald_speech.ops import native, short_conv
+from cald_speech.ops import short_conv
 from cald_speech.ops.short_conv import native as kernels
 from tests.helpers import TOLERANCE, needs_native, relative_error
 from tests.ops.test_short_conv import DIRECTIONS, assert_same, make_inputs, run_with_gradients
@@ -120,12 +118,6 @@ def test_within_a_compiled_function():
     inputs = make_inputs(20)
     compiled = torch.compile(lambda x: 2 * short_conv(**inputs | {"x": 2 * x}, backend="native"), backend="eager")
     assert torch.equal(compiled(inputs["x"]), 2 * short_conv(**inputs | {"x": 2 * inputs["x"]}, backend="native"))
-
-
-def test_c_and_python_agree_on_the_arguments():
-    library = native.library()
-    library.cald_short_conv_arguments_size.restype = ctypes.c_int64
-    assert library.cald_short_conv_arguments_size() == ctypes.sizeof(kernels._Convolution)
 
 
 def test_float64_is_refused():

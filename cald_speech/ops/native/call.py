@@ -1,6 +1,7 @@
 """Handing tensors to the C kernels: a structure of sizes and addresses, and scratch for each thread."""
 
 import ctypes
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -11,17 +12,41 @@ PAD = 16  # of vectors.h: scratch has whole vectors on every processor
 CACHE_LINE = 64
 
 
+class Field(ctypes.Structure):
+    """``Field`` of kernel.h: one field as C lays it out."""
+
+    _fields_ = [("name", ctypes.c_char_p), ("offset", ctypes.c_int64), ("size", ctypes.c_int64)]
+
+
 class Strided(ctypes.Structure):
     """``Tensor`` of tensor.h: (batch, frame, head, features), the last axis contiguous."""
 
     _fields_ = [("at", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "frame", "head"))]
 
 
+@cache
+def check_fields(structure: type[ctypes.Structure], exported_as: str) -> None:
+    """Raise RuntimeError unless C has the structure's fields, in name, offset and size; names the first that differs.
+
+    C's description of it is what ``<exported_as>_fields()`` returns, made by ``EXPORT_FIELDS`` of fields.h.
+    """
+    describe = getattr(library(), f"{exported_as}_fields")
+    describe.restype = ctypes.POINTER(Field)
+    layouts = [(name, getattr(structure, name)) for name, _ in structure._fields_]
+    ours = [(name, layout.offset, layout.size) for name, layout in layouts]
+    ours.append(("no more", 0, ctypes.sizeof(structure)))
+    for here, field in zip(ours, describe(), strict=False):  # in this order: C's list has an end, its pointer has none
+        there = (field.name.decode() if field.name else "no more", field.offset, field.size)
+        if here != there:
+            ours, theirs = ("{0} ({2} bytes at {1})".format(*one) for one in (here, there))
+            raise RuntimeError(f"{exported_as}: C has {theirs} where {structure.__name__} has {ours}")
+
+
 class Call:
     """One call's arguments, and the tensors whose memory they point to, which have to live as long."""
 
-    def __init__(self, arguments: ctypes.Structure):
-        self.arguments = arguments
+    def __init__(self, op: str, arguments: ctypes.Structure):
+        self.op, self.arguments = op, arguments
         self.held: list[Tensor] = []
 
     def strided(self, **tensors: Tensor) -> None:
@@ -49,15 +74,17 @@ class Call:
                 self.held.append(v)
                 setattr(self.arguments, name, v.data_ptr())
 
-    def run(self, function: str) -> None:
-        """Call ``function(arguments, scratch)``; ``function_scratch(arguments)`` says how many bytes a thread needs."""
+    def run(self, name: str) -> None:
+        """Call ``cald_<op>_<name>(arguments, scratch)``; the same name with ``_scratch`` says what a thread needs."""
+        check_fields(Strided, "cald_tensor")
+        check_fields(type(self.arguments), f"cald_{self.op}")
         kernels, arguments = library(), ctypes.byref(self.arguments)
-        needed = getattr(kernels, f"{function}_scratch")
+        needed = getattr(kernels, f"cald_{self.op}_{name}_scratch")
         needed.restype = ctypes.c_int64
         size = self.arguments.threads * needed(arguments) + CACHE_LINE
         scratch = torch.zeros(size, dtype=torch.uint8, device="cpu")  # whatever the process's default device is
         start = scratch.data_ptr() + -scratch.data_ptr() % CACHE_LINE
-        getattr(kernels, function)(arguments, ctypes.c_void_p(start))
+        getattr(kernels, f"cald_{self.op}_{name}")(arguments, ctypes.c_void_p(start))
 
 
 def padded(size: int) -> int:

@@ -7,11 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fields.h"
+
 #define INLINE static inline __attribute__((always_inline))
 
-typedef struct { /* (batch, frame, head or group, features); strides in elements, that of the features is 1 */
-    float *at;
-    int64_t batch, frame, head;
+/* (batch, frame, head or group, features); strides in elements, that of the features is 1 */
+#define TENSOR_FIELDS(FIELD) FIELD(float *, at) FIELD(int64_t, batch) FIELD(int64_t, frame) FIELD(int64_t, head)
+typedef struct {
+    TENSOR_FIELDS(DECLARED)
 } Tensor;
 
 /* Asks for ``size`` floats that are wanted soon: rows of one head or strip lie a page apart, where processors do not

@@ -26,8 +26,10 @@ class _Selective(ctypes.Structure):
     _sizes = ("batch", "frames", "channels", "groups", "d_state", "block", "kept_blocks", "parts", "threads", "reverse")
     _fields_ = [
         *((name, ctypes.c_int64) for name in _sizes),
-        *((name, ctypes.c_void_p) for name in ("lengths", "A", "D", "state", "kept", "dA", "dD")),
-        *((name, Strided) for name in ("x", "dt", "B", "C", "y", "dx", "ddt", "dB", "dC")),
+        *((name, ctypes.c_void_p) for name in ("lengths", "A", "D", "state", "kept")),
+        *((name, Strided) for name in ("x", "dt", "B", "C", "y")),
+        *((name, ctypes.c_void_p) for name in ("dA", "dD")),
+        *((name, Strided) for name in ("dx", "ddt", "dB", "dC")),
     ]
 
 
@@ -64,7 +66,7 @@ class _NativeScan(torch.autograd.Function):
         call.written(dx=dx[:, :, None], ddt=ddt[:, :, None], dB=dB.flatten(0, 1), dC=dC.flatten(0, 1))
         call.contiguous(state=dinitial, kept=kept, dA=dA, dD=dD)
         call.arguments.kept_blocks = kept.size(2)
-        call.run("cald_selective_scan_backward")
+        call.run("backward")
         gradients = [dx, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dinitial]
         inputs = [x, dt, A, B, C, D, initial_state]
         cast = [None if v is None else g.to(v.dtype) for g, v in zip(gradients, inputs, strict=True)]
@@ -85,7 +87,7 @@ def _forward(x, dt, A, B, C, D, initial_state, lengths, reverse, chunk_size, kee
     call.written(y=y[:, :, None])
     call.contiguous(state=state, kept=kept if keep_states else None)
     call.arguments.kept_blocks = blocks
-    call.run("cald_selective_scan_forward")
+    call.run("forward")
     return y, state, kept
 
 
@@ -99,7 +101,7 @@ def _call(x, dt, A, B, C, D, lengths, reverse, chunk_size) -> Call:
     arguments.parts = parts_of(-(-channels // groups // STRIP), batch * groups)
     arguments.threads = max(1, min(torch.get_num_threads(), batch * groups * arguments.parts))
     arguments.reverse = reverse
-    call = Call(arguments)
+    call = Call("selective_scan", arguments)
     call.strided(x=x[:, :, None], dt=dt[:, :, None], B=B, C=C)
     call.contiguous(A=A.float() * _LOG2_E, D=None if D is None else D.float())
     call.contiguous(lengths=None if lengths is None else lengths.long())

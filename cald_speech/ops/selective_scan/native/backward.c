@@ -5,6 +5,7 @@ of x and dt are sums over the state, those of B and C sums over the channels; dt
 difference, which would cancel. */
 
 #include "selective_scan.h"
+#include "pass.h"
 
 typedef struct {
     float *A, *gradient;    /* (d_state, STRIP) */
@@ -27,25 +28,18 @@ static Scratch take_scratch(const Selective *scan, Arena *arena) {
     return s;
 }
 
-/* Bytes that one thread needs. */
-int64_t cald_selective_scan_backward_scratch(const Selective *scan) {
-    Arena counted = {0};
-    take_scratch(scan, &counted);
-    return counted.used;
-}
-
 /* x, dt, decays and states of a block of ``count`` frames, from the state that was kept before it. */
-static void scan_again(const Selective *scan, const Span *span, const Scratch *s, int64_t start, int64_t count) {
+static void scan_again(const Selective *scan, const Task *task, const Scratch *s, int64_t start, int64_t count) {
     const int64_t state_size = scan->d_state * STRIP;
     memset(s->x, 0, count * STRIP * sizeof(float));
     memset(s->dt, 0, count * STRIP * sizeof(float));
     for (int64_t t = 0; t < count; t++) {
         float *x = s->x + t * STRIP, *dt = s->dt + t * STRIP;
-        expect(frame_at(scan, span, scan->x, span->channel, start + t + AHEAD), span->width);
-        expect(frame_at(scan, span, scan->dt, span->channel, start + t + AHEAD), span->width);
-        memcpy(x, frame_at(scan, span, scan->x, span->channel, start + t), span->width * sizeof(float));
-        memcpy(dt, frame_at(scan, span, scan->dt, span->channel, start + t), span->width * sizeof(float));
-        const float *B = maps_at(scan, span, scan->B, start + t), *before = s->states + t * state_size;
+        expect(frame_at(scan, task, scan->x, task->channel, start + t + AHEAD), task->width);
+        expect(frame_at(scan, task, scan->dt, task->channel, start + t + AHEAD), task->width);
+        memcpy(x, frame_at(scan, task, scan->x, task->channel, start + t), task->width * sizeof(float));
+        memcpy(dt, frame_at(scan, task, scan->dt, task->channel, start + t), task->width * sizeof(float));
+        const float *B = maps_at(scan, task, scan->B, start + t), *before = s->states + t * state_size;
         float *decays = s->decays + t * state_size, *after = s->states + (t + 1) * state_size;
         for (int64_t n = 0; n < scan->d_state; n++)
             for (int64_t c = 0; c < STRIP; c += LANES) {
@@ -91,60 +85,53 @@ static void step_back(const Selective *scan, const Scratch *s, int64_t t, const 
     }
 }
 
-static void run_block(const Selective *scan, const Span *span, const Span *part, const Scratch *s, int64_t start,
+static void run_block(const Selective *scan, const Task *task, const Task *part, const Scratch *s, int64_t start,
                       int64_t count) {
-    const int64_t bytes = span->width * sizeof(float), first = span->b * scan->channels + span->channel;
-    scan_again(scan, span, s, start, count);
+    const int64_t bytes = task->width * sizeof(float), first = task->b * scan->channels + task->channel;
+    scan_again(scan, task, s, start, count);
     memset(s->dA, 0, scan->d_state * STRIP * sizeof(float));
     memset(s->dD, 0, STRIP * sizeof(float));
     for (int64_t t = count - 1; t >= 0; t--) {
-        expect(frame_at(scan, span, scan->y, span->channel, start + t - AHEAD), span->width);
-        memcpy(s->dy, frame_at(scan, span, scan->y, span->channel, start + t), bytes);
-        step_back(scan, s, t, maps_at(scan, span, scan->B, start + t), maps_at(scan, span, scan->C, start + t),
+        expect(frame_at(scan, task, scan->y, task->channel, start + t - AHEAD), task->width);
+        memcpy(s->dy, frame_at(scan, task, scan->y, task->channel, start + t), bytes);
+        step_back(scan, s, t, maps_at(scan, task, scan->B, start + t), maps_at(scan, task, scan->C, start + t),
                   maps_at(scan, part, scan->dB, start + t), maps_at(scan, part, scan->dC, start + t));
-        memcpy(frame_at(scan, span, scan->dx, span->channel, start + t), s->dx, bytes);
-        memcpy(frame_at(scan, span, scan->ddt, span->channel, start + t), s->ddt, bytes);
+        memcpy(frame_at(scan, task, scan->dx, task->channel, start + t), s->dx, bytes);
+        memcpy(frame_at(scan, task, scan->ddt, task->channel, start + t), s->ddt, bytes);
     }
     /* Sums over all frames in double: a float would drift over hours of them. */
-    for (int64_t c = 0; c < span->width; c++) {
+    for (int64_t c = 0; c < task->width; c++) {
         scan->dD[first + c] += s->dD[c];
         for (int64_t n = 0; n < scan->d_state; n++) scan->dA[(first + c) * scan->d_state + n] += s->dA[n * STRIP + c];
     }
 }
 
-static void run_strip(const Selective *scan, const Span *span, const Span *part, const Scratch *s, int64_t strip) {
+static void run_strip(const Selective *scan, const Task *task, const Task *part, const Scratch *s, int64_t strip) {
     const int64_t state_size = scan->d_state * STRIP;
-    float *state = scan->state + span->b * scan->channels * scan->d_state;
-    clear_frames(scan, span, scan->dx, span->channel, span->width);
-    clear_frames(scan, span, scan->ddt, span->channel, span->width);
-    read_strip(scan, span, scan->A, s->A);
-    read_strip(scan, span, state, s->gradient);
+    float *state = scan->state + task->b * scan->channels * scan->d_state;
+    clear_frames(scan, task, scan->dx, task->channel, task->width);
+    clear_frames(scan, task, scan->ddt, task->channel, task->width);
+    read_strip(scan, task, scan->A, s->A);
+    read_strip(scan, task, state, s->gradient);
     float *rows[] = {s->dy, s->D};
     for (int i = 0; i < 2; i++) memset(rows[i], 0, STRIP * sizeof(float));
-    if (scan->D) memcpy(s->D, scan->D + span->channel, span->width * sizeof(float));
-    for (int64_t block = (span->length + scan->block - 1) / scan->block - 1; block >= 0; block--) {
-        const int64_t start = block * scan->block, left = span->length - start;
-        memcpy(s->states, kept_at(scan, span, strip, block), state_size * sizeof(float));
-        run_block(scan, span, part, s, start, left < scan->block ? left : scan->block);
+    if (scan->D) memcpy(s->D, scan->D + task->channel, task->width * sizeof(float));
+    for (int64_t block = (task->length + scan->block - 1) / scan->block - 1; block >= 0; block--) {
+        const int64_t start = block * scan->block, left = task->length - start;
+        memcpy(s->states, kept_at(scan, task, strip, block), state_size * sizeof(float));
+        run_block(scan, task, part, s, start, left < scan->block ? left : scan->block);
     }
-    write_strip(scan, span, s->gradient, state);
+    write_strip(scan, task, s->gradient, state);
 }
 
-/* ``scratch``: cald_selective_scan_backward_scratch() bytes for each thread. dB, dC, dA and dD: zeros, added to. */
-void cald_selective_scan_backward(const Selective *scan, char *scratch) {
-    const int64_t spans = span_count(scan), bytes = cald_selective_scan_backward_scratch(scan);
-#pragma omp parallel num_threads(scan->threads)
-    {
-        Arena arena = {scratch + thread_number() * bytes, 0};
-        const Scratch s = take_scratch(scan, &arena);
-#pragma omp for schedule(dynamic)
-        for (int64_t number = 0; number < spans; number++) {
-            Span span = span_of(scan, number), part = span;
-            part.b += span.part * scan->batch;
-            for (int64_t strip = span.strip; strip < span.end; strip++) {
-                choose_strip(scan, &span, strip);
-                run_strip(scan, &span, &part, &s, strip);
-            }
-        }
+/* dB, dC, dA and dD: zeros, added to. */
+static void run_task(const Selective *scan, Task task, const Scratch *s) {
+    Task part = task;
+    part.b += task.part * scan->batch;
+    for (int64_t strip = task.strip; strip < task.end; strip++) {
+        choose_strip(scan, &task, strip);
+        run_strip(scan, &task, &part, s, strip);
     }
 }
+
+EXPORT_PASS(cald_selective_scan_backward, nothing_more)

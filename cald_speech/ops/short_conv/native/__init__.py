@@ -24,11 +24,12 @@ class _Convolution(ctypes.Structure):
     """``Conv`` of short_conv.h beside it, field by field."""
 
     _sizes = ("batch", "frames", "channels", "taps", "block", "blocks", "strip", "threads", "reverse", "silu")
-    _arrays = ("lengths", "taps_bias", "history", "state", "dhistory", "block_sums", "dtaps_bias")
     _fields_ = [
         *((name, ctypes.c_int64) for name in _sizes),
-        *((name, ctypes.c_void_p) for name in _arrays),
-        *((name, Strided) for name in ("x", "y", "dx")),
+        *((name, ctypes.c_void_p) for name in ("lengths", "taps_bias", "history", "state")),
+        *((name, Strided) for name in ("x", "y")),
+        *((name, ctypes.c_void_p) for name in ("dhistory", "block_sums", "dtaps_bias")),
+        ("dx", Strided),
     ]
 
 
@@ -66,7 +67,7 @@ class _NativeShortConv(torch.autograd.Function):
         call.written(dx=dx[:, :, None])
         call.contiguous(state=dstate.transpose(1, 2).float(), dhistory=dhistory)
         call.contiguous(block_sums=block_sums, dtaps_bias=dtaps_bias)
-        call.run("cald_short_conv_backward")
+        call.run("backward")
         dweight, dbias = dtaps_bias[0, :taps, :channels].t(), dtaps_bias[0, taps, :channels]
         gradients = (dx, dweight, dbias, dhistory.transpose(1, 2))
         inputs = (x, weight, bias, initial_state)
@@ -80,7 +81,7 @@ def _forward(x, weight, bias, initial_state, lengths, reverse, silu) -> tuple[Te
     y, state = x.new_empty(x.shape), x.new_empty(x.size(0), weight.size(1) - 1, x.size(2))
     call.written(y=y[:, :, None])
     call.contiguous(state=state)
-    call.run("cald_short_conv_forward")
+    call.run("forward")
     return y, state.transpose(1, 2)
 
 
@@ -95,7 +96,8 @@ def _call(x, weight, bias, initial_state, lengths, reverse, silu) -> Call:
     strip = max(1, padded(-(-channels // strips)))
     tasks = min(batch * blocks * strips, x.numel() // ELEMENTS_PER_THREAD)
     threads = max(1, min(torch.get_num_threads(), tasks))
-    call = Call(_Convolution(batch, num_frames, channels, taps, block, blocks, strip, threads, reverse, silu))
+    sizes = (batch, num_frames, channels, taps, block, blocks, strip, threads)
+    call = Call("short_conv", _Convolution(*sizes, reverse, silu))
     taps_bias = x.new_zeros(taps + 1, padded(channels))
     taps_bias[:taps, :channels] = weight.detach().t()
     if bias is not None:

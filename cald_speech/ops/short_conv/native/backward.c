@@ -5,6 +5,7 @@ tile finds the ds of its frames and then the dx of as many frames K-1 before the
 runs on for K-1 frames into the next, for the dx of its own last frames: so blocks need nothing of each other. */
 
 #include "short_conv.h"
+#include "pass.h"
 
 #define SUMMED_TOGETHER 256
 
@@ -28,13 +29,6 @@ static Scratch take_scratch(const Conv *conv, Arena *arena) {
     s.waste = take_floats(arena, conv->strip);
     s.waste_sums = take_floats(arena, (conv->taps + 1) * padded(conv->channels));
     return s;
-}
-
-/* Bytes that one thread needs. */
-int64_t cald_short_conv_backward_scratch(const Conv *conv) {
-    Arena counted = {0};
-    take_scratch(conv, &counted);
-    return counted.used;
 }
 
 INLINE void differentiate_vector(const Conv *conv, const int64_t taps, const float *taps_bias, const Scratch *s,
@@ -132,17 +126,10 @@ static void sum_blocks(const Conv *conv, int64_t start) {
     for (int64_t j = 0; j < count; j++) conv->dtaps_bias[start + j] = sums[j];
 }
 
-/* ``scratch``: cald_short_conv_backward_scratch() bytes of zeros for each thread, at a cache line's beginning. */
-void cald_short_conv_backward(const Conv *conv, char *scratch) {
-    const int64_t tasks = task_count(conv), bytes = cald_short_conv_backward_scratch(conv);
-#pragma omp parallel num_threads(conv->threads)
-    {
-        Arena arena = {scratch + thread_number() * bytes, 0};
-        Scratch s = take_scratch(conv, &arena);
-#pragma omp for schedule(dynamic)
-        for (int64_t number = 0; number < tasks; number++) run_task(conv, task_of(conv, number), &s);
+static void sum_all_blocks(const Conv *conv) {
 #pragma omp for
-        for (int64_t start = 0; start < (conv->taps + 1) * padded(conv->channels); start += SUMMED_TOGETHER)
-            sum_blocks(conv, start);
-    }
+    for (int64_t start = 0; start < (conv->taps + 1) * padded(conv->channels); start += SUMMED_TOGETHER)
+        sum_blocks(conv, start);
 }
+
+EXPORT_PASS(cald_short_conv_backward, sum_all_blocks)

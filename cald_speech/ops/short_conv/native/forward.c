@@ -1,6 +1,7 @@
 /* The short convolution's forward pass: y_t = act(bias + sum_k taps_k x_{t-(K-1)+k}) in the order of the scan. */
 
 #include "short_conv.h"
+#include "pass.h"
 
 typedef struct {
     const float **rows;   /* what the filter sees of a tile */
@@ -13,13 +14,6 @@ static Scratch take_scratch(const Conv *conv, Arena *arena) {
     s.zeros = take_floats(arena, conv->strip);
     s.waste = take_floats(arena, conv->strip);
     return s;
-}
-
-/* Bytes that one thread needs. */
-int64_t cald_short_conv_forward_scratch(const Conv *conv) {
-    Arena counted = {0};
-    take_scratch(conv, &counted);
-    return counted.used;
 }
 
 INLINE void filter_vector(const Conv *conv, const int64_t taps, const float *taps_bias, const float *const *rows,
@@ -60,17 +54,6 @@ static void run_task(const Conv *conv, Task task, const Scratch *s) {
         memcpy(state_at(conv, &task, conv->state, i), s->rows[i], task.width * sizeof(float));
 }
 
-/* ``scratch``: cald_short_conv_forward_scratch() bytes of zeros for each thread, at a cache line's beginning. */
-void cald_short_conv_forward(const Conv *conv, char *scratch) {
-    const int64_t tasks = task_count(conv), bytes = cald_short_conv_forward_scratch(conv);
-#pragma omp parallel num_threads(conv->threads)
-    {
-        Arena arena = {scratch + thread_number() * bytes, 0};
-        const Scratch s = take_scratch(conv, &arena);
-#pragma omp for schedule(dynamic)
-        for (int64_t number = 0; number < tasks; number++) run_task(conv, task_of(conv, number), &s);
-    }
-}
+EXPORT_PASS(cald_short_conv_forward, nothing_more)
 
-/* For a test: whether both languages lay the arguments out alike. */
-int64_t cald_short_conv_arguments_size(void) { return sizeof(Conv); }
+EXPORT_FIELDS(cald_short_conv, Conv, CONV_FIELDS)

@@ -12,23 +12,28 @@ last one differ in these addresses and in nothing else. */
 #define TILE_FRAMES 4 /* frames that share the loads of taps and of each other's inputs */
 #define USUAL_TAPS 4  /* as a constant it lets the compiler keep inputs in registers */
 
-typedef struct { /* as in __init__.py */
-    int64_t batch, frames, channels, taps;
-    int64_t block;  /* frames of a task, a multiple of TILE_FRAMES */
-    int64_t blocks; /* of a sequence, at least 1: the first one sees to the states too */
-    int64_t strip;  /* channels of a task, a multiple of PAD */
-    int64_t threads;
-    int64_t reverse; /* from the last valid frame to the first */
-    int64_t silu;
-    const int64_t *lengths; /* (batch), or NULL: every frame is valid */
-    const float *taps_bias; /* (taps + 1, padded channels), the bias last, zeros beyond the channels */
-    float *history;         /* (batch, taps - 1, channels): the inputs before the scan's first frame */
-    float *state;           /* (batch, taps - 1, channels): the last inputs; in the backward pass their gradient */
-    float *dhistory;        /* the rest is the backward pass's alone, where ``y`` is y's gradient */
-    float *block_sums;      /* (batch * blocks, taps + 1, padded channels): each block's gradient of taps_bias */
-    float *dtaps_bias;      /* and their sum */
-    Tensor x, y, dx;
+#define CONV_FIELDS(FIELD) /* as in __init__.py */                                                                 \
+    FIELD(int64_t, batch) FIELD(int64_t, frames) FIELD(int64_t, channels) FIELD(int64_t, taps)                     \
+    FIELD(int64_t, block) /* frames of a task, a multiple of TILE_FRAMES */                                        \
+    FIELD(int64_t, blocks) /* of a sequence, at least 1: the first one sees to the states too */                   \
+    FIELD(int64_t, strip) /* channels of a task, a multiple of PAD */                                              \
+    FIELD(int64_t, threads)                                                                                        \
+    FIELD(int64_t, reverse) /* from the last valid frame to the first */                                           \
+    FIELD(int64_t, silu)                                                                                           \
+    FIELD(const int64_t *, lengths) /* (batch), or NULL: every frame is valid */                                   \
+    FIELD(const float *, taps_bias) /* (taps + 1, padded channels), the bias last, zeros beyond the channels */    \
+    FIELD(float *, history) /* (batch, taps - 1, channels): the inputs before the scan's first frame */            \
+    FIELD(float *, state) /* (batch, taps - 1, channels): the last inputs; backwards their gradient */             \
+    FIELD(Tensor, x) FIELD(Tensor, y)                                                                              \
+    FIELD(float *, dhistory) /* From here on the backward pass alone, for which y is its gradient */               \
+    FIELD(float *, block_sums) /* (batch * blocks, taps + 1, padded channels): a block's gradient of taps_bias, */ \
+    FIELD(float *, dtaps_bias) /* and their sum */                                                                 \
+    FIELD(Tensor, dx)
+
+typedef struct {
+    CONV_FIELDS(DECLARED)
 } Conv;
+typedef Conv Arguments;
 
 typedef struct {
     int64_t b, block, start, end; /* of frames */

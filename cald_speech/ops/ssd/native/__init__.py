@@ -27,8 +27,10 @@ class _Scan(ctypes.Structure):
     _sizes = ("batch", "frames", "heads", "head_dim", "groups", "d_state", "chunk", "block", "kept_blocks")
     _fields_ = [
         *((name, ctypes.c_int64) for name in (*_sizes, "parts", "threads", "reverse", "add")),
-        *((name, ctypes.c_void_p) for name in ("lengths", "A", "D", "state", "kept", "dA", "dD")),
-        *((name, Strided) for name in ("x", "dt", "B", "C", "y", "dx", "ddt", "dB", "dC")),
+        *((name, ctypes.c_void_p) for name in ("lengths", "A", "D", "state", "kept")),
+        *((name, Strided) for name in ("x", "dt", "B", "C", "y")),
+        *((name, ctypes.c_void_p) for name in ("dA", "dD")),
+        *((name, Strided) for name in ("dx", "ddt", "dB", "dC")),
     ]
 
 
@@ -83,7 +85,7 @@ class _NativeScan(torch.autograd.Function):
             dinitial = dstate.to(torch.float32, copy=True).contiguous()
             call.contiguous(state=dinitial, kept=kept[k], dA=dA[k], dD=dD[k])
             call.arguments.kept_blocks = kept[k].size(2)
-            call.run("cald_ssd_backward")
+            call.run("backward")
         dB, dC = (torch.cat(v).sum(0) if len(kept) * v[0].size(0) > 1 else v[0][0] for v in zip(*dmaps, strict=True))
         gradients = [dx, ddt, dA.sum(1), dB, dC, dD.sum((0, 1)), dinitial]
         inputs = [x, dt, A, B, C, D, initial_state]
@@ -130,7 +132,7 @@ def ssd_into_native(
     call.written(y=y)
     call.contiguous(state=state, kept=kept if keep_states else None)
     call.arguments.kept_blocks = blocks
-    call.run("cald_ssd_forward")
+    call.run("forward")
     return state, kept
 
 
@@ -145,7 +147,7 @@ def _call(x, dt, A, B, C, D, lengths, reverse, chunk_size, add) -> Call:
     arguments.parts = parts_of(heads // groups, batch * groups)
     arguments.threads = max(1, min(torch.get_num_threads(), batch * groups * arguments.parts))
     arguments.reverse, arguments.add = reverse, add
-    call = Call(arguments)
+    call = Call("ssd", arguments)
     call.strided(x=x, dt=dt[..., None], B=B, C=C)
     call.contiguous(A=A.double() * _LOG2_E, D=None if D is None else D.float())
     call.contiguous(lengths=None if lengths is None else lengths.long())

@@ -1,13 +1,7 @@
 /* The SSD's backward pass: block by block against the scan, everything but each block's first state computed again. */
 
 #include "gradients.h"
-
-/* Bytes that one thread needs. */
-int64_t cald_ssd_backward_scratch(const Scan *scan) {
-    Arena counted = {0};
-    take_scratch(scan, &counted);
-    return counted.used;
-}
+#include "pass.h"
 
 static void open_chunk(const Scan *scan, const Task *task, const Shared *c, int64_t start, int64_t count) {
     const int64_t chunk = scan->chunk, d_state = padded(scan->d_state);
@@ -118,14 +112,4 @@ static void run_task(const Scan *scan, Task task, const Scratch *s) {
         write_state(scan, s->dstates + (head - task.head) * state_size, width, callers_state + (head - task.head) * callers);
 }
 
-/* ``scratch``: cald_ssd_backward_scratch() bytes of zeros for each thread, at a cache line's beginning. */
-void cald_ssd_backward(const Scan *scan, char *scratch) {
-    const int64_t tasks = task_count(scan), bytes = cald_ssd_backward_scratch(scan);
-#pragma omp parallel num_threads(scan->threads)
-    {
-        Arena arena = {scratch + thread_number() * bytes, 0};
-        const Scratch s = take_scratch(scan, &arena);
-#pragma omp for schedule(dynamic)
-        for (int64_t number = 0; number < tasks; number++) run_task(scan, task_of(scan, number), &s);
-    }
-}
+EXPORT_PASS(cald_ssd_backward, nothing_more)

@@ -4,6 +4,7 @@ With S the state before a chunk, its frames are y_i = into_i C_i S + sum_{j <= i
 the state after it is through S + sum_j out_j dt_j B_j x_j. C B^T is computed once for all heads of a group. */
 
 #include "ssd.h"
+#include "pass.h"
 
 typedef struct {
     float *B, *C, *B_by_frame; /* (chunk, d_state) twice, and B transposed */
@@ -27,13 +28,6 @@ static Scratch take_scratch(const Scan *scan, Arena *arena) {
     s.states = take_floats(arena, most_heads * d_state * width);
     s.decays = take_decays(arena, chunk);
     return s;
-}
-
-/* Bytes that one thread needs. */
-int64_t cald_ssd_forward_scratch(const Scan *scan) {
-    Arena counted = {0};
-    take_scratch(scan, &counted);
-    return counted.used;
 }
 
 static void find_weights(const Scan *scan, const Scratch *s) {
@@ -98,17 +92,6 @@ static void run_task(const Scan *scan, Task task, const Scratch *s) {
         write_state(scan, s->states + (head - task.head) * state_size, width, callers_state + (head - task.head) * callers);
 }
 
-/* ``scratch``: cald_ssd_forward_scratch() bytes of zeros for each thread, at a cache line's beginning. */
-void cald_ssd_forward(const Scan *scan, char *scratch) {
-    const int64_t tasks = task_count(scan), bytes = cald_ssd_forward_scratch(scan);
-#pragma omp parallel num_threads(scan->threads)
-    {
-        Arena arena = {scratch + thread_number() * bytes, 0};
-        const Scratch s = take_scratch(scan, &arena);
-#pragma omp for schedule(dynamic)
-        for (int64_t number = 0; number < tasks; number++) run_task(scan, task_of(scan, number), &s);
-    }
-}
+EXPORT_PASS(cald_ssd_forward, nothing_more)
 
-/* For a test: whether both languages lay the arguments out alike. */
-int64_t cald_ssd_arguments_size(void) { return sizeof(Scan); }
+EXPORT_FIELDS(cald_ssd, Scan, SCAN_FIELDS)

@@ -9,23 +9,30 @@ that frames are read from and written to, and in nothing else. */
 
 #include "product.h"
 
-typedef struct { /* as in __init__.py */
-    int64_t batch, frames, heads, head_dim, groups, d_state;
-    int64_t chunk, block; /* frames of a chunk, a multiple of PAD; chunks from one kept state to the next */
-    int64_t kept_blocks;  /* kept states of a sequence */
-    int64_t parts;        /* tasks that share a group's heads */
-    int64_t threads;
-    int64_t reverse; /* from the last valid frame to the first */
-    int64_t add;     /* to what y (in the backward pass, dx) holds already */
-    const int64_t *lengths; /* (batch), or NULL: every frame is valid */
-    const double *A;        /* (heads): times log2(e) */
-    const float *D;         /* (heads), or NULL */
-    float *state; /* (batch, heads, head_dim, d_state): in, the initial state; out, the final one */
-    float *kept;  /* (batch, heads, kept_blocks, d_state, head_dim), padded: the state before each block, or NULL */
-    double *dA, *dD; /* (batch, heads); these and the gradients below are the backward pass's alone, */
-    Tensor x, dt, B, C, y;      /* where ``y`` is y's gradient, and ``state`` the final and then the initial state's */
-    Tensor dx, ddt, dB, dC;     /* dB, dC (parts * batch, frame, group, features) */
+#define SCAN_FIELDS(FIELD) /* as in __init__.py */                                                                \
+    FIELD(int64_t, batch) FIELD(int64_t, frames) FIELD(int64_t, heads) FIELD(int64_t, head_dim)                   \
+    FIELD(int64_t, groups) FIELD(int64_t, d_state)                                                                \
+    FIELD(int64_t, chunk) /* frames of a chunk, a multiple of PAD */                                              \
+    FIELD(int64_t, block) /* chunks from one kept state to the next */                                            \
+    FIELD(int64_t, kept_blocks) /* kept states of a sequence */                                                   \
+    FIELD(int64_t, parts) /* tasks that share a group's heads */                                                  \
+    FIELD(int64_t, threads)                                                                                       \
+    FIELD(int64_t, reverse) /* from the last valid frame to the first */                                          \
+    FIELD(int64_t, add) /* to what y (in the backward pass, dx) holds already */                                  \
+    FIELD(const int64_t *, lengths) /* (batch), or NULL: every frame is valid */                                  \
+    FIELD(const double *, A) /* (heads): times log2(e) */                                                         \
+    FIELD(const float *, D) /* (heads), or NULL */                                                                \
+    FIELD(float *, state) /* (batch, heads, head_dim, d_state): in, the initial state; out, the final */          \
+    FIELD(float *, kept) /* (batch, heads, kept_blocks, d_state, head_dim), padded; or NULL */                    \
+    FIELD(Tensor, x) FIELD(Tensor, dt) FIELD(Tensor, B) FIELD(Tensor, C) FIELD(Tensor, y)                         \
+    FIELD(double *, dA) FIELD(double *, dD) /* (batch, heads). From here on the backward pass alone, for which */ \
+    FIELD(Tensor, dx) FIELD(Tensor, ddt) /* y is its gradient, and state the final and then the initial one's */  \
+    FIELD(Tensor, dB) FIELD(Tensor, dC) /* (parts * batch, frame, group, features) */
+
+typedef struct {
+    SCAN_FIELDS(DECLARED)
 } Scan;
+typedef Scan Arguments;
 
 typedef struct {
     int64_t b, group, part, head, end, length;
