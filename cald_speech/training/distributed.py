@@ -4,7 +4,21 @@ import os
 from collections.abc import Iterable
 
 import torch
+from speechbrain.utils.distributed import ddp_init_group
+from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor, distributed, nn
+
+
+def join(run_opts: RunOptions) -> None:
+    """Join the other processes, where torchrun started this one."""
+    if "RANK" in os.environ and not distributed.is_initialized():
+        ddp_init_group(run_opts)
+
+
+def leave() -> None:
+    """The end of what :func:`join` began."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def is_main() -> bool:

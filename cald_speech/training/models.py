@@ -15,7 +15,7 @@ from cald_speech.errors import UserError
 from cald_speech.families import Family, SpeechFamily, family_of
 from cald_speech.tasks.base import Processor
 from cald_speech.training.distributed import sum_gradients
-from cald_speech.training.optimiser import clip_gradients, parameter_groups
+from cald_speech.training.optimiser import make_optimiser, parameters_of, set_learning_rate, step_if_finite
 from cald_speech.training.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,9 @@ def build_models(settings: Settings, train: Path) -> Models:
         report = ConversionReport.of(student)
     else:
         report = convert(student, settings.layer_map, initialise=settings.initialise)
+    _freeze(student, settings)
+    if settings.gradient_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
     return Models(family, student, teacher, processor, report)
 
 
@@ -97,6 +100,12 @@ def _load_student(start: str | PretrainedConfig, settings: Settings, processor: 
     return from_pretrained(start, head=task.head, **overrides)
 
 
+def _freeze(model: PreTrainedModel, settings: Settings) -> None:
+    family = family_of(model)
+    if settings.freeze_front_end and isinstance(family, SpeechFamily):
+        family.freeze_front_end(model)
+
+
 def check_match(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     """Raise UserError unless hidden states and logits of the two can be compared."""
     ours, theirs = (family_of(model).traits(model.config) for model in (teacher, student))
@@ -115,11 +124,9 @@ class TeacherTraining:
     def __init__(self, teacher: PreTrainedModel, settings: Settings):
         self.teacher, self.settings = teacher, settings
         teacher.requires_grad_(True)
-        family = family_of(teacher)
-        if settings.freeze_front_end and isinstance(family, SpeechFamily):
-            family.freeze_front_end(teacher)
-        groups = parameter_groups(teacher, settings.weight_decay, decay=settings.decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+        _freeze(teacher, settings)
+        options = settings.learning_rate, settings.weight_decay
+        self.optimizer = make_optimiser(teacher, *options, decay=settings.decay)
         # float16 gradients underflow; the student's scaler has seen other gradients.
         self.scaler = torch.amp.GradScaler(teacher.device.type, enabled=settings.precision == "fp16")
 
@@ -137,8 +144,7 @@ class TeacherTraining:
 
         count : characters or utterances of all batches and ranks; precision : the autocast context of training.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         self.teacher.train()
         for batch in batches:
             inputs, lengths = self.settings.task.modality.arguments(batch, self.teacher)
@@ -147,12 +153,7 @@ class TeacherTraining:
                 loss = self.settings.task.loss(outputs, lengths, batch) / max(1.0, count)
             self.scaler.scale(loss).backward()
         self.teacher.eval()
-        sum_gradients([p for group in self.optimizer.param_groups for p in group["params"]])
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.optimizer, self.settings.max_grad_norm)
-        if torch.isfinite(norm):
-            self.scaler.step(self.optimizer)
-        else:
+        sum_gradients(parameters_of(self.optimizer))
+        _, taken = step_if_finite(self.optimizer, self.scaler, self.settings.max_grad_norm)
+        if not taken:
             logger.warning("the teacher's gradient is not finite: its step is skipped")
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)

@@ -1,11 +1,19 @@
-"""Which parameters decay, and the clipping of their gradients."""
+"""How parameters are updated: which of them decay, and one clipped step that is taken only if it is finite."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from cald_speech.mixers import SCAN_PARAMETERS
+
+
+def make_optimiser(
+    model: nn.Module, learning_rate: float, weight_decay: float, *, decay: str = "all"
+) -> torch.optim.AdamW:
+    """AdamW over the groups of :func:`parameter_groups`."""
+    return torch.optim.AdamW(parameter_groups(model, weight_decay, decay=decay), lr=learning_rate)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, *, decay: str = "all") -> list[dict]:
@@ -28,7 +36,34 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, decay: str = "all
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def clip_gradients(optimiser: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
-    """Clip the joint norm of the gradients of every parameter group; returns the norm before."""
-    parameters: Iterable = [p for group in optimiser.param_groups for p in group["params"]]
-    return nn.utils.clip_grad_norm_(parameters, max_norm)
+def parameters_of(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Those of every group."""
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
+    """The same for every group."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+
+
+def step_if_finite(
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    max_norm: float,
+    others: Callable[[], bool] = lambda: True,
+) -> tuple[float, bool]:
+    """Clip the joint norm of all gradients, take the step if that is finite, and drop the gradients.
+
+    others : what else must be true for a step, asked for where the norm is finite.
+
+    Returns: the norm before clipping, and whether the step was taken.
+    """
+    scaler.unscale_(optimiser)
+    norm = nn.utils.clip_grad_norm_(parameters_of(optimiser), max_norm).item()
+    taken = math.isfinite(norm) and others()
+    if taken:
+        scaler.step(optimiser)
+    scaler.update()
+    optimiser.zero_grad(set_to_none=True)
+    return norm, taken

@@ -2,9 +2,7 @@
 
 import inspect
 import logging
-import os
 import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -12,19 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from speechbrain.utils.distributed import ddp_barrier, ddp_init_group
-from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.distributed import ddp_barrier
 from speechbrain.utils.run_opts import RunOptions
-from torch import distributed
+from torch.utils.data import DataLoader
 
 import cald_speech
 from cald_speech.data.batching import StepSampler, batch_loader, step_loader
 from cald_speech.errors import UserError, error_epilogue
-from cald_speech.families import SpeechFamily
 from cald_speech.shipped import experiment_file, recipes_folder
+from cald_speech.tasks.base import Processor
+from cald_speech.training import distributed
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore
-from cald_speech.training.distributed import is_main, rank
 from cald_speech.training.models import Models, build_models
 from cald_speech.training.settings import Settings
 
@@ -44,40 +41,29 @@ def train(argv: Sequence[str], prepare: Prepare | None = None) -> None:
     _set_up_logging()
     try:
         with error_epilogue():
-            brain = run(argv, prepare)
-        logger.info("trained for %d steps; the best model: %s", brain.optimizer_step, brain.store.folder / "model")
+            run(argv, prepare)
     finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-
-
-def _set_up_logging() -> None:
-    """Our own progress, and of SpeechBrain's (each of whose loggers sets its own level) what is a warning or worse."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for handler in logging.root.handlers:
-        handler.addFilter(lambda record: record.levelno >= logging.WARNING or "speechbrain" not in record.name)
+        distributed.leave()
 
 
 def run(argv: Sequence[str], prepare: Prepare | None = None) -> CaldBrain:
     """What :func:`train` does, with errors raised; returns the Brain after training."""
     settings, run_opts = parse(argv)
-    if prepare is None:
-        prepare = prepare_of(settings.recipe)
-    if "RANK" in os.environ and not distributed.is_initialized():
-        ddp_init_group(run_opts)
+    brain, data = build(settings, run_opts, prepare or prepare_of(settings.recipe))
+    # Ranks draw different dropout and SpecAugment masks.
+    seed_everything(settings.seed + distributed.rank())
+    brain.run_epochs(*make_loaders(settings, data, brain.models.processor))
+    return brain
+
+
+def build(settings: Settings, run_opts: RunOptions, prepare: Prepare) -> tuple[CaldBrain, Mapping[str, Path]]:
+    """The Brain before its first step, and the manifests of the data; the same seed makes the same models."""
+    distributed.join(run_opts)
     data = prepare_data(settings, prepare)
     seed_everything(settings.seed)
     models = build_models(settings, data["train"])
-    if settings.freeze_front_end and isinstance(models.family, SpeechFamily):
-        models.family.freeze_front_end(models.student)
-    if settings.gradient_checkpointing:
-        models.student.gradient_checkpointing_enable({"use_reentrant": False})
     logger.info("%s", models.conversion)
-    brain = make_brain(settings, data, models, run_opts)
-    # Ranks draw different dropout and SpecAugment masks.
-    seed_everything(settings.seed + rank())
-    fit(brain, data)
-    return brain
+    return make_brain(settings, data, models, run_opts), data
 
 
 def parse(argv: Sequence[str]) -> tuple[Settings, RunOptions]:
@@ -114,7 +100,7 @@ def prepare_data(settings: Settings, prepare: Prepare) -> Mapping[str, Path]:
         inspect.signature(prepare).bind(*folders, **settings.corpus)
     except TypeError as error:
         raise UserError(f"corpus: {error}; its keys are the arguments of the recipe's prepare()") from error
-    if is_main():
+    if distributed.is_main():
         prepare(*folders, **settings.corpus)
     ddp_barrier()
     data = prepare(*folders, **settings.corpus)
@@ -153,29 +139,27 @@ def make_brain(settings: Settings, data: Mapping[str, Path], models: Models, run
         raise UserError(f"precision: {error}") from error
 
 
-def fit(brain: CaldBrain, data: Mapping[str, Path]) -> None:
-    """Train until ``num_steps``, resuming from the newest checkpoint if there is one."""
-    settings, processor = brain.settings, brain.models.processor
+def make_loaders(settings: Settings, data: Mapping[str, Path], processor: Processor) -> tuple[DataLoader, DataLoader]:
+    """Of optimiser steps, which a :class:`StepSampler` orders, and of validation batches."""
+    task, modality = settings.task, settings.task.modality
     options = {"normaliser": settings.normaliser, "unknown": settings.unknown_characters}
-    train_set, valid_set = (settings.task.dataset(data[name], processor, **options) for name in ("train", "valid"))
-    modality, limit = settings.task.modality, settings.max_batch
+    train_set, valid_set = (task.dataset(data[name], processor, **options) for name in ("train", "valid"))
     sampler = StepSampler(
         modality.sizes(train_set),
-        limit,
+        settings.max_batch,
         accumulation=settings.accumulation,
-        rank=rank(),
-        world_size=brain.world_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
         max_batch_utterances=settings.max_batch_utterances,
         seed=settings.seed,
     )
-    change = settings.task.change(processor, join_utterances=settings.join_utterances, pause_s=settings.join_pause_s)
-    # The Brain calls its set_epoch() before each epoch.
-    brain.train_sampler = sampler
-    epochs = EpochCounter(limit=sys.maxsize)  # num_steps ends the run
-    brain.checkpointer.add_recoverable("epochs", epochs)
-    with brain.interruption.watched():
-        brain.fit(
-            epochs,
-            step_loader(train_set, sampler, change=change, num_workers=settings.num_workers),
-            batch_loader(valid_set, modality.sizes(valid_set), limit),
-        )
+    change = task.change(processor, join_utterances=settings.join_utterances, pause_s=settings.join_pause_s)
+    steps = step_loader(train_set, sampler, change=change, num_workers=settings.num_workers)
+    return steps, batch_loader(valid_set, modality.sizes(valid_set), settings.max_batch)
+
+
+def _set_up_logging() -> None:
+    """Our own progress, and of SpeechBrain's (each of whose loggers sets its own level) what is a warning or worse."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for handler in logging.root.handlers:
+        handler.addFilter(lambda record: record.levelno >= logging.WARNING or "speechbrain" not in record.name)

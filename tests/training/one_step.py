@@ -7,15 +7,13 @@ from pathlib import Path
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.distributed import ddp_init_group
 from torch import Tensor, distributed
 
 from cald_speech.data.dataset import make_dataset
-from cald_speech.families import SpeechFamily
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.brain import CaldBrain
-from cald_speech.training.models import build_models
-from cald_speech.training.run import make_brain, parse, prepare_data, run, seed_everything
+from cald_speech.training.run import build as build_brain
+from cald_speech.training.run import parse, run
 from tests.helpers import gradients
 
 # Utterances of one step, of unequal lengths and numbers: on each of two ranks, and in each of two batches.
@@ -27,17 +25,10 @@ JOINED = [[index for batch in IN_BATCHES for index in batch]]
 def build(argv: list[str]) -> tuple[CaldBrain, DynamicItemDataset]:
     """A Brain before its first step, everything that draws at random being seeded, and its training set."""
     settings, run_opts = parse(argv)
-    if "RANK" in os.environ and not distributed.is_initialized():
-        ddp_init_group(run_opts)
-    data = prepare_data(settings, prepare)
-    seed_everything(settings.seed)
-    models = build_models(settings, data["train"])
-    if settings.freeze_front_end and isinstance(models.family, SpeechFamily):
-        models.family.freeze_front_end(models.student)
-    brain = make_brain(settings, data, models, run_opts)
+    brain, data = build_brain(settings, run_opts, prepare)
     brain.on_fit_start()
     brain.modules.train()
-    return brain, make_dataset(data["train"], models.processor)
+    return brain, make_dataset(data["train"], brain.models.processor)
 
 
 def padded(dataset: DynamicItemDataset, batches: list[list[int]]) -> list[PaddedBatch]:
@@ -71,7 +62,7 @@ def main(path: str, out: str) -> None:
     brain, dataset = build([path, "--output_folder", str(Path(out) / "gradients")])
     found = step_gradients(brain, padded(dataset, RANKS[rank]))
     if rank == 0:
-        torch.save({"gradients": found, "weights": weights, "steps": brain.world_size}, Path(out) / "found.pt")
+        torch.save({"gradients": found, "weights": weights}, Path(out) / "found.pt")
     distributed.destroy_process_group()
 
 

@@ -7,7 +7,7 @@ import torch
 
 from cald_speech import LayerMap, convert
 from cald_speech.mixers import Bidirectional
-from cald_speech.training.optimiser import clip_gradients, parameter_groups
+from cald_speech.training.optimiser import parameter_groups, step_if_finite
 from tests.helpers import SPEECH, tiny_model
 
 FAMILIES = SPEECH
@@ -47,15 +47,28 @@ def test_matrices_decay(model):
     assert all(model.get_parameter(name).dim() >= 2 for name in decayed)
 
 
-def test_clipping_is_joint():
+def one_step(gradient: float, max_norm: float, **options) -> tuple[float, bool, torch.Tensor]:
+    """Norm, whether the step was taken, and what it changed, of seven weights in two groups with equal gradients."""
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (3, 4)]
     for p in parameters:
-        p.grad = torch.ones_like(p)
+        p.grad = torch.full_like(p, gradient)
     optimiser = torch.optim.SGD([{"params": [p]} for p in parameters], lr=1.0)
-    assert clip_gradients(optimiser, 0.5).item() == pytest.approx(7**0.5)
-    assert torch.cat([p.grad for p in parameters]).norm().item() == pytest.approx(0.5, rel=1e-4)
-    clip_gradients(optimiser, 10.0)
-    assert torch.cat([p.grad for p in parameters]).norm().item() == pytest.approx(0.5, rel=1e-4)
+    norm, taken = step_if_finite(optimiser, torch.amp.GradScaler("cpu", enabled=False), max_norm, **options)
+    assert all(p.grad is None for p in parameters)
+    return norm, taken, torch.cat([p.detach() for p in parameters])
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 10.0])
+def test_clipping_is_joint(max_norm):
+    norm, taken, moved = one_step(1.0, max_norm)
+    assert norm == pytest.approx(7**0.5) and taken
+    assert moved.norm().item() == pytest.approx(min(norm, max_norm), rel=1e-4)
+
+
+@pytest.mark.parametrize("gradient, others", [(float("nan"), True), (float("inf"), True), (1.0, False)])
+def test_a_step_that_may_not_be_taken(gradient, others):
+    _, taken, moved = one_step(gradient, 1.0, others=lambda: others)
+    assert not taken and not moved.any()
 
 
 def test_decay_of_the_mixers_alone(model):
