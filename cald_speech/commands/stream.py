@@ -15,7 +15,7 @@ from cald_speech.errors import UserError
 from cald_speech.families import family_of
 from cald_speech.longform import AudioSource, Recogniser, latency_s
 from cald_speech.longform.formats import FORMATS
-from cald_speech.longform.front import measure
+from cald_speech.longform.front_end import measure
 from cald_speech.longform.resampling import resampled
 from cald_speech.longform.source import SAMPLE_RATE
 from cald_speech.longform.words import Margins

@@ -2,12 +2,23 @@
 
 The model's pieces are run so that memory holds two or three (frames x width) buffers and one block's work:
 
-1. a first pass over the audio, for what must be known of all of it (:mod:`~cald_speech.longform.statistics`);
-2. convolutions and positional convolution in pieces with exact halos (:mod:`~cald_speech.longform.front`);
+1. a first pass over the audio, for what must be known of all of it (:func:`~cald_speech.longform.front_end.measure`);
+2. convolutions and positional convolution in pieces with exact halos (:mod:`~cald_speech.longform.front_end`);
 3. layer by layer, each mixer's scans carrying their state from block to block, left to right and right to left, norms
    and feed-forward in the same blocks (:mod:`~cald_speech.longform.layers`).
 
 No step is an approximation. Time grows with the length, and with its square only in layers that kept attention.
+Memory can be worked out before it is taken (:func:`predicted_peak_bytes`):
+
+    peak = weights + T (D + W) b + work        T = 50 frames for each second
+
+b bytes for a number (4 in float32, 2 in the 16-bit types), D the model's width, W what its layers need beside their
+input for each frame: D or the mixer's inner width for a bidirectional mixer, nothing for a causal one, 2 D (keys and
+values) where attention was kept. The work is one block's, some tens of MiB, however long the audio is. With ``storage``
+the middle term is on disk; the pages of it that stand in memory can be had back by other programs at any time.
+
+Python, torch and transformers take some 0.7 GiB of resident memory before that. One hour in wav2vec2-base size, every
+layer with ``Bidirectional``, makes 0.51 + 1.03 + 0.06 GiB in float32.
 """
 
 import copy
@@ -19,10 +30,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cald_speech.families import Family, FrontEnd, SpeechFamily, family_of
-from cald_speech.longform.buffers import Buffers
-from cald_speech.longform.front import add_positions, fill, measure
-from cald_speech.longform.layers import Frames, run_layer, spare_widths
+from cald_speech.families import FrontEnd, SpeechFamily, family_of
+from cald_speech.longform.front_end import add_positions, fill, measure
+from cald_speech.longform.layers import Buffers, Frames, run_layer, spare_widths
 from cald_speech.longform.source import SAMPLE_RATE, AudioSource
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -128,7 +138,38 @@ def stream_logits(
     return _logits(*_encode(model, source, chunk_s, dtype, storage, do_normalize, progress))
 
 
-def _logits(model: PreTrainedModel, family: Family, frames: Frames) -> Iterator[tuple[int, Tensor]]:
+def predicted_peak_bytes(
+    model: PreTrainedModel,
+    duration_s: float,
+    *,
+    chunk_s: float = 10.0,
+    dtype: torch.dtype = torch.float32,
+    storage: object = None,
+) -> int:
+    """Bytes on the model's device for so many seconds of audio: weights in ``dtype``, buffers and work.
+
+    Same arguments as :func:`encode_long`. Where ``dtype`` is not the model's, the model itself stays in memory beside
+    the copy; it is not counted.
+
+    Example
+    -------
+    >>> from transformers import HubertConfig
+    >>> from cald_speech.families import families
+    >>> model = families()["hubert"].load(HubertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2))
+    >>> hour, day = (predicted_peak_bytes(model, s) for s in (3600, 24 * 3600))
+    >>> (day - hour) / (23 * 3600 * 50 * (32 + 2 * 32) * 4)
+    1.0
+    """
+    family = family_of(model, SpeechFamily)
+    front, config, size = family.front_end(model), model.config, torch.finfo(dtype).bits // 8
+    weights = sum(p.numel() for p in model.parameters()) * size
+    columns = config.hidden_size + sum(spare_widths(model, family))
+    buffers = 0 if storage is not None else front.num_frames(int(duration_s * SAMPLE_RATE)) * columns * size
+    sizes = BlockSizes.of(model.device, front, chunk_s)
+    return weights + buffers + _work(front, config, sizes, columns) * size
+
+
+def _logits(model: PreTrainedModel, family: SpeechFamily, frames: Frames) -> Iterator[tuple[int, Tensor]]:
     head, norm = family.head(model), family.final_norm(model)
     for block in frames.blocks():
         with torch.no_grad():
@@ -144,7 +185,7 @@ def _encode(
     storage: str | Path | None,
     do_normalize: bool,
     progress: Callable[[float], None] | None,
-) -> tuple[PreTrainedModel, Family, Frames]:
+) -> tuple[PreTrainedModel, SpeechFamily, Frames]:
     """The model in ``dtype``, its family, and the last layer's output before the final norm."""
     if chunk_s <= 0:
         raise ValueError(f"chunk_s: expected seconds of audio, more than 0, got {chunk_s}")
@@ -186,3 +227,15 @@ class Progress:
         self.done += amount
         if self.callback is not None:
             self.callback(min(1.0, self.done / self.total))
+
+
+def _work(front: FrontEnd, config, sizes: BlockSizes, columns: int) -> int:
+    """Numbers that the greediest of the three stages holds at once, beside the buffers."""
+    # The first convolution's output is the longest by far: before and behind its activation, and copied once.
+    convolutions = 3 * sizes.convolutions * front.stride // front.strides[0] * config.conv_dim[0]
+    # A piece with its halos: itself, its padding, the convolution's output and the sum; the kernel is made for each
+    # from its factors (weight norm), and reordered by the library.
+    kernel = config.hidden_size**2 // config.num_conv_pos_embedding_groups * config.num_conv_pos_embeddings
+    positions = 4 * (sizes.positions + 2 * front.positions_reach) * config.hidden_size + 2 * kernel
+    layers = sizes.layers * (2 * config.intermediate_size + 4 * columns)
+    return max(convolutions, positions, layers)

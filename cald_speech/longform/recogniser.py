@@ -1,4 +1,8 @@
-"""A CTC model made ready for audio of any length: the encoder in one exact pass, then decoding as the logits come."""
+"""What long audio says: the encoder in one exact pass over all of it, then decoding as the logits come.
+
+:func:`transcribe` gives the words with their times, :func:`align_text` the times of words that one knows. Both make a
+:class:`Recogniser`, a CTC model ready for audio of any length, which can be kept for many files and for live audio.
+"""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -14,14 +18,102 @@ from cald_speech.conversion import from_pretrained
 from cald_speech.errors import UserError
 from cald_speech.families import SpeechFamily, family_of
 from cald_speech.longform.alignment import DEFAULT_BAND, align, labels_of
-from cald_speech.longform.beam import beam_search
-from cald_speech.longform.ctc import LogitChunks, greedy, numbered
+from cald_speech.longform.ctc import LogitChunks, beam_search, greedy, numbered
 from cald_speech.longform.encoder import stream_logits
 from cald_speech.longform.live import stream
 from cald_speech.longform.source import AudioSource
 from cald_speech.longform.words import DEFAULT_MARGINS, FrameTimes, Margins, TokenSpan, Vocabulary, Word, words
 
 Source = str | Path | AudioSource | Tensor
+
+
+def transcribe(
+    model: PreTrainedModel | str | Path,
+    source: Source,
+    *,
+    processor: Wav2Vec2Processor | None = None,
+    decoding: str = "greedy",
+    beam_width: int = 16,
+    margins: Margins = DEFAULT_MARGINS,
+    chunk_s: float = 10.0,
+    dtype: torch.dtype = torch.float32,
+    storage: str | Path | None = None,
+    device: str | torch.device | None = None,
+    force: bool = False,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[Word]:
+    """Transcribe audio of any length: an iterator over its words, each as soon as it is complete.
+
+    The text is that of the model's forward pass over the whole. With a bidirectional model the first word comes when
+    all of the audio has been encoded.
+
+    Arguments
+    ---------
+    model : a ...ForCTC model, or its folder or hub id.
+    source : the path of an audio file, an AudioSource, or (N,) float samples at 16 kHz. What was wrong with a file is
+        the `fault` of an AudioSource once all words have come.
+    processor : the model's processor; None loads it from where the model came from.
+    decoding : ``greedy``, or ``beam`` for a prefix beam search of ``beam_width`` prefixes.
+    margins : how far words reach beyond their tokens.
+    chunk_s, dtype, storage, progress : as in `stream_logits`.
+    device : where the model runs; None leaves it where it is.
+    force : True runs a model too whose every layer kept attention.
+
+    Warns
+    -----
+    UserWarning
+        where there is no speech, and where a file could be read in part, with the time.
+
+    Raises
+    ------
+    UserError
+        for a model with attention in every layer, files and folders that cannot be used, a processor that does not fit.
+
+    Example
+    -------
+    >>> from cald_speech import transcribe
+    >>> for word in transcribe("results/digits/target-seed0/model", "talk.flac"):  # doctest: +SKIP
+    ...     print(f"{word.start_s:8.2f} {word.text}")
+    """
+    recogniser = Recogniser.of(model, processor, dtype=dtype, device=device, force=force)
+    options = {"chunk_s": chunk_s, "dtype": dtype, "storage": storage, "progress": progress}
+    return recogniser.transcribe(source, decoding=decoding, beam_width=beam_width, margins=margins, **options)
+
+
+def align_text(
+    model: PreTrainedModel | str | Path,
+    source: Source,
+    text: str,
+    *,
+    processor: Wav2Vec2Processor | None = None,
+    unknown: str = "error",
+    band: int = DEFAULT_BAND,
+    margins: Margins = DEFAULT_MARGINS,
+    chunk_s: float = 10.0,
+    dtype: torch.dtype = torch.float32,
+    storage: str | Path | None = None,
+    device: str | torch.device | None = None,
+    force: bool = False,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[Word]:
+    """When each word of a known text is spoken, for audio and text of any length: an iterator over the words.
+
+    Arguments
+    ---------
+    text : all that is said, in order. Words come back spelled as here.
+    unknown : ``error`` refuses characters that the model does not write, ``drop`` aligns the rest of their words.
+    band : characters that are looked at in any one frame; see `align`.
+    others : as in `transcribe`, with its warnings and errors, and those of `align`.
+
+    Example
+    -------
+    >>> from cald_speech.longform import align_text
+    >>> for word in align_text("results/digits/target-seed0/model", "talk.flac", "ONE TWO"):  # doctest: +SKIP
+    ...     print(f"{word.start_s:8.2f} {word.text}")
+    """
+    recogniser = Recogniser.of(model, processor, dtype=dtype, device=device, force=force)
+    options = {"chunk_s": chunk_s, "dtype": dtype, "storage": storage, "progress": progress}
+    return recogniser.align(source, text, unknown=unknown, band=band, margins=margins, **options)
 
 
 @dataclass(frozen=True)
@@ -45,7 +137,7 @@ class Recogniser:
         device: str | torch.device | None = None,
         force: bool = False,
     ) -> "Recogniser":
-        """Load what is given as a folder or hub id; arguments and errors as in `cald_speech.longform.transcribe`."""
+        """Load what is given as a folder or hub id; arguments and errors as in :func:`transcribe`."""
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"device {device}: torch {torch.__version__} sees no CUDA device here. Use --device cpu")
         folder = model.name_or_path if isinstance(model, PreTrainedModel) else str(model)
@@ -79,7 +171,7 @@ class Recogniser:
         margins: Margins = DEFAULT_MARGINS,
         **options,
     ) -> Iterator[Word]:
-        """The words of the audio, as they come; see `cald_speech.longform.transcribe`."""
+        """The words of the audio, as they come; see :func:`transcribe`."""
         decode = self._decoder(decoding, beam_width)
         return self._words(open_source(source), _name(source), decode, margins, options)
 
@@ -107,7 +199,7 @@ class Recogniser:
         margins: Margins = DEFAULT_MARGINS,
         **options,
     ) -> Iterator[Word]:
-        """The words of a known text and when they are spoken; see `cald_speech.longform.transcribe.align_text`."""
+        """The words of a known text and when they are spoken; see :func:`align_text`."""
         labels, spelled = labels_of(text, self.vocabulary, unknown=unknown)
         if len(spelled) < len(text.split()):
             warnings.warn(

@@ -20,7 +20,7 @@ from torch import Tensor
 ZERO_CROSSINGS = 6
 ROLLOFF = 0.99
 # Output samples made at once: their windows of the input stay near the caches.
-BLOCK = 2**14
+OUTPUTS_AT_ONCE = 2**14
 # Phases whose taps share a window: few enough that most of it is taps, enough for a matrix product.
 PHASES = 32
 
@@ -73,7 +73,7 @@ class Resampler:
         highest = groups.stop * self.old + self.width + 1
         # What is missing is zero: beyond the signal's ends, and where it serves only samples that are cut off below.
         x = torch.nn.functional.pad(x, (first - lowest, highest - first - x.numel()))
-        size = max(1, BLOCK // self.new)
+        size = max(1, OUTPUTS_AT_ONCE // self.new)
         parts = [self._groups(x[g * self.old :], min(size, len(groups) - g)) for g in range(0, len(groups), size)]
         return torch.cat(parts).flatten()[start - groups.start * self.new :][: stop - start]
 

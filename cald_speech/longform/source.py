@@ -129,7 +129,7 @@ class FileReader:
     decoded in the same small blocks in every pass, so that every pass meets a fault at the same sample.
     """
 
-    BLOCK = 1024
+    SAMPLES_PER_DECODING = 1024
 
     def __init__(self, path: Path):
         if not path.is_file():
@@ -169,7 +169,7 @@ class FileReader:
 
     def _decode(self, at: int) -> np.ndarray:
         """The next block of the file, which stands at sample ``at``."""
-        count = min(self.BLOCK, self.num_samples - at)
+        count = min(self.SAMPLES_PER_DECODING, self.num_samples - at)
         if count <= 0:
             return self._kept[:0]
         try:

@@ -14,8 +14,8 @@ import torch
 
 from cald_speech.errors import UserError
 from cald_speech.families import families
+from cald_speech.longform import transcribe
 from cald_speech.longform.recogniser import Recogniser
-from cald_speech.longform.transcribe import transcribe
 from tests.helpers import tiny_model
 from tests.longform.recognisers import save, talkative, whole_text
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from cald_speech.errors import UserError
-from cald_speech.longform import beam
-from cald_speech.longform.beam import beam_search
-from cald_speech.longform.ctc import greedy
+from cald_speech.longform import ctc
+from cald_speech.longform.ctc import beam_search, greedy
 from tests.longform.chunks import collapse, cut, noisy_speech
 
 EVERYTHING = {"beam_width": 10_000, "token_prune_logp": -torch.inf, "beam_prune_logp": -torch.inf}
@@ -82,8 +81,8 @@ def test_a_tie_far_back_is_settled_and_given_out(monkeypatch):
     logits[0] = torch.tensor([0.001, 0.5, 0.49, *[1e-6] * (logits.size(1) - 3)]).log()
     logits[1] = 20.0 * torch.nn.functional.one_hot(torch.tensor(0), logits.size(1))
     longest = []
-    prune = beam._prune
-    monkeypatch.setattr(beam, "_prune", lambda beams, *a: longest.append(max(map(len, beams))) or prune(beams, *a))
+    prune = ctc._prune
+    monkeypatch.setattr(ctc, "_prune", lambda beams, *a: longest.append(max(map(len, beams))) or prune(beams, *a))
     read = 0
 
     def chunks():

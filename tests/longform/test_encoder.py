@@ -10,7 +10,7 @@ from transformers import Wav2Vec2FeatureExtractor
 from cald_speech import LayerMap, convert
 from cald_speech.data.audio import read_audio
 from cald_speech.errors import UserError
-from cald_speech.longform import AudioSource, buffers, encode_long, predicted_peak_bytes, stream_logits
+from cald_speech.longform import AudioSource, encode_long, layers, predicted_peak_bytes, stream_logits
 from cald_speech.longform.encoder import BlockSizes
 from cald_speech.mixers import (
     Bidirectional,
@@ -256,15 +256,15 @@ def test_the_result_is_an_ordinary_tensor(tmp_path):
 
 def test_a_disk_that_is_too_small_is_named_with_what_is_needed(tmp_path, monkeypatch):
     model, source = make(FAMILIES["hubert"]), AudioSource.from_samples(audio(9_000))
-    monkeypatch.setattr(buffers.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1_000}))
+    monkeypatch.setattr(layers.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1_000}))
     with pytest.raises(UserError, match=r"needs 0\.00 GiB free for this audio and has 0\.00"):
         encode_long(model, source, storage=tmp_path)
     monkeypatch.undo()
 
     def full(*arguments):
-        raise OSError(buffers.errno.ENOSPC, "No space left on device")
+        raise OSError(layers.errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(buffers.os, "posix_fallocate", full)
+    monkeypatch.setattr(layers.os, "posix_fallocate", full)
     with pytest.raises(UserError, match="GiB free for this audio"):
         encode_long(model, source, storage=tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -272,7 +272,7 @@ def test_a_disk_that_is_too_small_is_named_with_what_is_needed(tmp_path, monkeyp
 
 def test_a_disk_refuses_more_than_it_holds(tmp_path):
     """No file system of this world has 40 PB free; nothing is left of the attempt."""
-    made = buffers.Buffers(torch.float32, torch.device("cpu"), tmp_path)
+    made = layers.Buffers(torch.float32, torch.device("cpu"), tmp_path)
     for attempt in (made.reserve, made.new):
         with pytest.raises(UserError, match=r"needs 37252902\.98 GiB free"):
             attempt(10**12, 10**4)
@@ -353,8 +353,8 @@ def test_real_speech(family, norm, shared_data):
 
 def test_predicted_memory_is_that_of_the_buffers(monkeypatch):
     """What grows with the audio is what is allocated, column by column."""
-    made, new = [], buffers.Buffers.new
-    monkeypatch.setattr(buffers.Buffers, "new", lambda self, n, width: (made.append(width), new(self, n, width))[1])
+    made, new = [], layers.Buffers.new
+    monkeypatch.setattr(layers.Buffers, "new", lambda self, n, width: (made.append(width), new(self, n, width))[1])
     for layer_map, columns in (
         (MAPS["kept"], 3 * 32),
         (MAPS["causal"], 32),

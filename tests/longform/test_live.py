@@ -8,8 +8,8 @@ import torch
 from cald_speech import LayerMap, convert
 from cald_speech.errors import UserError
 from cald_speech.longform import AudioSource, latency_s, stream
-from cald_speech.longform.front import measure
-from cald_speech.longform.streamer import Streamer
+from cald_speech.longform.front_end import measure
+from cald_speech.longform.live import Streamer
 from cald_speech.mixers import Bidirectional, Mamba2
 from tests.helpers import SPEECH, TOLERANCE, relative_error, tiny_model
 from tests.longform.test_encoder import MAPS, audio, both_norms, every_family, make, whole

@@ -11,9 +11,8 @@ from transformers import Wav2Vec2Processor
 from cald_speech import LayerMap, convert
 from cald_speech.errors import UserError
 from cald_speech.families import families
-from cald_speech.longform import AudioSource
+from cald_speech.longform import AudioSource, align_text, transcribe
 from cald_speech.longform.recogniser import Recogniser
-from cald_speech.longform.transcribe import align_text, transcribe
 from cald_speech.mixers import Bidirectional, Mamba2
 from tests.helpers import tiny_model
 from tests.longform.recognisers import save, talkative, whole_text
