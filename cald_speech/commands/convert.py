@@ -9,6 +9,7 @@ from transformers import AutoProcessor
 from cald_speech import conversion
 from cald_speech.commands.options import command
 from cald_speech.conversion.model_card import update_facts
+from cald_speech.errors import UserError
 from cald_speech.families import family_of
 from cald_speech.mixers import Bidirectional, Mamba2
 
@@ -25,6 +26,9 @@ def convert(model: str, folder: Path, initialise: str, keep: tuple[int, ...], sh
     family = family_of(conversion.load_config(model))
     head = head or family.default_head
     student = conversion.from_pretrained(model, head=head)
+    num_layers = len(family.layers(student))
+    if strange := [index for index in keep if not 0 <= index < num_layers]:
+        raise UserError(f"--keep: expected layers from 0 to {num_layers - 1}, got {', '.join(map(str, strange))}")
     mixer = Mamba2 if family.causal else partial(Bidirectional, share_projections=share)
     layer_map = conversion.LayerMap(mixer, dict.fromkeys(keep))
     report = conversion.convert(student, layer_map, initialise=initialise)

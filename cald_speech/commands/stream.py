@@ -11,7 +11,6 @@ from torch import Tensor
 
 from cald_speech.commands import options
 from cald_speech.commands.transcribe import DECODING, FORMAT, MARGINS, MODEL
-from cald_speech.errors import UserError
 from cald_speech.families import family_of
 from cald_speech.longform import AudioSource, Recogniser, latency_s
 from cald_speech.longform.formats import FORMATS
@@ -97,9 +96,10 @@ def stream(
     click.echo(f"frames come {behind_s:.2f} s after they are heard, in chunks of {chunk_s:g} s", err=True)
     for piece in FORMATS[form].write(words, recording="stdin" if audio is None else Path(source).stem):
         click.echo(piece, nl=False)
-    if audio is not None and audio.fault is not None:
-        raise UserError(f"{source}: only the first {audio.fault.time_s:.2f} s: {audio.fault.message}")
-    return 0
+    if audio is None or audio.fault is None:
+        return 0
+    click.echo(f"warning: {source}: only the first {audio.fault.time_s:.2f} s: {audio.fault.message}", err=True)
+    return 1
 
 
 def _raw(file: BinaryIO, samples: int) -> Iterator[Tensor]:

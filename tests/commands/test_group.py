@@ -2,6 +2,8 @@
 
 import errno
 import runpy
+import subprocess
+import sys
 
 import click
 import pytest
@@ -30,6 +32,13 @@ def test_the_help_of_the_group_names_every_command_with_its_line(call):
 
 def test_an_unknown_command_is_refused(call):
     assert "No such command 'trian'" in call("trian", status=2).stderr
+
+
+def test_the_help_of_the_group_loads_no_library(repository):
+    code = "import sys; from cald_speech.commands import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit(repr({'torch', 'transformers', 'numpy'} & sys.modules.keys() or ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository)
+    assert "transcribe" in done.stdout and done.stderr.strip() == "''"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,23 @@
+"""`cald-speech benchmark`: what follows goes to the benchmark as it stands."""
+
+import pytest
+
+from cald_speech.benchmarks import long_audio, ops
+
+
+@pytest.mark.parametrize(("name", "module"), [("ops", ops), ("long-audio", long_audio)])
+def test_arguments_go_through(call, monkeypatch, name, module):
+    given = []
+    monkeypatch.setattr(module, "main", lambda arguments: given.extend(arguments))
+    call("benchmark", name, "--device", "cpu", "--dtypes", "float32")
+    assert given == ["--device", "cpu", "--dtypes", "float32"]
+
+
+@pytest.mark.parametrize("name", ["ops", "long-audio"])
+def test_the_benchmarks_tell_their_own_options(call, name):
+    assert "--device" in call("benchmark", name, "--help").stdout
+    assert "unrecognized arguments: --depth" in call("benchmark", name, "--depth", 3, status=2).stderr
+
+
+def test_there_are_two(call):
+    assert "No such command 'cooking'" in call("benchmark", "cooking", status=2).stderr

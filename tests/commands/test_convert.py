@@ -1,0 +1,38 @@
+"""`cald-speech convert`: a folder that loads as what it has become."""
+
+import pytest
+
+from cald_speech import from_pretrained
+from cald_speech.conversion.model_card import read_facts
+from cald_speech.families import family_of
+from cald_speech.longform import load_processor
+from cald_speech.mixers import Bidirectional
+
+
+def test_a_model_is_converted_but_for_the_layers_that_are_kept(call, place, tmp_path):
+    told = call("convert", place / "teacher", tmp_path / "new", "--keep", 0, "--keep", 2, "--separate").output
+    model = from_pretrained(tmp_path / "new")
+    mixers = [family_of(model).mixer(layer) for layer in family_of(model).layers(model)]
+    assert [type(mixer) for mixer in mixers] == [type(None), Bidirectional, type(None)]
+    assert not mixers[1].share_projections and "layer" in told
+    tokenizers = [load_processor(folder).tokenizer for folder in (tmp_path / "new", place / "teacher")]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    facts = read_facts(tmp_path / "new")
+    assert facts["teacher"] == str(place / "teacher") and facts["guidance"] == "none: not trained yet"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["teacher", "--keep", "7"], "--keep: expected layers from 0 to 2, got 7"),
+        (["nowhere"], "there is no folder"),
+        (["teacher", "--head", "lm"], "head: expected one of base, ctc, classification"),
+        (["teacher", "--initialise", "ones"], "'ones' is not one of 'attention', 'random'"),
+    ],
+    ids=["no such layer", "no such model", "no such head", "no such start"],
+)
+def test_what_cannot_be_converted(call, place, tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(place)
+    model, *options = words
+    assert told in call("convert", model, tmp_path / "new", *options, status=2).stderr
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,31 @@
+"""`cald-speech train`: keys go through to the experiment, and what is wrong with them is told."""
+
+import pytest
+
+from tests.training.miniature import SPLITS, write_corpus, write_experiment, write_model
+
+
+def test_an_experiment_is_trained_by_its_recipe(call, tmp_path):
+    write_model(tmp_path / "teacher")
+    corpus = write_corpus(tmp_path / "corpus")
+    yaml = write_experiment(tmp_path / "experiments" / "e.yaml", recipe="librispeech", corpus={"splits": SPLITS})
+    keys = {"teacher": tmp_path / "teacher", "data_folder": corpus, "output_folder": tmp_path / "out", "num_steps": 1}
+    keys |= {"max_batch_s": 5, "num_workers": 0}
+    call("train", yaml, *(f"--{key}={value}" for key, value in keys.items()), "--noprogressbar")
+    assert (tmp_path / "out" / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere.yaml"], "error: no experiment file nowhere.yaml"),
+        (["hparams/mamba.yaml", "--depth", "3"], "unknown key 'depth'"),
+        (["hparams/mamba.yaml", "--recipe", "cooking"], "recipe: expected one of align, coffee_orders"),
+        ([], "Missing argument 'EXPERIMENT'"),
+    ],
+    ids=["no such file", "no such key", "no such recipe", "nothing"],
+)
+def test_what_is_refused(call, tmp_path, monkeypatch, words, told):
+    """Shipped experiments are found from anywhere."""
+    monkeypatch.chdir(tmp_path)
+    assert told in call("train", *words, status=2).stderr
