@@ -1,6 +1,6 @@
 """Spoken intent over all orders: five folds, each tested with models that never heard it; teacher, guided, unguided.
 
-    python recipes/coffee_orders/crossvalidate.py --data_folder ../shared/data/coffee_orders --jobs 2
+    python recipes/coffee_orders/crossvalidate.py --jobs 2
 
 Stopped and started again, it goes on where it was. Prints a table, and one JSON line last.
 """

@@ -1,6 +1,7 @@
 """Spoken drink orders (Picovoice speech-to-intent benchmark) to manifests: the drink is the label, folds are by file.
 
-<data_folder>/labels.json maps file names to {"slots": {"coffeeDrink": ...}}, <data_folder>/flac holds the audio.
+<data_folder>/data/label/label.json maps file names to {"slots": {"coffeeDrink": ...}}, and data/speech/clean holds the
+audio, as in the benchmark's repository; or <data_folder>/labels.json and flac/.
 """
 
 import hashlib
@@ -13,7 +14,11 @@ from cald_speech.errors import UserError
 
 SLOT = "coffeeDrink"
 NUM_FOLDS = 5
-_WAY_OUT = "The orders are in github.com/Picovoice/speech-to-intent-benchmark: pass their folder as --data_folder."
+PLACES = (("labels.json", "flac"), ("data/label/label.json", "data/speech/clean"))  # of labels, and of audio
+_WAY_OUT = (
+    "The orders are in a repository: git clone --depth 1 https://github.com/Picovoice/speech-to-intent-benchmark, and "
+    "pass its folder as --data_folder."
+)
 
 
 def prepare(data_folder: Path, output_folder: Path, *, fold: int = 0) -> dict[str, Path]:
@@ -26,19 +31,18 @@ def prepare(data_folder: Path, output_folder: Path, *, fold: int = 0) -> dict[st
     data_folder = Path(data_folder).absolute()
     if not 0 <= fold < NUM_FOLDS:
         raise UserError(f"fold: expected 0 to {NUM_FOLDS - 1}, got {fold}")
-    if not (data_folder / "labels.json").is_file():
-        raise UserError(f"expected the orders' labels in {data_folder}/labels.json; it is not there. {_WAY_OUT}")
-    labels = json.loads((data_folder / "labels.json").read_text())
+    labels_file, audio = _places(data_folder)
+    labels = json.loads(labels_file.read_text())
     orders = {name: entry["slots"][SLOT] for name, entry in labels.items() if SLOT in entry["slots"]}
-    missing = [name for name in orders if not (data_folder / "flac" / name).is_file()]
+    missing = [name for name in orders if not (audio / name).is_file()]
     if missing:
         raise UserError(
-            f"expected {len(orders)} orders in {data_folder / 'flac'}, but {len(missing)} are missing, the first: "
+            f"expected {len(orders)} orders in {audio}, but {len(missing)} are missing, the first: "
             f"{missing[0]}. {_WAY_OUT}"
         )
     sets: dict[str, dict] = {"train": {}, "valid": {}, "test": {}}
     for name, drink in sorted(orders.items()):
-        path = data_folder / "flac" / name
+        path = audio / name
         num_samples, rate = audio_info(path)
         offset = (fold_of(name) - fold) % NUM_FOLDS
         which = {0: "test", 1: "valid"}.get(offset, "train")
@@ -49,12 +53,21 @@ def prepare(data_folder: Path, output_folder: Path, *, fold: int = 0) -> dict[st
     return manifests
 
 
+def _places(data_folder: Path) -> tuple[Path, Path]:
+    """The file of the labels and the folder of the audio."""
+    for labels, audio in PLACES:
+        if (data_folder / labels).is_file():
+            return data_folder / labels, data_folder / audio
+    wanted = " or ".join(labels for labels, _ in PLACES)
+    raise UserError(f"expected the orders' labels in {data_folder}, as {wanted}; they are not there. {_WAY_OUT}")
+
+
 def fold_of(name: str) -> int:
-    """The fold of a file.
+    """The fold of a file; its format does not matter.
 
     Example
     -------
     >>> fold_of("05b2d348-4ab5-4ccc-a17e-3ccb3907b272.flac")
     1
     """
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % NUM_FOLDS
+    return int(hashlib.sha256(f"{Path(name).stem}.flac".encode()).hexdigest(), 16) % NUM_FOLDS

@@ -1,7 +1,7 @@
 """Spoken intent on real speech: which drink is ordered. Fine-tune a teacher, then convert and distil it.
 
-    python recipes/coffee_orders/train.py hparams/coffee_orders/teacher.yaml --data_folder ../shared/data/coffee_orders
-    python recipes/coffee_orders/train.py hparams/coffee_orders/student.yaml --data_folder ../shared/data/coffee_orders
+    python recipes/coffee_orders/train.py hparams/coffee_orders/teacher.yaml
+    python recipes/coffee_orders/train.py hparams/coffee_orders/student.yaml
 
 recipes/coffee_orders/crossvalidate.py does so for all five folds.
 """

@@ -1,6 +1,6 @@
 """The grid of guidance modes, starts and mixers on real digits, three seeds each, at equal steps (cells.py).
 
-    python recipes/digits/compare.py --data_folder ../shared/data/fsdd --jobs 2
+    python recipes/digits/compare.py --jobs 2
 
 Stopped and started again, it goes on where it was: a student that has ended is not trained again, one that was killed
 goes on from its checkpoint. Results and figures go to results/digits/grid; the last line is one JSON list.

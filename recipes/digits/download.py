@@ -1,4 +1,7 @@
-"""Get the Free Spoken Digit Dataset from its public repository; only on request."""
+"""Get the Free Spoken Digit Dataset from its public repository:
+
+python recipes/digits/download.py
+"""
 
 import io
 import logging
@@ -7,6 +10,9 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+import click
+
+from cald_speech.commands.options import command
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
 
@@ -36,3 +42,15 @@ def download_recordings(data_folder: Path) -> None:
         with whole_file(data_folder / place) as unfinished:
             unfinished.write_bytes(archive.read(member))
     logger.info("Unpacked %d clips into %s", len(clips), data_folder / "recordings")
+
+
+@command()
+@click.argument("data_folder", type=Path, default="data/fsdd")
+def main(data_folder: Path) -> None:
+    """Fetch the recordings into DATA_FOLDER (default: data/fsdd), where the experiments look for them."""
+    download_recordings(data_folder)
+    click.echo(f"the recordings are in {data_folder / 'recordings'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,6 @@
 """WER of models on the 1,000 fixed digit strings (or a held-out speaker's 300), side by side.
 
-    python recipes/digits/evaluate.py results/digits/teacher/model results/digits/target-seed0/model \\
-        --data_folder ../shared/data/fsdd
+    python recipes/digits/evaluate.py results/digits/teacher/model results/digits/target-seed0/model
 
 Each model is compared with the first by a paired bootstrap over the test clips, which the strings share. The last line
 is one JSON list.

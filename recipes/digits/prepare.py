@@ -32,7 +32,10 @@ TEST_STRINGS = Path(__file__).with_name("test_strings.json")
 TEST_STRINGS_SHA256 = "315dfc94f2ec3044c03d8cabaf8f3fac9e3ade454372ed2f0cd128842d4a01de"
 NUM_HELD_OUT_STRINGS = 300
 _RECIPE_VERSION = 2  # raise it where the same strings would sound different
-_WAY_OUT = f"Clone {REPOSITORY} and pass its folder as --data_folder, or ask for the download (--download True)."
+_WAY_OUT = (
+    f"Get it with python recipes/digits/download.py, or clone {REPOSITORY}, and pass its folder as --data_folder if it "
+    "is another one."
+)
 
 
 def prepare(

@@ -1,8 +1,8 @@
 """Connected digits on real speech: train a teacher, then convert and distil it.
 
-    python recipes/digits/train.py hparams/digits/teacher_start.yaml --data_folder ../shared/data/fsdd
-    python recipes/digits/train.py hparams/digits/teacher.yaml --data_folder ../shared/data/fsdd
-    python recipes/digits/train.py hparams/digits/student.yaml --data_folder ../shared/data/fsdd
+    python recipes/digits/train.py hparams/digits/teacher_start.yaml
+    python recipes/digits/train.py hparams/digits/teacher.yaml
+    python recipes/digits/train.py hparams/digits/student.yaml
 
 See docs/results/digits.md for what came out.
 """

@@ -1,6 +1,6 @@
 """How far forced alignment's word times are off, on digits joined with known pauses.
 
-    cald-speech word-times results/digits/target-seed0/model --data_folder ../shared/data/fsdd
+    cald-speech word-times results/digits/target-seed0/model
 
 Clips of the Free Spoken Digit Dataset are joined with random pauses over low noise, and the digit words aligned to the
 recording. A word's true extent is taken in two ways: ``clip``, the clip's borders, which may hold some silence; and
@@ -141,7 +141,7 @@ def rows_of(name: str, recogniser: Recogniser, test: Sequence[Measured], fitted:
 
 @options.command("word-times")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option("--data_folder", type=Path, required=True, help="The Free Spoken Digit Dataset.")
+@click.option("--data_folder", type=Path, default="data/fsdd", show_default=True, help="The Free Spoken Digit Dataset.")
 @click.option("--num_words", default=1_000, show_default=True)
 @click.option("--words_each", default=50, show_default=True, help="Words in each recording.")
 @click.option(
