@@ -18,10 +18,15 @@ from cald_speech.recipes.demo.synthesis import synthesise_corpus
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED, SHIPPED = ROOT / "results/demo/teacher_more/model", ROOT / "recipes/demo/teacher"
 
-if __name__ == "__main__":
+
+def main() -> None:
     synthesise_corpus(ROOT / "results/demo/teacher_data", splits=TEACHER_SPLITS)
     for experiment in ("hparams/demo/teacher.yaml", "hparams/demo/teacher_more.yaml"):
         subprocess.run([sys.executable, "recipes/librispeech/train.py", experiment], cwd=ROOT, check=True)
     shutil.rmtree(SHIPPED, ignore_errors=True)
     AutoModelForCTC.from_pretrained(TRAINED, dtype=torch.float16).save_pretrained(SHIPPED)
     AutoProcessor.from_pretrained(TRAINED).save_pretrained(SHIPPED)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-from cald_speech.data.audio import SAMPLE_RATE, write_audio
-from cald_speech.data.manifests import read_manifest
+from cald_speech.data.audio import SAMPLE_RATE, read_audio, write_audio
+from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError
 from cald_speech.evaluation.labels import classify_folder, summarise
 from cald_speech.recipes.coffee_orders import prepare as recipe
@@ -86,10 +86,21 @@ def test_labels_that_the_task_does_not_know(orders, tmp_path):
 
 
 def test_what_is_missing_is_named(orders, tmp_path):
-    with pytest.raises(UserError, match=r"labels\.json; it is not there.*Picovoice"):
+    with pytest.raises(UserError, match=r"labels\.json or .*label\.json; they are not there.*git clone .*Picovoice"):
         recipe.prepare(tmp_path, tmp_path)
     with pytest.raises(UserError, match="fold: expected 0 to 4, got 5"):
         recipe.prepare(orders, tmp_path, fold=5)
     (tmp_path / "labels.json").write_text((orders / "labels.json").read_text())
     with pytest.raises(UserError, match=r"30 orders in .*, but 30 are missing, the first: "):
         recipe.prepare(tmp_path, tmp_path)
+
+
+def test_the_benchmarks_own_layout(orders, tmp_path):
+    """Where the repository was cloned: other places and wav files, the same folds."""
+    (tmp_path / "data" / "label").mkdir(parents=True)
+    labels = (orders / "labels.json").read_text().replace(".flac", ".wav")
+    (tmp_path / "data" / "label" / "label.json").write_text(labels)
+    for path in (orders / "flac").glob("*.flac"):
+        write_audio(tmp_path / "data" / "speech" / "clean" / f"{path.stem}.wav", read_audio(path))
+    found, wanted = (recipe.prepare(folder, tmp_path / "out" / folder.name) for folder in (tmp_path, orders))
+    assert all(manifest_hash(found[name]) == manifest_hash(wanted[name]) for name in wanted)
