@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 
 NEAR = 6  # lines that two places share before they count as a near copy
+DIFFERENT = 4  # shapes among them; fewer is a list of names or arguments, one a line
 COMMON = 8  # places with one and the same run; more is the language's own shape, not a copy
 WALKS = (
     "audio batch to its gradient",
@@ -126,7 +127,9 @@ def near_copies(root: Path, files: list[str]) -> Iterator[tuple[str, int, str, i
     places = defaultdict(list)
     for file, rows in shaped.items():
         for start in range(len(rows) - NEAR + 1):
-            places[tuple(shape for _, shape in rows[start : start + NEAR])].append((file, start))
+            run = tuple(shape for _, shape in rows[start : start + NEAR])
+            if len(set(run)) >= DIFFERENT:
+                places[run].append((file, start))
     runs = set()
     for same in places.values():
         if 1 < len(same) <= COMMON:
@@ -234,7 +237,11 @@ def batch_to_gradient(folder: Path) -> list[str]:
     """The second optimiser step of a target-guided run: what is found once is found by then."""
     from cald_speech.training.brain import CaldBrain
     from cald_speech.training.run import run
-    from tests.training.miniature import prepare
+
+    try:
+        from cald_speech.recipes.librispeech.prepare import prepare
+    except ImportError:  # before recipes were modules
+        from tests.training.miniature import prepare
 
     fit_batch, passed = CaldBrain.fit_batch, []
 
