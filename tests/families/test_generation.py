@@ -9,21 +9,26 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizer
 
 from cald_speech.errors import UserError
 from cald_speech.families.generation import ScanState
-from tests.families.text import CAUSAL, LENGTHS, MAPS, VOCABULARY, tokens_and_mask
+from tests.families.text import CAUSAL, LENGTHS, MAPS, VOCABULARY, every_map_once, tokens_and_mask
 from tests.helpers import TOLERANCE, relative_error
 
 NEW = 8
 WAYS = {
     "greedy": {"do_sample": False},
     "sampling": {"do_sample": True, "top_k": 0, "temperature": 0.7},
-    "beams": {"do_sample": False, "num_beams": 3},
     "beams, several returned": {"do_sample": False, "num_beams": 4, "num_return_sequences": 2},
     "chunked prompt": {"do_sample": False, "prefill_chunk_size": 3},
 }
+UNCHUNKED = [name for name in WAYS if name != "chunked prompt"]
 
 every_causal = pytest.mark.parametrize("case", CAUSAL.values(), ids=CAUSAL)
-every_map = pytest.mark.parametrize("chosen", MAPS)
-converted_maps = pytest.mark.parametrize("chosen", [name for name in MAPS if name != "kept"])
+GENERATING = every_map_once(CAUSAL, MAPS)
+every_model = pytest.mark.parametrize(("case", "chosen"), GENERATING.values(), ids=GENERATING)
+every_converted_model = pytest.mark.parametrize(
+    ("case", "chosen"),
+    [model for model in GENERATING.values() if model[1] != "kept"],
+    ids=[name for name, (_, chosen) in GENERATING.items() if chosen != "kept"],
+)
 
 
 @pytest.fixture
@@ -58,8 +63,7 @@ def generate(model, tokens, mask, **options) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-@every_map
-@every_causal
+@every_model
 def test_left_padded_prompts_generate_what_they_do_alone(case, chosen, way, drawn_by_quantile):
     model = talkative(case, chosen)
     tokens, mask = tokens_and_mask(left=True)
@@ -72,9 +76,8 @@ def test_left_padded_prompts_generate_what_they_do_alone(case, chosen, way, draw
     assert not torch.equal(batched, forgetful)  # or it would tell nothing
 
 
-@pytest.mark.parametrize("way", [WAYS["greedy"], WAYS["sampling"], WAYS["beams"]], ids=["greedy", "sampling", "beams"])
-@converted_maps
-@every_causal
+@pytest.mark.parametrize("way", [WAYS[name] for name in UNCHUNKED], ids=UNCHUNKED)
+@every_converted_model
 def test_with_its_state_it_generates_what_it_does_from_the_whole_prompt_each_time(case, chosen, way, drawn_by_quantile):
     model = talkative(case, chosen)
     tokens, mask = tokens_and_mask(left=True)
@@ -83,8 +86,7 @@ def test_with_its_state_it_generates_what_it_does_from_the_whole_prompt_each_tim
 
 
 @pytest.mark.parametrize("pieces", [(1,) * 11, (5, 1, 5), (3, 7, 1)], ids=["step by step", "mixed", "pieces"])
-@every_map
-@every_causal
+@every_model
 @torch.no_grad()
 def test_step_by_step_is_the_whole(case, chosen, pieces):
     """Rows padded in front, so that some pieces hold no token at all of some rows."""

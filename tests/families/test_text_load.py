@@ -13,7 +13,7 @@ from transformers import (
 
 import cald_speech
 from cald_speech.errors import UserError
-from tests.families.text import CASES, CAUSAL, ENCODERS, MAPS, tokens_and_mask
+from tests.families.text import CASES, CAUSAL, ENCODERS, MAPS, every_map_once, tokens_and_mask
 from tests.helpers import TOLERANCE, relative_error
 
 AUTO = {
@@ -28,8 +28,12 @@ every_head = pytest.mark.parametrize(
     [(case, head) for case in CASES.values() for head in case.family.classes],
     ids=[f"{name} {head}" for name, case in CASES.items() for head in case.family.classes],
 )
-every_way = pytest.mark.parametrize("way", ["Auto class", "cald_speech"])
-converted_maps = pytest.mark.parametrize("chosen", [name for name in MAPS if name != "kept"])
+CONVERTED = {
+    f"{name} {head}": (case, chosen, head)
+    for name, (case, chosen) in every_map_once(CASES, [name for name in MAPS if name != "kept"]).items()
+    for head in case.family.classes
+}
+every_converted_head = pytest.mark.parametrize(("case", "chosen", "head"), CONVERTED.values(), ids=CONVERTED)
 
 
 @torch.no_grad()
@@ -38,10 +42,9 @@ def outputs(model) -> torch.Tensor:
     return model(tokens, attention_mask=mask)[0]
 
 
-def load(folder, head, way, **options):
-    if way == "cald_speech":
-        return cald_speech.from_pretrained(folder, head=head, **options)
-    return AUTO[head].from_pretrained(folder, **options).eval()
+def loaded_by_every_way(folder, head, **options):
+    yield AUTO[head].from_pretrained(folder, **options)
+    yield cald_speech.from_pretrained(folder, head=head, **options)
 
 
 def edit_weights(folder, change) -> None:
@@ -56,24 +59,21 @@ def renamed(old: str, new: str):
 # --- converted -------------------------------------------------------------------------------------------------------
 
 
-@every_way
-@converted_maps
-@every_head
-def test_converted_saved_and_loaded_to_the_bit(case, head, chosen, way, tmp_path):
+@every_converted_head
+def test_converted_saved_and_loaded_to_the_bit(case, chosen, head, tmp_path):
     model = case.converted(chosen, head)
     model.save_pretrained(tmp_path)
-    loaded = load(tmp_path, head, way)
-    assert type(loaded) is type(model) and type(loaded).__name__ == f"Cald{case.family.classes[head].__name__}"
-    assert loaded.config.model_type == f"cald_{case.family.model_type}" and not loaded.training
-    expected = model.state_dict()
-    assert loaded.state_dict().keys() == expected.keys()
-    assert torch.equal(outputs(loaded), outputs(model))
+    expected = outputs(model)
+    for loaded in loaded_by_every_way(tmp_path, head):
+        assert type(loaded) is type(model) and type(loaded).__name__ == f"Cald{case.family.classes[head].__name__}"
+        assert loaded.config.model_type == f"cald_{case.family.model_type}" and not loaded.training
+        assert loaded.state_dict().keys() == model.state_dict().keys()
+        assert torch.equal(outputs(loaded), expected)
 
 
 @pytest.mark.parametrize("saved_as", [torch.float32, torch.bfloat16], ids=["saved float32", "saved bfloat16"])
-@every_way
 @every_head
-def test_bfloat16_to_the_bit_with_decays_in_float32(case, head, way, saved_as, tmp_path):
+def test_bfloat16_to_the_bit_with_decays_in_float32(case, head, saved_as, tmp_path):
     model = case.converted("middle kept", head)
     exact = {n: p.clone() for n, p in model.named_parameters() if n.endswith((".A_log", ".dt_bias", ".D"))}
     assert len(exact) == (6 if case.family.causal else 12)
@@ -83,12 +83,13 @@ def test_bfloat16_to_the_bit_with_decays_in_float32(case, head, way, saved_as, t
     # Rotary frequencies are no weights: loading makes them anew in float32, and .to() would have rounded them.
     for name, buffer in rotary.items():
         model.get_submodule(name.rpartition(".")[0]).inv_freq = buffer
-    loaded = load(tmp_path, head, way, dtype=torch.bfloat16)
-    for name, p in loaded.named_parameters():
-        assert p.dtype == (torch.float32 if name in exact else torch.bfloat16), name
-    assert all(torch.equal(loaded.get_parameter(name), p) for name, p in exact.items())
-    assert outputs(loaded).dtype == torch.bfloat16
-    assert torch.equal(outputs(loaded), outputs(model))
+    expected = outputs(model)
+    assert expected.dtype == torch.bfloat16
+    for loaded in loaded_by_every_way(tmp_path, head, dtype=torch.bfloat16):
+        for name, p in loaded.named_parameters():
+            assert p.dtype == (torch.float32 if name in exact else torch.bfloat16), name
+        assert all(torch.equal(loaded.get_parameter(name), p) for name, p in exact.items())
+        assert torch.equal(outputs(loaded), expected)
 
 
 @every_case

@@ -88,6 +88,19 @@ CAUSAL = {name: case for name, case in CASES.items() if case.family.causal}
 ENCODERS = {name: case for name, case in CASES.items() if not case.family.causal}
 
 
+def every_map_once(cases: dict[str, Case], maps: Sequence[str]) -> dict[str, tuple[Case, str]]:
+    """By name, each family as it is with every map, and its other layouts with everything converted.
+
+    For what is built on logits that test_text_contract.py has compared in every layout with every map.
+    """
+    chosen = [(name, map_) for name, case in cases.items() for map_ in maps]
+    return {
+        f"{name}-{map_}": (cases[name], map_)
+        for name, map_ in chosen
+        if not cases[name].options or map_ == "all converted"
+    }
+
+
 def tokens_and_mask(
     lengths: Sequence[int] = LENGTHS, *, left: bool = False, pad: int = 0, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
