@@ -30,8 +30,9 @@ from cald_speech.data.audio import SAMPLE_RATE, write_audio
 from cald_speech.data.joining import recordings
 from cald_speech.data.manifests import read_manifest
 from cald_speech.data.text import make_processor, normalise
-from cald_speech.errors import UserError
+from cald_speech.errors import UserError, error_epilogue
 from cald_speech.families import family_of
+from cald_speech.shipped import experiment_file
 from cald_speech.tasks.wer import score
 
 PAUSE_S = (0.3, 1.0)
@@ -159,8 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = vars(parser.parse_args(argv))
     path, device, chosen = (args.pop(name) for name in ("experiment", "device", "systems"))
-    try:
-        experiment = load(path, args)
+    with error_epilogue():
+        experiment = load(experiment_file(path), args)
         if chosen:
             experiment.systems = {name: experiment.systems[name] for name in chosen}
         machine = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}"
@@ -173,9 +174,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             print_row(row)
             rows.append(row)
         draw(rows, experiment.folder / "long_audio.png")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(json.dumps({"machine": machine, "torch": torch.__version__, "dtype": experiment.dtype, "rows": rows}))
 
 

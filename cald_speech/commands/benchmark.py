@@ -4,7 +4,10 @@ import click
 
 from cald_speech.benchmarks import long_audio as long_audio_benchmark
 from cald_speech.benchmarks import ops as ops_benchmark
-from cald_speech.commands.options import Command
+from cald_speech.commands.options import Command, Listed
+from cald_speech.errors import UserError
+from cald_speech.evaluation.report import format_table
+from cald_speech.ops.backends import interpreted
 
 # The benchmarks have parsers of their own, --help included, since they are modules to run as well.
 AS_IT_IS = {"ignore_unknown_options": True, "help_option_names": []}
@@ -12,10 +15,7 @@ AS_IT_IS = {"ignore_unknown_options": True, "help_option_names": []}
 
 @click.group()
 def benchmark() -> None:
-    """How fast every backend of every op is, and how long audio costs time and memory.
-
-    `cald-speech benchmark ops --help` and `cald-speech benchmark long-audio --help` tell their options.
-    """
+    """How fast every backend of every op is, what long audio costs, and what the GPU kernels compile to."""
 
 
 @benchmark.command(cls=Command, context_settings=AS_IT_IS)
@@ -30,3 +30,34 @@ def ops(arguments: tuple[str, ...]) -> None:
 def long_audio(arguments: tuple[str, ...]) -> None:
     """Time, memory and WER of models against the length of the audio."""
     long_audio_benchmark.main(arguments)
+
+
+@benchmark.command(cls=Command)
+@click.option("--capability", type=Listed(click.INT), default="90,80", show_default=True, help="Of the GPUs.")
+@click.option(
+    "--dtype",
+    type=Listed(click.Choice(["float32", "bfloat16", "float16"])),
+    default="float32,bfloat16,float16",
+    show_default=True,
+)
+@click.option("--sizes", type=Listed(click.STRING), default="64x64,64x128,128x128", show_default=True, help="P x N.")
+@click.option(
+    "--directions", type=Listed(click.Choice(["one", "both", "pair"])), default="one,both,pair", show_default=True
+)
+def kernels(
+    capability: tuple[int, ...], dtype: tuple[str, ...], sizes: tuple[str, ...], directions: tuple[str, ...]
+) -> int:
+    """Compile the SSD kernels for GPUs, of which there need be none, and print what they use.
+
+    Registers, spilled bytes and shared memory of each. P is the head_dim and N the d_state. The exit status is 1 where
+    a kernel needs more shared memory than the GPU has.
+    """
+    if interpreted():
+        raise UserError("TRITON_INTERPRET=1 compiles nothing: expected it unset")
+    try:
+        from cald_speech.ops.ssd.triton import compile_check  # triton is optional
+    except ImportError as error:
+        raise UserError(f"triton cannot be imported ({error}): expected it, `pip install 'triton>=3.6'`") from error
+    rows, fits = zip(*compile_check.check_all(capability, dtype, sizes, directions), strict=True)
+    click.echo(format_table(rows))
+    return 0 if all(fits) else 1

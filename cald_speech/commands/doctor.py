@@ -18,14 +18,15 @@ import torch
 from cald_speech.commands.options import command
 from cald_speech.ops import OPS
 from cald_speech.ops.backends import Backend, Request, choose_backend
+from cald_speech.shipped import hparams_folder, recipes_folder
 
 # A batch of four half-minutes in a base-sized encoder, in the dtype that the device trains in.
 SIZES = {"head_dim": 64, "d_state": 64, "width": 4, "elements": 4 * 1_500 * 768}
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 IMPORT_SECONDS = 120
 INSTALL = "pip install"
-# torchaudio and torch are one pair of builds: the ordinary ones from the index, on a machine without a GPU too.
-PAIR = "pip install --force-reinstall torch==2.11.0 torchaudio==2.11.0"
+# torchaudio loads beside the torch of its own build: the ordinary ones from the index, on a machine without a GPU too.
+TORCH = "pip install --force-reinstall torch==2.11.0 torchaudio==2.11.0"
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class Package:
     @property
     def mend(self) -> str:
         """The command that puts it right where it is there and broken."""
-        return self.install if self.install == PAIR else self.install.replace(INSTALL, f"{INSTALL} --force-reinstall")
+        return self.install if self.install == TORCH else self.install.replace(INSTALL, f"{INSTALL} --force-reinstall")
 
 
 PACKAGES = (
-    Package("torch", "import torch", PAIR, "everything"),
-    Package("torchaudio", "import torchaudio", PAIR, "reading and augmenting audio, and speechbrain"),
+    Package("torch", "import torch", TORCH, "everything"),
+    Package("torchaudio", "import torchaudio", TORCH, "reading and augmenting audio, and speechbrain"),
     Package("speechbrain", "import speechbrain", "pip install 'speechbrain>=1.1.2,<1.2'", "the recipes"),
     Package("transformers", "import transformers", "pip install 'transformers>=5.17,<6'", "pretrained encoders"),
     Package("triton", "import triton", "pip install 'triton>=3.6'", "our kernels on a GPU", required=False),
@@ -97,6 +98,7 @@ def diagnose() -> tuple[str, bool]:
     """The report, and whether all that is required works."""
     found = findings()
     lines = ["versions", *(f"  {name:14} {version}" for name, version in versions().items()), ""]
+    lines += ["shipped", *(f"  {name:14} {told}" for name, told in shipped().items()), ""]
     for device in devices():
         lines += [f"backends on {device} ({str(DTYPES[device]).removeprefix('torch.')})"]
         lines += [f"  {line}" for op, backends in OPS.items() for line in backend_lines(op, backends, device)]
@@ -112,6 +114,12 @@ def versions() -> dict[str, str]:
         package.name: version_of(package.name) or f"not installed, for {package.needed_for}: {package.install}"
         for package in PACKAGES
     }
+
+
+def shipped() -> dict[str, str]:
+    """Where the experiments and the recipes are, and how many; `cald-speech train` takes them from there."""
+    places = {"hparams": (hparams_folder(), "**/*.yaml"), "recipes": (recipes_folder(), "*/prepare.py")}
+    return {name: f"{folder} ({len(list(folder.glob(what)))})" for name, (folder, what) in places.items()}
 
 
 def version_of(name: str) -> str | None:
@@ -158,6 +166,10 @@ def findings() -> list[Finding]:
     with ThreadPoolExecutor(max_workers=3) as pool:
         errors = dict(zip([p.name for p in present], pool.map(import_error, present), strict=True))
     found = []
+    for folder in (hparams_folder(), recipes_folder()):
+        if not folder.is_dir():
+            what = f"there is no {folder}, where `cald-speech train` finds what is shipped"
+            found.append(Finding(what, "pip install --force-reinstall --no-deps cald-speech", True))
     for package in PACKAGES:
         if not installed[package.name] and package.required:
             what = f"{package.name} is not installed: it is for {package.needed_for}"
@@ -185,7 +197,10 @@ def _explained(
 ) -> tuple[str, str]:
     what = f"{package.name} {installed[package.name]} cannot be imported: {error}"
     if package.name == "torchaudio" and not errors.get("torch"):
-        return f"{what}. It loads beside the torch of its own build alone, and torch is {installed['torch']}", PAIR
+        return (
+            f"{what}. It loads beside the torch of its own build alone, and torch is {installed['torch']}",
+            TORCH,
+        )
     if package.name == "speechbrain" and (not installed["torchaudio"] or errors.get("torchaudio")):
-        return f"{what}. It imports torchaudio, which is broken itself: mend that first", PAIR
+        return f"{what}. It imports torchaudio, which is broken itself: mend that first", TORCH
     return what, package.mend

@@ -56,7 +56,7 @@ def find_jobs(paths: Sequence[Path], output: Path | None, suffix: str) -> list[J
             if other.audio != audio:
                 raise UserError(
                     f"the transcripts of {other.audio} and {audio} would both be {target}: give them to two calls, "
-                    "with two folders for --output"
+                    "with two folders for --output_folder"
                 )
     return list(jobs.values())
 

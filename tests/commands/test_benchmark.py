@@ -19,5 +19,12 @@ def test_the_benchmarks_tell_their_own_options(call, name):
     assert "unrecognized arguments: --depth" in call("benchmark", name, "--depth", 3, status=2).stderr
 
 
-def test_there_are_two(call):
+def test_kernels_are_not_compiled_by_the_interpreter(call, monkeypatch):
+    """That they compile is tested with them."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "expected it unset" in call("benchmark", "kernels", status=2).stderr
+    assert "'three' is not one of" in call("benchmark", "kernels", "--directions", "one,three", status=2).stderr
+
+
+def test_what_is_no_benchmark(call):
     assert "No such command 'cooking'" in call("benchmark", "cooking", status=2).stderr

@@ -66,6 +66,15 @@ def test_every_op_has_its_backend_and_the_others_reasons(machine):
         assert re.findall(r"^    (\w+): .+$", block[2], re.MULTILINE) == [name for name in backends if name != block[1]]
 
 
+def test_what_is_shipped_is_found(machine, repository, monkeypatch, tmp_path):
+    machine(HERE)
+    assert f"hparams        {repository / 'hparams'} (" in report_of()[0]
+    assert f"recipes        {repository / 'recipes'} (9)" in report_of()[0]
+    monkeypatch.setattr(doctor, "hparams_folder", lambda: tmp_path / "hparams")
+    report, status = report_of()
+    assert status == 1 and f"there is no {tmp_path / 'hparams'}" in report.split("\nbroken\n")[1]
+
+
 @pytest.mark.parametrize(
     "error",
     [

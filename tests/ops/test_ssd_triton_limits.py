@@ -59,11 +59,11 @@ def test_warmup_runs_every_direction():
 )
 def test_kernels_compile_for_a_gpu(capability, sizes, dtype):
     """What the interpreter accepts the compiler may not; a kernel that needs too much shared memory fails here too."""
-    module = "cald_speech.ops.ssd.triton.compile_check"
-    options = f"--capability {capability} --sizes {sizes} --dtype {dtype} --directions both".split()
+    program = "from cald_speech.commands import main; main()"
+    options = f"benchmark kernels --capability {capability} --sizes {sizes} --dtype {dtype} --directions both".split()
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-m", module, *options], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    names = {line.split()[4] for line in done.stdout.splitlines()[1:]}
+    names = {line.split("|")[5].strip() for line in done.stdout.splitlines()[2:]}
     kernels = {"decays", "states", "carry", "outputs", "inputs_gradient", "maps_gradient"}
     assert names == {f"{name}_kernel" for name in kernels}

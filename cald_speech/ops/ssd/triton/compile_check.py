@@ -1,29 +1,25 @@
 """Compiles every kernel for real GPUs on a machine that has none, and reads what the assembler says of them.
 
-    python -m cald_speech.ops.ssd.triton.compile_check [--capability 90] [--dtype bfloat16] [--sizes 64x64]
-
 The launches are those of a real call, on a few frames; only the last step, handing the program to a driver, is left
-out. Prints registers, spilled bytes (the stack frame) and shared memory per kernel. Exits with 1 where a kernel needs
-more shared memory than the GPU has.
+out. `cald-speech benchmark kernels` prints registers, spilled bytes (the stack frame) and shared memory of each.
 """
 
-import argparse
 import functools
 import itertools
-import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from cald_speech.errors import moved
 from cald_speech.ops.ssd.triton import ssd_bidirectional_triton, ssd_pair_triton, ssd_triton
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -110,33 +106,17 @@ def check(capability: int, dtype: str, sizes: str, directions: str) -> Iterator[
     return map(usage_of, compiled_kernels(capability, step))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--capability", type=int, nargs="+", default=[90, 80])
-    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
-    parser.add_argument("--sizes", nargs="+", default=["64x64", "64x128", "128x128"], help="head_dim x d_state")
-    parser.add_argument("--directions", choices=DIRECTIONS, nargs="+", default=DIRECTIONS)
-    args = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET", "0") == "1":
-        parser.error("TRITON_INTERPRET=1 compiles nothing: unset it")
-    too_large = 0
-    print(
-        f"{'sm':>3} {'dtype':9} {'P x N':8} {'scan':5} {'kernel':24} {'warps':>5} {'regs':>5} {'spill B':>8} "
-        f"{'shared KiB':>11}"
-    )
-    for case in itertools.product(args.capability, args.dtype, args.sizes, args.directions):
-        capability, dtype, sizes, directions = case
+def check_all(
+    capabilities: Iterable[int], dtypes: Iterable[str], sizes: Iterable[str], directions: Iterable[str]
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """A row for each kernel of each case, and whether it needs no more shared memory than the GPU has."""
+    for case in itertools.product(capabilities, dtypes, sizes, directions):
         for use in check(*case):
-            limit = SHARED_KIB.get(capability, 99)
-            too_large += use.shared_bytes > limit * 1024
-            shared = f"{use.shared_bytes / 1024:.1f}" + ("!" if use.shared_bytes > limit * 1024 else "")
-            print(
-                f"{capability:3} {dtype:9} {sizes:8} {directions:5} {use.kernel:24} {use.warps:5} {use.registers:5} "
-                f"{use.spilled_bytes:8} {shared:>11}",
-                flush=True,
-            )
-    return int(too_large > 0)
+            row = dict(zip(("sm", "dtype", "P x N", "scan"), case, strict=True)) | {"kernel": use.kernel}
+            row |= {"warps": use.warps, "registers": use.registers, "spilled B": use.spilled_bytes}
+            fits = use.shared_bytes <= SHARED_KIB.get(case[0], 99) * 1024
+            yield row | {"shared KiB": use.shared_bytes / 1024}, fits
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    moved("cald-speech benchmark kernels")
