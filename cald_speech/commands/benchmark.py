@@ -1,5 +1,7 @@
 """``cald-speech benchmark``: how fast ops and models are on this machine."""
 
+from importlib import import_module
+
 import click
 
 from cald_speech.benchmarks import long_audio as long_audio_benchmark
@@ -55,7 +57,7 @@ def kernels(
     if interpreted():
         raise UserError("TRITON_INTERPRET=1 compiles nothing: expected it unset")
     try:
-        from cald_speech.ops.ssd.triton import compile_check  # triton is optional
+        compile_check = import_module("cald_speech.ops.ssd.triton.compile_check")  # triton is optional
     except ImportError as error:
         raise UserError(f"triton cannot be imported ({error}): expected it, `pip install 'triton>=3.6'`") from error
     rows, fits = zip(*compile_check.check_all(capability, dtype, sizes, directions), strict=True)
