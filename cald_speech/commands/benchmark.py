@@ -23,14 +23,14 @@ def benchmark() -> None:
 @benchmark.command(cls=Command, context_settings=AS_IT_IS)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def ops(arguments: tuple[str, ...]) -> None:
-    """Every backend of every op, beside peers and the device's limit."""
+    """Every backend of every op, beside its peers."""
     ops_benchmark.main(arguments)
 
 
 @benchmark.command("long-audio", cls=Command, context_settings=AS_IT_IS)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def long_audio(arguments: tuple[str, ...]) -> None:
-    """Time, memory and WER of models against the length of the audio."""
+    """Time, memory and WER against the length."""
     long_audio_benchmark.main(arguments)
 
 
@@ -49,7 +49,7 @@ def long_audio(arguments: tuple[str, ...]) -> None:
 def kernels(
     capability: tuple[int, ...], dtype: tuple[str, ...], sizes: tuple[str, ...], directions: tuple[str, ...]
 ) -> int:
-    """Compile the SSD kernels for GPUs, of which there need be none, and print what they use.
+    """What the SSD kernels compile to, GPU or no GPU.
 
     Registers, spilled bytes and shared memory of each. P is the head_dim and N the d_state. The exit status is 1 where
     a kernel needs more shared memory than the GPU has.
