@@ -126,16 +126,16 @@ def from_step(monkeypatch, step: int, trouble) -> None:
 @pytest.mark.parametrize(
     "trouble", [torch_save_fails, lambda: no_file_grows_past(60_000)], ids=["torch.save", "operating system"]
 )
-def test_full_disk_at_a_checkpoint(experiment, start, monkeypatch, trouble):
-    path = experiment(checkpoint_every_steps=2, num_steps=5)
-    expected = start(path, "whole")
+def test_full_disk_at_a_checkpoint(experiment, start, whole, monkeypatch, trouble):
+    keys = {"checkpoint_every_steps": 2, "num_steps": 5}
+    path, expected = experiment(**keys), whole(**keys).brain
     with monkeypatch.context() as patch:
         from_step(patch, 3, trouble)
         with pytest.raises(UserError, match=r"cannot save a checkpoint .* MiB free\. The last good checkpoint"):
-            start(path, "full")
-    checkpoints = expected.store.folder.with_name("full") / "checkpoints"
+            start(path)
+    checkpoints = path.parents[1] / "run" / "checkpoints"
     assert [p.name.split("+")[0] for p in checkpoints.iterdir()] == ["CKPT"]
-    assert_same_run(start(path, "full"), expected)
+    assert_same_run(start(path), expected)
 
 
 @contextmanager
@@ -205,18 +205,17 @@ DAMAGED.remove(("epochs", "half"))  # it holds one digit
 
 
 @pytest.mark.parametrize("name, damage", DAMAGED)
-def test_damaged_checkpoint(experiment, start, name, damage):
-    path = experiment(num_steps=1)
-    folder = start(path).store.folder
+def test_damaged_checkpoint(experiment, start, whole, tmp_path, name, damage):
+    folder = shutil.copytree(whole(num_steps=1).brain.store.folder, tmp_path / "run")
     (checkpoint,) = (folder / "checkpoints").iterdir()
     file = checkpoint / (f"{name}.yaml" if name == "CKPT" else f"{name}.ckpt")
     if damage == "missing":
         file.unlink()
     else:
-        whole = file.read_bytes()
-        file.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "rubbish": b"\x80\x02: ["}[damage])
+        written = file.read_bytes()
+        file.write_bytes({"empty": b"", "half": written[: len(written) // 2], "rubbish": b"\x80\x02: ["}[damage])
     with pytest.raises(UserError, match=r"cannot resume .*checkpoints.*Delete its folder"):
-        start(path, "run", "--num_steps", "2")
+        start(experiment(num_steps=2))
 
 
 def test_checkpoint_of_another_model(experiment, start, tmp_path):

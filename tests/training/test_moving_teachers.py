@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,36 +12,40 @@ from safetensors.torch import load_file
 
 from cald_speech.errors import UserError
 from cald_speech.training.brain import CaldBrain
+from tests.training.conftest import starter, writer
 from tests.training.miniature import write_model
 from tests.training.test_resume import RESTLESS, Killed, assert_same_run, assert_same_state, kill_after_step
 
 
-@pytest.fixture
-def fine_tuned(experiment, start, teachers):
-    """A run of 8 steps that left a waypoint every 2."""
+@pytest.fixture(scope="module")
+def fine_tuned(corpus, teachers, tmp_path_factory) -> Path:
+    """The folder of a run of 8 steps that left a waypoint every 2."""
+    folder = tmp_path_factory.mktemp("fine_tuned")
     keys = {"source": str(teachers["layer"]), "guidance": "unguided", "num_steps": 8, "waypoint_every_steps": 2}
-    return start(experiment("fine_tune", convert=False, **keys), "fine_tuned").store.folder
+    return starter(folder)(writer(corpus, teachers, folder)(convert=False, **keys)).store.folder
 
 
 @pytest.fixture
-def moving(experiment, fine_tuned, teachers):
-    def write(mode: str, **keys):
+def moving(fine_tuned, teachers) -> Callable[..., dict]:
+    """The keys of an experiment under a teacher that moves."""
+
+    def keys(mode: str, **others) -> dict:
         defaults = {"source": str(teachers["layer"]), "teacher": str(fine_tuned / "model"), "guidance": mode}
         defaults |= {"waypoints": str(fine_tuned / "waypoints"), "teacher_steps": 0.5, "teacher_update_every": 2}
-        return experiment(**defaults | {"num_steps": 15} | keys)
+        return defaults | others
 
-    return write
+    return keys
 
 
 @pytest.mark.parametrize("mode", ["trajectory", "waypoint"])
-def test_killed_and_resumed_to_the_bit(moving, start, monkeypatch, mode):
-    path = moving(mode, **RESTLESS)
-    expected = start(path, "whole")
+def test_killed_and_resumed_to_the_bit(moving, experiment, start, whole, monkeypatch, mode):
+    keys = moving(mode, num_steps=9, **RESTLESS)
+    path, expected = experiment(**keys), whole(**keys).brain
     with monkeypatch.context() as patch:
-        kill_after_step(patch, 11)
+        kill_after_step(patch, 5)  # between the teacher's steps, and two steps after it came to its second waypoint
         with pytest.raises(Killed):
-            start(path, "killed")
-    resumed = start(path, "killed")
+            start(path)
+    resumed = start(path)
     assert_same_run(resumed, expected)
     assert_same_state(resumed.teacher.state_dict(), expected.teacher.state_dict())
     if mode == "trajectory":
@@ -47,15 +53,15 @@ def test_killed_and_resumed_to_the_bit(moving, start, monkeypatch, mode):
         assert_same_state(*optimisers)
 
 
-def test_the_trajectory_is_that_of_fine_tuning(moving, start, fine_tuned, monkeypatch):
+def test_the_trajectory_is_that_of_fine_tuning(moving, experiment, start, fine_tuned):
     """Same start, same batches, an update at each step: the teacher is the one that fine-tuning alone makes."""
-    brain = start(moving("trajectory", teacher_update_every=1, num_steps=8))
+    brain = start(experiment(**moving("trajectory", teacher_update_every=1, num_steps=8)))
     assert_same_state(brain.teacher.state_dict(), load_file(fine_tuned / "waypoints/step-0000008/model.safetensors"))
     assert not brain.teacher.training
     assert (brain.store.folder / "teacher" / "model.safetensors").exists()
 
 
-def test_the_teacher_trains_at_its_own_steps(moving, start, monkeypatch):
+def test_the_teacher_trains_at_its_own_steps(moving, experiment, start, monkeypatch):
     weights, fit_batch = [], CaldBrain.fit_batch
 
     def watched(brain, batch):
@@ -64,12 +70,12 @@ def test_the_teacher_trains_at_its_own_steps(moving, start, monkeypatch):
         return loss
 
     monkeypatch.setattr(CaldBrain, "fit_batch", watched)
-    start(moving("trajectory", teacher_update_every=3, num_steps=7))
+    start(experiment(**moving("trajectory", teacher_update_every=3, num_steps=7)))
     changed = [not torch.equal(a, b) for a, b in pairwise(weights)]
     assert changed == [step % 3 == 0 for step in range(1, 7)]
 
 
-def test_the_waypoints_are_followed(moving, start, fine_tuned, monkeypatch):
+def test_the_waypoints_are_followed(moving, experiment, start, fine_tuned, monkeypatch):
     seen, fit_batch = [], CaldBrain.fit_batch
 
     def watched(brain, batch):
@@ -78,35 +84,31 @@ def test_the_waypoints_are_followed(moving, start, fine_tuned, monkeypatch):
         return loss
 
     monkeypatch.setattr(CaldBrain, "fit_batch", watched)
-    start(moving("waypoint", num_steps=14))
+    brain = start(experiment(**moving("waypoint", num_steps=14)))
     files = [fine_tuned / f"waypoints/step-{step:07d}/model.safetensors" for step in (2, 4, 6, 8)]
     weights = [load_file(file)["lm_head.weight"] for file in files]
     followed = [next(i for i, w in enumerate(weights) if torch.equal(w, s)) for s in seen]
     assert followed == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 2
+    first = json.loads((brain.store.folder / "train_log.jsonl").read_text().splitlines()[0])
+    assert first["loss/layers"] > 0
 
 
-def test_student_and_teacher_of_a_trajectory_start_alike(moving, start, monkeypatch, tmp_path):
+def test_student_and_teacher_of_a_trajectory_start_alike(moving, experiment, start, monkeypatch, tmp_path):
     """From an encoder without a head, both get the same new one."""
     source = write_model(tmp_path / "encoder", head="base")
     monkeypatch.setattr(CaldBrain, "fit", lambda *args, **kwargs: None)
-    brain = start(moving("trajectory", source=str(source), teacher=None))
+    brain = start(experiment(**moving("trajectory", source=str(source), teacher=None)))
     assert torch.equal(brain.plain.lm_head.weight, brain.teacher.lm_head.weight)
 
 
-def test_a_trajectory_without_a_source(moving, start):
+def test_a_trajectory_without_a_source(moving, experiment, start):
     with pytest.raises(UserError, match="give --source"):
-        start(moving("trajectory", source=None))
+        start(experiment(**moving("trajectory", source=None)))
 
 
-def test_waypoints_of_another_model(moving, start, fine_tuned, tmp_path):
-    other = write_model(tmp_path / "other" / "step-0000002", intermediate_size=48)
-    shutil.rmtree(fine_tuned / "waypoints" / "step-0000006")
-    shutil.copytree(other, fine_tuned / "waypoints" / "step-0000006")
+def test_waypoints_of_another_model(moving, experiment, start, fine_tuned, tmp_path):
+    waypoints = shutil.copytree(fine_tuned / "waypoints", tmp_path / "waypoints")
+    shutil.rmtree(waypoints / "step-0000006")
+    write_model(waypoints / "step-0000006", intermediate_size=48)
     with pytest.raises(UserError, match="step-0000006 is of another model than the teacher"):
-        start(moving("waypoint"))
-
-
-def test_the_log_says_what_was_followed(moving, start):
-    brain = start(moving("waypoint", num_steps=4))
-    first = json.loads((brain.store.folder / "train_log.jsonl").read_text().splitlines()[0])
-    assert first["loss/layers"] > 0
+        start(experiment(**moving("waypoint", waypoints=str(waypoints))))

@@ -73,14 +73,14 @@ def test_kept_layers_are_left_out(experiment):
 
 
 @pytest.mark.parametrize("killed_after", [2, 7], ids=["during", "after"])
-def test_killed_and_resumed_to_the_bit(experiment, start, monkeypatch, killed_after):
-    path = experiment(**RESTLESS | {"align_steps": 5, "num_steps": 10, "align_learning_rate": 3e-3})
-    expected = start(path, "whole")
+def test_killed_and_resumed_to_the_bit(experiment, start, whole, monkeypatch, killed_after):
+    keys = RESTLESS | {"align_steps": 5, "num_steps": 10, "align_learning_rate": 3e-3}
+    path, expected = experiment(**keys), whole(**keys).brain
     with monkeypatch.context() as patch:
         kill_after_step(patch, killed_after)
         with pytest.raises(Killed):
-            start(path, "killed")
-    assert_same_run(start(path, "killed"), expected)
+            start(path)
+    assert_same_run(start(path), expected)
 
 
 def test_the_schedule_begins_after_it(experiment):
