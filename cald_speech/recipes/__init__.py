@@ -4,6 +4,43 @@ In a checkout they lie in its top-level folder ``recipes``; where the package wa
 number of them can be used in one process, and one can use another.
 """
 
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cald_speech.errors import UserError
 from cald_speech.shipped import recipes_folder
 
 __path__ = [str(recipes_folder())]
+
+
+class Spent(NamedTuple):
+    """What a training took: seconds by the clock, and the most memory it had."""
+
+    seconds: float
+    peak_gib: float
+
+
+def train_apart(experiment: str | Path, folder: Path, words: Sequence[str]) -> Spent:
+    """Train an experiment in a process of its own, on one thread: several can run side by side.
+
+    ``words`` are keys as on the command line, ``--seed=1``. What the training says is added to ``folder``/log.txt.
+
+    Raises: UserError, where it fails.
+    """
+    start = [sys.executable, "-c", "from cald_speech.commands import main; main()", "train", str(experiment)]
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    with open(folder / "log.txt", "a") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [*start, *words, "--noprogressbar"], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise UserError(f"the training of {folder.name} failed; see {folder / 'log.txt'}")
+    return Spent(time.perf_counter() - began, usage.ru_maxrss / 2**20)

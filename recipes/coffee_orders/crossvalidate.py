@@ -6,9 +6,6 @@ Stopped and started again, it goes on where it was. Prints a table, and one JSON
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,19 +14,14 @@ import click
 import numpy as np
 
 from cald_speech.commands.options import command
-from cald_speech.errors import UserError
 from cald_speech.evaluation.labels import classify_folder
 from cald_speech.evaluation.report import format_table
+from cald_speech.recipes import train_apart
 from cald_speech.recipes.coffee_orders.prepare import NUM_FOLDS, prepare
 from cald_speech.tasks.bootstrap import bootstrap_interval, paired_bootstrap
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("results/coffee")
-MODELS = {
-    "teacher": "coffee_orders/teacher.yaml",
-    "target": "coffee_orders/student.yaml",
-    "unguided": "coffee_orders/student.yaml",
-}
+MODELS = {"teacher": "teacher.yaml", "target": "student.yaml", "unguided": "student.yaml"}
 PLUMBING = 60.0  # a teacher below this accuracy says nothing about conversion
 
 
@@ -57,16 +49,9 @@ def _train_fold(fold: int, data_folder: Path) -> None:
     """Teacher first; a run that has ended ends at once."""
     for name, experiment in MODELS.items():
         folder = RESULTS / f"{name}-fold{fold}"
-        words = [f"--data_folder={data_folder}", f"--fold={fold}", f"--output_folder={folder}", "--noprogressbar"]
+        words = [f"--data_folder={data_folder}", f"--fold={fold}", f"--output_folder={folder}"]
         words += [] if name == "teacher" else [f"--guidance={name}"]
-        command = [sys.executable, "recipes/coffee_orders/train.py", f"hparams/coffee_orders/{experiment}", *words]
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "log.txt", "a") as log:
-            status = subprocess.call(
-                command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT
-            )
-        if status:
-            raise UserError(f"the training of {name}, fold {fold}, failed; see {folder / 'log.txt'}")
+        train_apart(f"hparams/coffee_orders/{experiment}", folder, words)
 
 
 def summarise(found: dict[str, dict[str, tuple[str, str]]]) -> list[dict]:

@@ -7,10 +7,6 @@ goes on from its checkpoint. Results and figures go to results/digits/grid; the 
 """
 
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,11 +18,10 @@ from cald_speech.commands.options import command
 from cald_speech.errors import UserError
 from cald_speech.evaluation.recognition import evaluate_folder
 from cald_speech.files import whole_file
+from cald_speech.recipes import train_apart
 from cald_speech.recipes.digits.cells import Cell, make_cells
 from cald_speech.recipes.digits.prepare import prepare
 from cald_speech.recipes.digits.summarise import Student, summarise
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @command()
@@ -85,21 +80,11 @@ def train_one(name: str, cell: Cell, seed: int, data_folder: Path, output_folder
     folder = folder_of(output_folder, name, seed)
     if (folder / "run.json").is_file():
         return
-    words = [sys.executable, "recipes/digits/train.py", "hparams/digits/grid.yaml", f"--data_folder={data_folder}"]
-    words += [f"--output_folder={folder}", "--noprogressbar", *cell.arguments(seed), *_start(cell, seed, output_folder)]
-    folder.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    with open(folder / "log.txt", "a") as log:
-        process = subprocess.Popen(
-            words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    if status:
-        raise UserError(f"the training of {name!r}, seed {seed}, failed; see {folder / 'log.txt'}")
+    words = [f"--data_folder={data_folder}", f"--output_folder={folder}", *cell.arguments(seed)]
+    spent = train_apart("hparams/digits/grid.yaml", folder, [*words, *_start(cell, seed, output_folder)])
     with whole_file(folder / "run.json") as unfinished:
-        unfinished.write_text(json.dumps({"seconds": seconds, "peak_gib": usage.ru_maxrss / 2**20}))
-    print(f"{name}, seed {seed}: {seconds:.0f} s", flush=True)
+        unfinished.write_text(json.dumps(spent._asdict()))
+    print(f"{name}, seed {seed}: {spent.seconds:.0f} s", flush=True)
 
 
 def _start(cell: Cell, seed: int, output_folder: Path) -> list[str]:

@@ -8,23 +8,19 @@ was. Prints a table, and one JSON line last.
 
 import json
 import math
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
 
 from cald_speech.commands.options import command
-from cald_speech.errors import UserError
 from cald_speech.evaluation.language import Perplexity, perplexity_of
 from cald_speech.evaluation.report import format_table
+from cald_speech.recipes import train_apart
 from cald_speech.recipes.pile.prepare import prepare
 from cald_speech.tasks.bootstrap import paired_bootstrap
 from cald_speech.training.settings import Settings
 
-RECIPE = Path(__file__).resolve().parent
 MODES = ("unguided", "target", "hybrid", "trajectory", "waypoint")
 
 
@@ -54,14 +50,7 @@ def _train(experiment: Path, given: dict[str, str], mode: str, seed: str) -> Pat
     """A student's folder; a run that has ended ends at once."""
     keys = given | {"guidance": mode, "seed": int(seed)}
     folder = Path(Settings.load(experiment, keys).output_folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    words = [f"--{key}={value}" for key, value in keys.items()]
-    command = [sys.executable, str(RECIPE / "train.py"), str(experiment), *words, "--noprogressbar"]
-    with open(folder / "log.txt", "a") as log:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        status = subprocess.call(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    if status:
-        raise UserError(f"the training of {mode}, seed {seed}, failed; see {folder / 'log.txt'}")
+    train_apart(experiment, folder, [f"--{key}={value}" for key, value in keys.items()])
     return folder
 
 

@@ -29,11 +29,12 @@ def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("LibriSpeech"))
 
 
-@pytest.fixture
-def aligned(corpus, tmp_path):
+@pytest.fixture(scope="module")
+def aligned(corpus, tmp_path_factory):
     """A run of the recipe as it stands, but small; the encoder has no head, as self-supervised ones have none."""
-    encoder = write_model(tmp_path / "encoder", head="base")
-    keys = SMALL | {"data_folder": str(corpus), "output_folder": str(tmp_path / "align"), "teacher": str(encoder)}
+    folder = tmp_path_factory.mktemp("aligned")
+    encoder = write_model(folder / "encoder", head="base")
+    keys = SMALL | {"data_folder": str(corpus), "output_folder": str(folder / "align"), "teacher": str(encoder)}
     words = [f"--{key}={value}" for key, value in (keys | {"corpus": json.dumps({"num_valid": 4})}).items()]
     return run(
         [str(ROOT / "hparams" / "align/encoder.yaml"), *words, "--log_every_steps=1", "--noprogressbar"], prepare

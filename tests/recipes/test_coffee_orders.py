@@ -1,6 +1,7 @@
 """Spoken intent on a miniature of the orders: folds, a teacher, its students, and what each says."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from cald_speech.data.audio import SAMPLE_RATE, read_audio, write_audio
 from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError
 from cald_speech.evaluation.labels import classify_folder, summarise
+from cald_speech.recipes.coffee_orders import crossvalidate
 from cald_speech.recipes.coffee_orders import prepare as recipe
-from cald_speech.training.run import run
+from cald_speech.training.run import parse, run
 from tests.training.miniature import ROOT, write_model
 
 SMALL = {"num_steps": 4, "max_batch_s": 5, "log_every_steps": 1, "validate_every_epochs": 1}
@@ -93,6 +95,17 @@ def test_what_is_missing_is_named(orders, tmp_path):
     (tmp_path / "labels.json").write_text((orders / "labels.json").read_text())
     with pytest.raises(UserError, match=r"30 orders in .*, but 30 are missing, the first: "):
         recipe.prepare(tmp_path, tmp_path)
+
+
+def test_every_fold_is_an_experiment(monkeypatch):
+    started = []
+    monkeypatch.setattr(crossvalidate, "train_apart", lambda *arguments: started.append(arguments))
+    crossvalidate._train_fold(2, Path("x"))
+    assert len(started) == len(crossvalidate.MODELS)
+    for (experiment, folder, words), name in zip(started, crossvalidate.MODELS, strict=True):
+        settings, _ = parse([experiment, *words])
+        assert settings.output_folder == str(folder) and settings.corpus == {"fold": 2}
+        assert settings.teacher == (None if name == "teacher" else str(started[0][1] / "model"))
 
 
 def test_the_benchmarks_own_layout(orders, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from cald_speech import recipes
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import write_report
 from cald_speech.recipes.digits import compare, grid_figures, summarise
@@ -53,12 +54,12 @@ def test_what_has_ended_is_not_trained_again_and_what_fails_is_named(tmp_path, m
             commands.append(words)
             self.pid = None
 
-    monkeypatch.setattr(compare.subprocess, "Popen", Failing)
-    monkeypatch.setattr(compare.os, "wait4", lambda *args: (0, 1, None))
+    monkeypatch.setattr(recipes.subprocess, "Popen", Failing)
+    monkeypatch.setattr(recipes.os, "wait4", lambda *args: (0, 1, None))
     name, cell = "target, random", compare.make_cells(200)["target, random"]
     folder = compare.folder_of(tmp_path, name, 2)
     assert folder.name == "target-random-seed2"
-    with pytest.raises(UserError, match=r"'target, random', seed 2, failed; see .*log\.txt"):
+    with pytest.raises(UserError, match=r"target-random-seed2 failed; see .*log\.txt"):
         compare.train_one(name, cell, 2, tmp_path, tmp_path)
     assert "--initialise=random" in commands[0] and not (folder / "run.json").exists()
     (folder / "run.json").write_text("{}")

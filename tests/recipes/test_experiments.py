@@ -1,19 +1,19 @@
 """Every experiment runs: built, stepped, saved, loaded, evaluated; and a converted model can learn."""
 
 import json
-import subprocess
-import sys
 from string import ascii_lowercase, ascii_uppercase
 
 import pytest
 import soundfile
 import torch
+from click.testing import CliRunner
 
 import cald_speech
 from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.manifests import read_manifest
 from cald_speech.evaluation.recognition import evaluate_folder
 from cald_speech.recipes.digits import prepare as recipe
+from cald_speech.recipes.librispeech.evaluate import main as evaluate
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.run import run
 from tests.training.miniature import ROOT, SPLITS, write_corpus, write_experiment, write_model
@@ -109,10 +109,9 @@ def test_every_experiment_says_how_it_is_run():
 
 def test_evaluate_recipe(corpus, tmp_path):
     folder = write_model(tmp_path / "teacher")
-    command = [sys.executable, "recipes/librispeech/evaluate.py", str(folder), "--data_folder", str(corpus)]
-    command += ["--output_folder", str(tmp_path / "report")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    words = [str(folder), "--data_folder", str(corpus), "--output_folder", str(tmp_path / "report")]
+    done = CliRunner().invoke(evaluate, words)
+    assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["split"] == "test-clean" and summary["num_utterances"] == 4 and "| test-clean" in done.stdout
     assert len((tmp_path / "report" / "test-clean.jsonl").read_text().splitlines()) == 4
