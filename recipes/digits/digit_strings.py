@@ -1,16 +1,19 @@
-"""Connected digits, before there is any sound: which clips, in which order, with which pauses.
+"""Connected digits: which clips, in which order, with which pauses; and how they sound.
 
 A string joins 1 to 5 clips of one speaker of the Free Spoken Digit Dataset (FSDD), named {digit}_{speaker}_{index}.
 The data set's own split is by index: 0 to 4 are its test clips. Run this file to write test_strings.json again.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torchaudio.functional import resample
 
+from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.files import whole_file
 
 WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
@@ -77,6 +80,32 @@ def read_strings(path: Path) -> dict[str, DigitString]:
         name: DigitString(entry["speaker"], tuple(entry["clips"]), tuple(entry["gaps_s"]), entry["noise_seed"])
         for name, entry in entries.items()
     }
+
+
+def join(string: DigitString, load: Callable[[str], torch.Tensor], *, perturb: bool = False) -> torch.Tensor:
+    """Join the clips of `string` with its pauses: (N,) float32 at 16 kHz, over low noise that never stops.
+
+    The noise, 40 to 55 dB below full scale, covers clips and pauses alike, so that no edge tells where a clip begins.
+    With `perturb`, each clip is played at 0.8 to 1.2 of its speed: five speakers with 400 clips each are few voices.
+    """
+    if perturb:
+        speeds = iter(torch.randint(16, 25, (len(string.clips),), generator=_generator(string, stream=1)).tolist())
+        original = load
+
+        def load(clip: str) -> torch.Tensor:
+            return resample(original(clip), next(speeds), 20)
+
+    parts = [torch.zeros(round(string.gaps_s[0] * SAMPLE_RATE))]
+    for clip, gap_s in zip(string.clips, string.gaps_s[1:], strict=True):
+        parts += [load(clip), torch.zeros(round(gap_s * SAMPLE_RATE))]
+    speech = torch.cat(parts)
+    generator = _generator(string, stream=0)
+    level_db = -40 - 15 * torch.rand((), generator=generator)
+    return speech + 10 ** (level_db / 20) * torch.randn(speech.shape, generator=generator)
+
+
+def _generator(string: DigitString, *, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(string.noise_seed + stream)
 
 
 if __name__ == "__main__":

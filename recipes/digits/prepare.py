@@ -23,19 +23,16 @@ from cald_speech.recipes.digits.digit_strings import (
     VALID_INDICES,
     DigitString,
     draw_strings,
+    join,
     read_strings,
 )
 from cald_speech.recipes.digits.download import REPOSITORY, download_recordings
-from cald_speech.recipes.digits.join_clips import join
 
 TEST_STRINGS = Path(__file__).with_name("test_strings.json")
 TEST_STRINGS_SHA256 = "315dfc94f2ec3044c03d8cabaf8f3fac9e3ade454372ed2f0cd128842d4a01de"
 NUM_HELD_OUT_STRINGS = 300
 _RECIPE_VERSION = 2  # raise it where the same strings would sound different
-_WAY_OUT = (
-    f"Get it with python recipes/digits/download.py, or clone {REPOSITORY}, and pass its folder as --data_folder if it "
-    "is another one."
-)
+_WAY_OUT = f"Get it with python recipes/digits/download.py, or clone {REPOSITORY}: its folder is the --data_folder."
 
 
 def prepare(
@@ -142,13 +139,8 @@ def _materialise(
     for key, string in strings.items():
         samples, path = render(string), folder / f"{key}.flac"
         write_audio(path, samples)
-        duration_s = len(samples) / SAMPLE_RATE
-        entries[key] = {
-            "audio": path,
-            "duration_s": duration_s,
-            "text": getattr(string, label),
-            "speaker": string.speaker,
-        }
+        said = {"text": getattr(string, label), "speaker": string.speaker}
+        entries[key] = {"audio": path, "duration_s": len(samples) / SAMPLE_RATE, **said}
     write_manifest(manifest, entries)
     with whole_file(record) as unfinished:
         unfinished.write_text(wanted + manifest_hash(manifest))

@@ -7,8 +7,7 @@ recording. A word's true extent is taken in two ways: ``clip``, the clip's borde
 ``speech``, the first to the last 10 ms within the clip whose power is no more than 30 dB below the loudest 10 ms.
 
 Each model is measured with words as long as their tokens, with the default margins, and with margins fitted (medians of
-the differences to ``speech``) on other clips: 45 to 49 of each speaker and digit, while 0 to 4, the data set's own test
-clips, are measured. Prints medians of the absolute errors, medians of the errors (positive: late), and one JSON line.
+the differences to ``speech``) on the validation clips; the data set's own test clips are measured.
 """
 
 import json
@@ -30,9 +29,8 @@ from cald_speech.longform import AudioSource, stream_logits
 from cald_speech.longform.alignment import align, labels_of
 from cald_speech.longform.recogniser import Recogniser
 from cald_speech.longform.words import DEFAULT_MARGINS, FrameTimes, Margins, TokenSpan, words
+from cald_speech.recipes.digits.digit_strings import TEST_INDICES, VALID_INDICES, WORDS
 
-DIGITS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
-TEST_CLIPS, FIT_CLIPS = range(0, 5), range(45, 50)
 STEP = SAMPLE_RATE // 100
 BELOW_PEAK_DB = 30.0
 TRUTHS = ("clip", "speech")
@@ -46,7 +44,7 @@ class Measured:
     truths: dict[str, np.ndarray]
 
 
-def speech_extent(clip: Tensor, below_peak_db: float = BELOW_PEAK_DB) -> tuple[int, int]:
+def speech_extent(clip: Tensor) -> tuple[int, int]:
     """Samples [start, stop) of the speech in (N,) audio: from the first loud 10 ms to the end of the last one.
 
     Example
@@ -58,37 +56,29 @@ def speech_extent(clip: Tensor, below_peak_db: float = BELOW_PEAK_DB) -> tuple[i
     """
     pieces = clip[: len(clip) // STEP * STEP].view(-1, STEP)
     power = pieces.double().square().mean(-1)
-    loud = (power >= power.max() * 10 ** (-below_peak_db / 10)).nonzero().flatten()
+    loud = (power >= power.max() * 10 ** (-BELOW_PEAK_DB / 10)).nonzero().flatten()
     return int(loud[0]) * STEP, (int(loud[-1]) + 1) * STEP
 
 
 def measure(
-    recogniser: Recogniser,
-    recordings_folder: Path,
-    indices: Sequence[int],
-    *,
-    num_words: int,
-    words_each: int,
-    pause_s: tuple[float, float],
-    seed: int = 0,
+    recogniser: Recogniser, folder: Path, indices: Sequence[int], *, num_words: int, words_each: int, pause_s: tuple
 ) -> list[Measured]:
     """Align recordings of ``words_each`` clips of one speaker, speakers in turn, until there are ``num_words``.
 
     Raises: UserError, where there are no clips of these indices.
     """
-    clips = sorted(path for i in indices for path in recordings_folder.glob(f"?_*_{i}.*"))
+    clips = sorted(path for i in indices for path in folder.glob(f"?_*_{i}.*"))
     if not clips:
         raise UserError(
-            f"expected the Free Spoken Digit Dataset as {recordings_folder}/<digit>_<speaker>_<index>.wav (or .flac), "
+            f"expected the Free Spoken Digit Dataset as {folder}/<digit>_<speaker>_<index>.wav (or .flac), "
             "but there is nothing of the kind: give its folder as --data_folder"
         )
-    speakers = sorted({clip.name.split("_")[1] for clip in clips})
-    generator = torch.Generator().manual_seed(seed)
-    measured = []
+    speakers, measured = sorted({clip.name.split("_")[1] for clip in clips}), []
+    generator = torch.Generator().manual_seed(0)
     for turn in range(max(1, num_words // words_each)):
         own = [clip for clip in clips if clip.name.split("_")[1] == speakers[turn % len(speakers)]]
         picked = [own[i] for i in torch.randint(len(own), (words_each,), generator=generator).tolist()]
-        entries = [{"audio": clip, "text": DIGITS[int(clip.name[0])]} for clip in picked]
+        entries = [{"audio": clip, "text": WORDS[int(clip.name[0])]} for clip in picked]
         recording = join_recording(entries, pause_s, generator)
         truths = {truth: np.empty((len(picked), 2)) for truth in TRUTHS}
         for place, (clip, start) in enumerate(zip(picked, recording.starts, strict=True)):
@@ -125,17 +115,11 @@ def rows_of(name: str, recogniser: Recogniser, test: Sequence[Measured], fitted:
     for choice, margins in choices.items():
         for truth in TRUTHS:
             errors_ms = 1_000 * errors_s(recogniser, test, margins, truth)
-            start, end = np.median(np.abs(errors_ms), axis=0)
-            start_bias, end_bias = np.median(errors_ms, axis=0)
-            rows.append({"model": name, "margins": choice, "lead ms": round(1_000 * margins.lead_s)})
-            rows[-1] |= {
-                "tail ms": round(1_000 * margins.tail_s),
-                "truth": truth,
-                "words": len(errors_ms),
-                "start ms": float(start),
-                "end ms": float(end),
-            }
-            rows[-1] |= {"start late ms": float(start_bias), "end late ms": float(end_bias)}
+            row = {"model": name, "margins": choice, "lead ms": round(1_000 * margins.lead_s)}
+            row |= {"tail ms": round(1_000 * margins.tail_s), "truth": truth, "words": len(errors_ms)}
+            row |= zip(("start ms", "end ms"), np.median(np.abs(errors_ms), axis=0).tolist(), strict=True)
+            row |= zip(("start late ms", "end late ms"), np.median(errors_ms, axis=0).tolist(), strict=True)
+            rows.append(row)
     return rows
 
 
@@ -144,36 +128,20 @@ def rows_of(name: str, recogniser: Recogniser, test: Sequence[Measured], fitted:
 @click.option("--data_folder", type=Path, default="data/fsdd", show_default=True, help="The Free Spoken Digit Dataset.")
 @click.option("--num_words", default=1_000, show_default=True)
 @click.option("--words_each", default=50, show_default=True, help="Words in each recording.")
-@click.option(
-    "--pause_s",
-    type=(float, float),
-    default=(0.05, 0.5),
-    show_default=True,
-    help="Shortest and longest pause between words.",
-)
+@click.option("--pause_s", type=(float, float), default=(0.05, 0.5), show_default=True, help="Shortest and longest.")
 @options.device()
-def main(
-    models: tuple[str, ...],
-    data_folder: Path,
-    num_words: int,
-    words_each: int,
-    pause_s: tuple[float, float],
-    device: str,
-) -> None:
-    """How far forced alignment's word times are off, on digits joined with known pauses.
+def main(models: tuple[str, ...], data_folder: Path, device: str, pause_s: tuple[float, float], **how: int) -> None:
+    """How far the word times of each MODEL that writes digits are off, on digits joined with known pauses.
 
-    Clips of the Free Spoken Digit Dataset are joined with random pauses over low noise, and the digit words aligned to
-    the recording, with each MODEL that writes digits: with words as long as their tokens, with the default margins, and
-    with margins fitted on other clips. Prints medians of the absolute errors, medians of the errors (positive: late),
-    and one JSON line.
+    Prints medians of the absolute errors, medians of the errors (positive: late), and one JSON line.
     """
-    how = {"num_words": num_words, "words_each": words_each, "pause_s": pause_s}
+    how |= {"pause_s": pause_s}
     folder, rows = data_folder / "recordings", []
     for name in models:
         # Recordings are short: attention can be measured too.
         recogniser = Recogniser.of(name, device=device, force=True)
-        fitted = fit(recogniser, measure(recogniser, folder, FIT_CLIPS, **how))
-        rows += rows_of(name, recogniser, measure(recogniser, folder, TEST_CLIPS, **how), fitted)
+        fitted = fit(recogniser, measure(recogniser, folder, VALID_INDICES, **how))
+        rows += rows_of(name, recogniser, measure(recogniser, folder, TEST_INDICES, **how), fitted)
     click.echo(format_table(rows))
     click.echo(json.dumps({"pause_s": pause_s, "below_peak_db": BELOW_PEAK_DB, "rows": rows}))
 

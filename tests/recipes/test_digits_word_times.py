@@ -14,7 +14,8 @@ from cald_speech.families import families
 from cald_speech.longform.recogniser import Recogniser
 from cald_speech.longform.words import Margins, TokenSpan
 from cald_speech.mixers import Bidirectional
-from cald_speech.recipes.digits.word_times import DIGITS, Measured, errors_s, fit, main, measure, speech_extent
+from cald_speech.recipes.digits.digit_strings import WORDS
+from cald_speech.recipes.digits.word_times import Measured, errors_s, fit, main, measure, speech_extent
 from tests.helpers import tiny_model
 
 
@@ -23,7 +24,7 @@ def folder(tmp_path_factory):
     """A tiny model with random weights that could write digits."""
     torch.manual_seed(0)
     folder, family = tmp_path_factory.mktemp("model"), families()["wav2vec2"]
-    processor = make_processor(folder, DIGITS)
+    processor = make_processor(folder, WORDS)
     model = tiny_model(family, vocab_size=len(processor.tokenizer))
     convert(model, LayerMap(Bidirectional))
     model.save_pretrained(folder)
