@@ -40,7 +40,10 @@ class Job:
 def find_jobs(paths: Sequence[Path], output: Path | None, suffix: str) -> list[Job]:
     """The files among ``paths``, and in the folders among them, whose structure the transcripts below ``output`` keep.
 
-    Raises: UserError, for a folder without audio, or two files whose transcripts would have one name.
+    Raises
+    ------
+    UserError
+        for a folder without audio, or two files whose transcripts would have one name.
 
     Example
     -------

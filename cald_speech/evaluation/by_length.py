@@ -44,7 +44,10 @@ def evaluate_by_length(
     readers : of `cald_speech.tasks.reading.READERS`: ``whole`` in one forward pass, ``long-form`` the same in bounded
         memory, ``chunks`` cut into overlapping pieces.
 
-    Raises UserError for a manifest or model that cannot be used.
+    Raises
+    ------
+    UserError
+        for a manifest or model that cannot be used.
     """
     entries = list(read_manifest(manifest).values())
     made: dict[str, Reader] = {}

@@ -61,7 +61,10 @@ def measure_drift(
     waypoints : a folder with step-<number> checkpoints of the fine-tuning; their distances to both are measured too.
     utterances : how many are read, evenly spread over the manifest.
 
-    Raises UserError for models that cannot be compared, or bad data.
+    Raises
+    ------
+    UserError
+        for models that cannot be compared, or bad data.
     """
     folders = _waypoints(waypoints)
     models = {"source": _load(source, device), "teacher": _load(teacher, device)}

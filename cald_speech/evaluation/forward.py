@@ -105,7 +105,10 @@ def batches(
     places : of the items that are read; None: all of them.
     whole_items : keep what a task's results need of the items beside the model's input.
 
-    Raises UserError for audio without a frame.
+    Raises
+    ------
+    UserError
+        for audio without a frame.
     """
     modality = modality or Audio()
     sizes = modality.sizes(dataset)

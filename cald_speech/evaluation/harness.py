@@ -33,9 +33,17 @@ def run_tasks(
 ) -> list[dict[str, Any]]:
     """A row {task, metric, value, stderr, version} for each metric of each task, and the mean accuracy last.
 
+    Arguments
+    ---------
     source : folder or hub id of a causal model, converted or not.
+    tasks : lm-eval's names.
+    include_path : a folder with task files beside lm-eval's own.
+    limit : documents of each task; the figures are then no benchmark's.
 
-    Raises UserError where lm-eval is not installed, or a task is not known or cannot be had.
+    Raises
+    ------
+    UserError
+        where lm-eval is not installed, or a task is not known or cannot be had.
     """
     try:
         import lm_eval

@@ -27,10 +27,15 @@ def classify_folder(
 ) -> dict[str, tuple[str, str]]:
     """(label, guess) of each utterance of a manifest whose "text" is its label, also written to ``report``, as JSON.
 
+    Arguments
+    ---------
     source : folder or hub id of a model with a classification head, whose ``id2label`` names the classes. Where it
         names groups, as ``scenario:alarm``, label and guess are one label of each group: "alarm set".
 
-    Raises: UserError, for a model or manifest that cannot be used, or labels that the model does not know.
+    Raises
+    ------
+    UserError
+        for a model or manifest that cannot be used, or labels that the model does not know.
     """
     model = load(source, device, head="classification")
     groups = _groups(model.config)
@@ -62,8 +67,11 @@ def classify_table(
     max_tokens : longer rows are cut, and counted in the log.
     max_batch_tokens : in a batch, padding counted.
 
-    Raises: UserError, for a model or table that cannot be used, labels that the model does not know, or more tokens
-    than it has positions or a mixer weights for.
+    Raises
+    ------
+    UserError
+        for a model or table that cannot be used, labels that the model does not know, or more tokens than it has
+        positions or a mixer weights for.
     """
     model = load(source, device, head="classification", dtype=dtype)
     names = [model.config.id2label[place] for place in sorted(model.config.id2label)]

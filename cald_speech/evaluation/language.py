@@ -114,6 +114,8 @@ def check_generation(
 ) -> dict[str, Any]:
     """Continue the beginnings of held-out blocks greedily, and compare with the whole forward pass and the text itself.
 
+    Of short blocks, no more than half is generated.
+
     Returns
     -------
     step_error : the largest difference of a logit, token by token with the state carried on, from the forward pass
@@ -123,7 +125,10 @@ def check_generation(
         really follows; far more of them than in the text is a loop.
     agreement : share in percent of continuations' first tokens that are the text's.
 
-    Of short blocks, no more than half is generated. Raises UserError for blocks of fewer than 24 tokens.
+    Raises
+    ------
+    UserError
+        for blocks of fewer than 24 tokens.
     """
     length = blocks.set.block_tokens
     if length < 24:

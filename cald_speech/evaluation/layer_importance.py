@@ -89,7 +89,10 @@ def rank_layers(
     keep : how many layers are to keep their attention.
     rank_by : a key of RANKED_BY.
 
-    Raises UserError for models that do not fit, bad data, or a number of layers to keep that there is not.
+    Raises
+    ------
+    UserError
+        for models that do not fit, bad data, or a number of layers to keep that there is not.
     """
     model = _load_ctc(teacher, device)
     check_unconverted(teacher, model)

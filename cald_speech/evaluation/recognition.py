@@ -45,7 +45,10 @@ def evaluate_folder(
     Returns the report's summary. Decoding is greedy unless `beam_size` or `kenlm_path` is given (a beam of 100 where
     only the latter is). Other arguments as in `evaluate`; the files as in `write_report`.
 
-    Raises: UserError, for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
+    Raises
+    ------
+    UserError
+        for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
     """
     model, processor = load(source, device, head="ctc", dtype=dtype), load_processor(source)
     decoder, decoder_name = partial(greedy, tokenizer=processor.tokenizer), "greedy"
@@ -89,9 +92,13 @@ def evaluate(
     its own; 0 takes all one by one). The decoder is greedy by default; hypotheses go through `normaliser`, if given, as
     the references did.
 
-    Raises: UserError, for an empty data set, audio shorter than one frame, or memory that runs out; RuntimeError, for
-    anything that fails in the model or the decoder, logits that are not finite included. Both name the utterances of
-    the batch: an evaluation is whole or an error.
+    Raises
+    ------
+    UserError
+        for an empty data set, audio shorter than one frame, or memory that runs out.
+    RuntimeError
+        for anything that fails in the model or the decoder, logits that are not finite included. Both name the
+        utterances of the batch: an evaluation is whole or an error.
     """
     if model.training:
         raise ValueError("model: expected one in eval mode, since dropout changes transcripts: call model.eval()")
@@ -134,7 +141,10 @@ def evaluate_talks(
     Returns the report's summary, which has the number of words outside of the segments too. The arguments are those of
     `evaluate_folder`, decoding is greedy, memory is bounded; `force` runs models whose every layer kept attention.
 
-    Raises: UserError, for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
+    Raises
+    ------
+    UserError
+        for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
     """
     model, processor = load(source, device, head="ctc", dtype=dtype), load_processor(source)
     talks: dict[str, list[Entry]] = {}

@@ -31,17 +31,22 @@ def write_report(
     Rates and their interval (95 %, bootstrap over utterances) are in percent; `extra` is added to the summary. Each
     file is whole or absent, and the summary comes last: where it stands, the utterances beside it are those it sums up.
 
-    Raises: UserError, where the folder cannot be written; ValueError, where `split` is not a plain name or `extra` has
-    a key of the summary's own.
+    Raises
+    ------
+    UserError
+        where the folder cannot be written.
+    ValueError
+        where `split` is not a plain name or `extra` has a key of the summary's own.
 
-    Example:
-        >>> import tempfile
-        >>> from cald_speech.tasks.wer import score
-        >>> result = score({"a": "one two"}, {"a": "one too"}, durations_s={"a": 1.5})
-        >>> about = {"manifest_hash": "0f", "normaliser": "librispeech", "model": "folder", "decoder": "greedy"}
-        >>> summary = write_report(tempfile.mkdtemp(), result, split="test", **about)
-        >>> summary["wer"], summary["words"]["substitutions"], summary["audio_s"]
-        (50.0, 1, 1.5)
+    Example
+    -------
+    >>> import tempfile
+    >>> from cald_speech.tasks.wer import score
+    >>> result = score({"a": "one two"}, {"a": "one too"}, durations_s={"a": 1.5})
+    >>> about = {"manifest_hash": "0f", "normaliser": "librispeech", "model": "folder", "decoder": "greedy"}
+    >>> summary = write_report(tempfile.mkdtemp(), result, split="test", **about)
+    >>> summary["wer"], summary["words"]["substitutions"], summary["audio_s"]
+    (50.0, 1, 1.5)
     """
     if not split or Path(split).name != split:
         raise ValueError(f"split: expected a plain name such as 'test-clean', got {split!r}")
@@ -76,9 +81,10 @@ def write_report(
 def run_facts(model: nn.Module, device: str, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
     """How a summary's figures were come by, for its ``extra``.
 
-    Example:
-        >>> run_facts(nn.Linear(2, 3), "cpu", torch.float32, 1.234)
-        {'parameters': 9, 'device': 'cpu', 'dtype': 'float32', 'seconds': 1.23}
+    Example
+    -------
+    >>> run_facts(nn.Linear(2, 3), "cpu", torch.float32, 1.234)
+    {'parameters': 9, 'device': 'cpu', 'dtype': 'float32', 'seconds': 1.23}
     """
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -91,7 +97,10 @@ def run_facts(model: nn.Module, device: str, dtype: torch.dtype, seconds: float)
 def read_result(folder: str | Path, split: str) -> EvaluationResult:
     """The utterances of a report that `write_report` left, for comparing two models: `compare(read_result(...), ...)`.
 
-    Raises: UserError, where there is no whole report of that split.
+    Raises
+    ------
+    UserError
+        where there is no whole report of that split.
     """
     folder = Path(folder)
     if not (folder / f"{split}.json").is_file():
@@ -112,9 +121,14 @@ def error_rates(summary: Mapping[str, Any]) -> dict[str, Any]:
 def compare_reports(folders: Sequence[str | Path], split: str | None = None) -> list[dict[str, Any]]:
     """A row for the report in each folder, with its difference from the first one's, paired over utterances.
 
+    Arguments
+    ---------
     split : of the reports; None: the one that the first folder has.
 
-    Raises: UserError, where there is no whole report of the split, or two are not of the same utterances.
+    Raises
+    ------
+    UserError
+        where there is no whole report of the split, or two are not of the same utterances.
     """
     split = split or _only_split(Path(folders[0]))
     results = [read_result(folder, split) for folder in folders]
@@ -149,12 +163,13 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
     Floats get two decimals; None and missing values a dash.
 
-    Example:
-        >>> print(format_table([{"model": "teacher", "WER %": 4.256}, {"model": "student", "WER %": None}]))
-        | model   | WER % |
-        |---------|-------|
-        | teacher |  4.26 |
-        | student |     - |
+    Example
+    -------
+    >>> print(format_table([{"model": "teacher", "WER %": 4.256}, {"model": "student", "WER %": None}]))
+    | model   | WER % |
+    |---------|-------|
+    | teacher |  4.26 |
+    | student |     - |
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]

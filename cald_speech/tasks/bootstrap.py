@@ -23,15 +23,23 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The confidence interval (low, high), in percent, of 100 * sum(errors) / sum(counts).
 
-    errors, counts: (U,) edits and reference words (or characters) of each utterance. groups: (U,) the speaker, clip or
-    chapter of each utterance; whole groups are then drawn, since what one speaker says is not independent. Few groups
-    (below some 20) give an interval that is too narrow. Draws without any reference word have no rate and are left out.
+    Draws without any reference word have no rate and are left out.
 
-    Raises: ValueError, for unequal lengths, for fewer than two utterances or groups, or no reference word at all.
+    Arguments
+    ---------
+    errors, counts : (U,) edits and reference words (or characters) of each utterance.
+    groups : (U,) the speaker, clip or chapter of each utterance; whole groups are then drawn, since what one speaker
+        says is not independent. Few groups (below some 20) give an interval that is too narrow.
 
-    Example:
-        >>> bootstrap_interval([1, 0, 2, 1], [10, 10, 10, 10], resamples=1000)
-        (2.5, 17.5)
+    Raises
+    ------
+    ValueError
+        for unequal lengths, for fewer than two utterances or groups, or no reference word at all.
+
+    Example
+    -------
+    >>> bootstrap_interval([1, 0, 2, 1], [10, 10, 10, 10], resamples=1000)
+    (2.5, 17.5)
     """
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"expected 0 < level < 1 and resamples >= 1, got {level} and {resamples}")
@@ -68,9 +76,10 @@ def paired_bootstrap(
     errors raised are those of `bootstrap_interval`; each draw takes the same utterances for both, so what makes an
     utterance hard cancels.
 
-    Example:
-        >>> paired_bootstrap([1, 0, 2, 1], [1, 0, 2, 1], [10, 10, 10, 10], resamples=1000)
-        (0.0, 0.0, 0.0)
+    Example
+    -------
+    >>> paired_bootstrap([1, 0, 2, 1], [1, 0, 2, 1], [10, 10, 10, 10], resamples=1000)
+    (0.0, 0.0, 0.0)
     """
     errors_a, errors_b, counts = np.asarray(errors_a), np.asarray(errors_b), np.asarray(counts)
     if errors_a.shape != errors_b.shape:

@@ -21,18 +21,26 @@ Decoder = Callable[[Tensor, Tensor], list[str]]
 def greedy(logits: Tensor, lengths: Tensor, tokenizer: Wav2Vec2CTCTokenizer) -> list[str]:
     """The most probable token of each frame, repeats collapsed, blanks dropped, "|" written as a space.
 
-    logits: (B, T, V) float, before or after a softmax. lengths: (B,) integer, frames; what lies beyond is never read.
     The blank is the tokenizer's pad token. Each string equals `tokenizer.decode` of the utterance's best tokens.
 
-    Raises: ValueError, for logits or lengths of another shape.
+    Arguments
+    ---------
+    logits : (B, T, V) float, before or after a softmax.
+    lengths : (B,) integer, frames; what lies beyond is never read.
 
-    Example:
-        >>> import tempfile
-        >>> from cald_speech.data.text import make_processor
-        >>> tokenizer = make_processor(tempfile.mkdtemp(), ["AB"]).tokenizer  # <pad> is 0, | 4, A 5, B 6
-        >>> frames = torch.tensor([[5, 5, 0, 5, 4, 6, 6, 5], [6, 0, 0, 5, 5, 5, 5, 5]])
-        >>> greedy(torch.nn.functional.one_hot(frames).float(), torch.tensor([8, 3]), tokenizer)
-        ['AA BA', 'B']
+    Raises
+    ------
+    ValueError
+        for logits or lengths of another shape.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> from cald_speech.data.text import make_processor
+    >>> tokenizer = make_processor(tempfile.mkdtemp(), ["AB"]).tokenizer  # <pad> is 0, | 4, A 5, B 6
+    >>> frames = torch.tensor([[5, 5, 0, 5, 4, 6, 6, 5], [6, 0, 0, 5, 5, 5, 5, 5]])
+    >>> greedy(torch.nn.functional.one_hot(frames).float(), torch.tensor([8, 3]), tokenizer)
+    ['AA BA', 'B']
     """
     _check(logits, lengths)
     tokens = logits.argmax(dim=-1)
@@ -55,18 +63,23 @@ class BeamSearch:
     below `token_prune_min_logp` in a frame, and beams more than `-beam_prune_logp` below the best, are dropped. The
     words of the language model must be written in the letters of the tokenizer's vocabulary, upper or lower case.
 
-    Raises: UserError, where kenlm is not installed or the model cannot be read; ValueError, for a tokenizer without a
-    pad token.
+    Raises
+    ------
+    UserError
+        where kenlm is not installed or the model cannot be read.
+    ValueError
+        for a tokenizer without a pad token.
 
-    Example:
-        >>> import tempfile
-        >>> from cald_speech.data.text import make_processor
-        >>> search = BeamSearch(make_processor(tempfile.mkdtemp(), ["AB"]).tokenizer, beam_size=8)
-        >>> frames = torch.tensor([[5, 5, 0, 5, 4, 6, 6, 5]])
-        >>> search(20.0 * torch.nn.functional.one_hot(frames), torch.tensor([8]))
-        ['AA BA']
-        >>> search
-        BeamSearch(beam_size=8)
+    Example
+    -------
+    >>> import tempfile
+    >>> from cald_speech.data.text import make_processor
+    >>> search = BeamSearch(make_processor(tempfile.mkdtemp(), ["AB"]).tokenizer, beam_size=8)
+    >>> frames = torch.tensor([[5, 5, 0, 5, 4, 6, 6, 5]])
+    >>> search(20.0 * torch.nn.functional.one_hot(frames), torch.tensor([8]))
+    ['AA BA']
+    >>> search
+    BeamSearch(beam_size=8)
     """
 
     def __init__(

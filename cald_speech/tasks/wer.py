@@ -20,10 +20,11 @@ _SIGNS = {"equal": "=", "substitute": "S", "insert": "I", "delete": "D"}
 class Score:
     """Counts of words or characters; scores add up.
 
-    Example:
-        >>> score = Score(hits=7, substitutions=2, insertions=1, deletions=1) + Score()
-        >>> score.count, score.errors, score.rate
-        (10, 4, 40.0)
+    Example
+    -------
+    >>> score = Score(hits=7, substitutions=2, insertions=1, deletions=1) + Score()
+    >>> score.count, score.errors, score.rate
+    (10, 4, 40.0)
     """
 
     hits: int = 0
@@ -106,16 +107,20 @@ def score(
 
     An empty reference counts what was inserted; an empty hypothesis counts deletions.
 
-    Raises: ValueError, where an id has no hypothesis or no reference (or no duration): nothing is ever skipped.
+    Raises
+    ------
+    ValueError
+        where an id has no hypothesis or no reference (or no duration): nothing is ever skipped.
 
-    Example:
-        >>> result = score({"a": "the cat sat", "b": ""}, {"a": "the cap sat", "b": "uh"})
-        >>> result.words
-        Score(hits=2, substitutions=1, insertions=1, deletions=0)
-        >>> round(result.words.rate, 1), result.utterances[1].words.rate
-        (66.7, None)
-        >>> result.utterances[0].alignment
-        [['=', 'the', 'the'], ['S', 'cat', 'cap'], ['=', 'sat', 'sat']]
+    Example
+    -------
+    >>> result = score({"a": "the cat sat", "b": ""}, {"a": "the cap sat", "b": "uh"})
+    >>> result.words
+    Score(hits=2, substitutions=1, insertions=1, deletions=0)
+    >>> round(result.words.rate, 1), result.utterances[1].words.rate
+    (66.7, None)
+    >>> result.utterances[0].alignment
+    [['=', 'the', 'the'], ['S', 'cat', 'cap'], ['=', 'sat', 'sat']]
     """
     _check_ids(references, hypotheses, "hypothesis")
     if durations_s is not None:
@@ -136,13 +141,17 @@ def compare(
 ) -> tuple[float, float, float]:
     """(difference, low, high) in points of WER, a minus b, by `paired_bootstrap` over the utterances of both.
 
-    Raises: ValueError, where the two did not score the same references.
+    Raises
+    ------
+    ValueError
+        where the two did not score the same references.
 
-    Example:
-        >>> references = {"a": "one two", "b": "three"}
-        >>> worse = score(references, {"a": "one", "b": "tree"})
-        >>> round(compare(worse, score(references, references), resamples=100)[0], 1)
-        66.7
+    Example
+    -------
+    >>> references = {"a": "one two", "b": "three"}
+    >>> worse = score(references, {"a": "one", "b": "tree"})
+    >>> round(compare(worse, score(references, references), resamples=100)[0], 1)
+    66.7
     """
     pairs = zip(a.utterances, b.utterances, strict=False)
     same = all((left.id, left.reference) == (right.id, right.reference) for left, right in pairs)
