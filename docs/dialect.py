@@ -11,7 +11,6 @@ import griffe
 SECTIONS = ("Arguments", "Returns", "Yields", "Raises", "Example", "Examples")
 _HEADING = re.compile(rf"^({'|'.join(SECTIONS)})\n-+$", re.MULTILINE)
 _ROLE = re.compile(r":\w+:`~?([^`]+)`")
-_ITEM = re.compile(r"^(\S.*?)(?: : (.*))?$")
 
 
 class Dialect(griffe.Extension):
@@ -37,22 +36,25 @@ def markdown(text: str) -> str:
     first, *rest = _HEADING.split(_ROLE.sub(r"`\1`", text))
     parts = [_fenced(first)]
     for name, body in zip(rest[::2], rest[1::2], strict=True):
-        body = _items(body) if name in ("Arguments", "Raises") else _fenced(body)
+        body = _items(body, name == "Arguments") if name in ("Arguments", "Raises") else _fenced(body)
         parts.append(f"**{name}**\n\n{body.strip()}")
     return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
-def _items(body: str) -> str:
-    """``name : text`` or ``Error`` and its indented lines, as a list."""
-    items: list[str] = []
-    for line in body.strip().splitlines():
-        if line.startswith(" ") and items:
-            items[-1] += f" {line.strip()}"
-        elif line.strip():
-            name, told = _ITEM.match(line).groups()
-            names = ", ".join(f"**`{one}`**" for one in name.split(", "))
-            items.append(f"- {names}:" + (f" {told}" if told else ""))
-    return "\n".join(items)
+def _items(body: str, named: bool) -> str:
+    """``name : text`` (where ``named``) or ``Error``, and the indented lines of each, as a list; then any prose."""
+    paragraphs = re.split(r"\n\s*\n", body.strip("\n"))
+    parts = []
+    for paragraph in paragraphs:
+        first, *more = re.split(r"\n(?=\S)", paragraph)
+        if named and " : " not in first.splitlines()[0]:
+            parts.append(_fenced(paragraph))
+            continue
+        items = [" ".join(line.strip() for line in item.splitlines()) for item in (first, *more)]
+        told = [item.partition(" : " if named else " ") for item in items]
+        bold = [", ".join(f"**`{one}`**" for one in names.split(", ")) for names, _, _ in told]
+        parts.append("\n".join(f"- {name}: {text}" for name, (_, _, text) in zip(bold, told, strict=True)))
+    return "\n\n".join(parts)
 
 
 def _fenced(body: str) -> str:
