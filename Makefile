@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # A test process for each core, up to four (each takes some 2 GB); tests/conftest.py gives each one thread.
 PYTEST := $(BIN)/python -m pytest tests -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test quick lint clean
+.PHONY: install demo test quick lint docs clean
 
 install: $(STAMP)
 
@@ -30,5 +30,13 @@ quick: install
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+# The site, into site/; the first warning is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.docs: $(STAMP) mkdocs.yml
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	touch $(VENV)/.docs
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

@@ -1,0 +1,210 @@
+"""Every link, path, dotted name, command and option that a page names is there."""
+
+import ast
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+from cald_speech.commands import main
+from cald_speech.distillation import LossForm
+from cald_speech.distillation.guidance import every_option
+from cald_speech.shipped import experiment_file
+from cald_speech.training.settings import Settings
+from tests.docs.pages import NAMES, PAGES, ROOT, blocks, command_lines, prose, spans
+
+PACKAGE = ROOT / "cald_speech"
+MADE_BY_COMMANDS = ("results", "data", "recordings", "site")  # folders that a reader makes
+SUFFIXES = ["py", "md", "yaml", "yml", "sh", "c", "h", "json", "csv", "cff", "toml", "txt"]
+RUN_OPTIONS = {"device", "precision", "debug"}  # SpeechBrain's own, which `train` takes too
+pages = pytest.mark.parametrize("page", PAGES, ids=NAMES)
+
+
+@cache
+def text_of(page: Path) -> str:
+    return page.read_text()
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    heads = re.findall(r"^#+ (.+)$", prose(text_of(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pages
+def test_links(page):
+    text = prose(text_of(page))
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        place = (page.parent / path).resolve() if path else page
+        assert place.exists(), target
+        if place.suffix == ".md" and anchor:
+            assert anchor in anchors(place), target
+
+
+def named_paths(page: Path) -> Iterator[str]:
+    """What looks like a path of the repository, in prose and in commands."""
+    words = spans(text_of(page)) + [word for line in command_lines(text_of(page)) for word in line.split()]
+    for word in words:
+        word = word.rstrip(",;:")
+        ours = "/" in word and word.split("/")[0] not in MADE_BY_COMMANDS
+        known_end = re.fullmatch(rf"[\w./*\-]+\.({'|'.join(SUFFIXES)})|[\w./\-]+/", word)
+        if ours and known_end and not word.startswith(("/", "./", "~", "http")):
+            yield word
+
+
+@pages
+def test_paths(page):
+    for path in set(named_paths(page)):
+        places = (ROOT, PACKAGE, page.parent)
+        assert any(list(place.glob(path)) for place in places), path
+
+
+@pages
+def test_experiments(page):
+    made_here = {title for _, title, _ in blocks(text_of(page)) if title}
+    there = {path.name for path in (ROOT / "hparams").rglob("*.yaml")} | {"mkdocs.yml"}
+    for name in re.findall(r"`[^`\n]*?([\w\-]+\.ya?ml)\b[^`\n]*`", prose(text_of(page))):
+        assert name in there | made_here | {"x.yaml"}, name
+
+
+@pages
+def test_dotted_names(page):
+    for dotted in set(re.findall(r"\bcald_speech(?:\.\w+)+", text_of(page))):
+        assert resolved(dotted) or dotted.endswith(".MyMixer"), dotted  # which the reader is to write
+
+
+def resolved(dotted: str) -> bool:
+    """Whether it is a module, or something in one."""
+    parts = dotted.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[cut:]:
+            if not hasattr(found, name):
+                return False
+            found = getattr(found, name)
+        return True
+    return False
+
+
+@pages
+def test_python_imports_what_is_there(page):
+    for language, _, body in blocks(text_of(page)):
+        if language != "python":
+            continue
+        for node in ast.walk(ast.parse(body)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("cald_speech"):
+                for alias in node.names:
+                    assert resolved(f"{node.module}.{alias.name}"), alias.name
+
+
+def calls(page: Path, program: str) -> list[list[str]]:
+    """The words after ``program``, up to the end of that command, wherever a page calls it."""
+    found = []
+    for line in command_lines(text_of(page)):
+        for match in re.finditer(rf"(?:^|[\s;|&]){re.escape(program)} ([^;|#]*)", line):
+            found.append(match[1].split())
+    return found
+
+
+def options_in(words: list[str]) -> set[str]:
+    return {word.split("=")[0] for word in words if re.match(r"--\w", word)}
+
+
+@cache
+def options_of_help(*command: str) -> set[str]:
+    """What the command's own help names."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+        main([*command, "--help"], prog_name="cald-speech")
+    return set(re.findall(r"--[\w-]+", told.getvalue()))
+
+
+def train_keys(experiment: str) -> set[str]:
+    """What `train` takes: every setting, and the keys of this yaml."""
+    keys = {f.name for f in fields(Settings)} | set(every_option()) | set(LossForm.options()) | RUN_OPTIONS
+    if re.fullmatch(r"[\w/\-]+\.yaml", experiment) and experiment.startswith("hparams/"):
+        keys |= set(re.findall(r"^(\w+):", experiment_file(ROOT / experiment).read_text(), re.MULTILINE))
+    return {f"--{key}" for key in keys}
+
+
+@pages
+def test_commands(page):
+    for name, *words in filter(None, calls(page, "cald-speech")):
+        if name in ("COMMAND", "--help", "--version"):
+            continue
+        command = main.get_command(None, name)
+        assert command is not None, name
+        if name == "train":
+            known = train_keys(words[0]) if words else set()
+        elif isinstance(command, click.Group):
+            assert not words or words[0] in command.list_commands(None), words
+            known = options_of_help(name, words[0]) if words else set()
+        else:
+            known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+        assert options_in(words) <= known, (name, options_in(words) - known)
+
+
+@pages
+def test_scripts(page):
+    for script, *words in filter(None, calls(page, "python")):
+        if not script.startswith("recipes/"):
+            continue
+        # An option stands in the script, or among those that all commands share.
+        source = (ROOT / script).read_text() + (PACKAGE / "commands/options.py").read_text()
+        known = set(re.findall(r"--\w+", source))
+        if script.endswith("/train.py"):
+            known |= train_keys(words[0]) if words else set()
+        assert options_in(words) <= known, (script, options_in(words) - known)
+
+
+@pages
+def test_modules_that_are_run(page):
+    for flag, *words in filter(None, calls(page, "python")):
+        if flag == "-m" and words[0].startswith("cald_speech"):
+            import_module(words[0])
+
+
+@pages
+def test_make_targets(page):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in calls(page, "make"):
+        assert words[0] in targets, words
+
+
+def test_the_public_surface_is_on_its_page():
+    import cald_speech
+
+    text = "".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
+    for name in cald_speech.__all__:
+        assert re.search(rf"^::: cald_speech\.(\w+\.)*{name}$", text, re.MULTILINE), name
+
+
+def test_every_command_is_on_a_page():
+    text = "".join(map(text_of, PAGES))
+    for name in main.list_commands(None):
+        assert f"cald-speech {name}" in text, name
+
+
+def test_a_page_that_names_what_is_not_there_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[a](gone.md) `recipes/gone.py` `cald_speech.gone` `gone.yaml`\n"
+        "```bash\ncald-speech evaluate M T --gone 1\nmake gone\n```\n"
+    )
+    for check in (test_links, test_paths, test_dotted_names, test_experiments, test_commands, test_make_targets):
+        with pytest.raises(AssertionError):
+            check(page)
