@@ -57,7 +57,10 @@ def named_paths(page: Path) -> Iterator[str]:
     words = spans(text_of(page)) + [word for line in command_lines(text_of(page)) for word in line.split()]
     for word in words:
         word = word.rstrip(",;:")
-        ours = "/" in word and word.split("/")[0] not in MADE_BY_COMMANDS
+        top = word.split("/")[0]
+        ours = "/" in word and top not in MADE_BY_COMMANDS
+        if word.endswith("/"):  # or a folder of a corpus
+            ours = ours and any((place / top).exists() for place in (ROOT, PACKAGE))
         known_end = re.fullmatch(rf"[\w./*\-]+\.({'|'.join(SUFFIXES)})|[\w./\-]+/", word)
         if ours and known_end and not word.startswith(("/", "./", "~", "http")):
             yield word
@@ -111,13 +114,10 @@ def test_python_imports_what_is_there(page):
                     assert resolved(f"{node.module}.{alias.name}"), alias.name
 
 
-def calls(page: Path, program: str) -> list[list[str]]:
-    """The words after ``program``, up to the end of that command, wherever a page calls it."""
-    found = []
-    for line in command_lines(text_of(page)):
-        for match in re.finditer(rf"(?:^|[\s;|&]){re.escape(program)} ([^;|#]*)", line):
-            found.append(match[1].split())
-    return found
+def calls(lines: list[str], program: str) -> list[list[str]]:
+    """The words after ``program``, up to the end of that command, in each of the lines."""
+    found = (re.finditer(rf"(?:^|[\s;|&]){re.escape(program)} ([^;|#]*)", line) for line in lines)
+    return [match[1].split() for matches in found for match in matches if match[1].strip()]
 
 
 def options_in(words: list[str]) -> set[str]:
@@ -142,8 +142,9 @@ def train_keys(experiment: str) -> set[str]:
 
 
 @pages
-def test_commands(page):
-    for name, *words in filter(None, calls(page, "cald-speech")):
+def test_commands_in_a_sentence(page):
+    """Those in fenced blocks are parsed by tests/recipes/test_readme.py; those of the tutorial are run."""
+    for name, *words in calls(spans(text_of(page)), "cald-speech"):
         if name in ("COMMAND", "--help", "--version"):
             continue
         command = main.get_command(None, name)
@@ -159,21 +160,8 @@ def test_commands(page):
 
 
 @pages
-def test_scripts(page):
-    for script, *words in filter(None, calls(page, "python")):
-        if not script.startswith("recipes/"):
-            continue
-        # An option stands in the script, or among those that all commands share.
-        source = (ROOT / script).read_text() + (PACKAGE / "commands/options.py").read_text()
-        known = set(re.findall(r"--\w+", source))
-        if script.endswith("/train.py"):
-            known |= train_keys(words[0]) if words else set()
-        assert options_in(words) <= known, (script, options_in(words) - known)
-
-
-@pages
 def test_modules_that_are_run(page):
-    for flag, *words in filter(None, calls(page, "python")):
+    for flag, *words in calls(command_lines(text_of(page)), "python"):
         if flag == "-m" and words[0].startswith("cald_speech"):
             import_module(words[0])
 
@@ -181,7 +169,7 @@ def test_modules_that_are_run(page):
 @pages
 def test_make_targets(page):
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for words in calls(page, "make"):
+    for words in calls(command_lines(text_of(page)), "make"):
         assert words[0] in targets, words
 
 
@@ -202,9 +190,15 @@ def test_every_command_is_on_a_page():
 def test_a_page_that_names_what_is_not_there_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
-        "[a](gone.md) `recipes/gone.py` `cald_speech.gone` `gone.yaml`\n"
-        "```bash\ncald-speech evaluate M T --gone 1\nmake gone\n```\n"
+        "[a](gone.md) `recipes/gone.py` `cald_speech.gone` `gone.yaml` `cald-speech evaluate M T --gone 1` `make gone`"
     )
-    for check in (test_links, test_paths, test_dotted_names, test_experiments, test_commands, test_make_targets):
+    for check in (
+        test_links,
+        test_paths,
+        test_dotted_names,
+        test_experiments,
+        test_commands_in_a_sentence,
+        test_make_targets,
+    ):
         with pytest.raises(AssertionError):
             check(page)

@@ -30,6 +30,7 @@ def run(line: str) -> None:
         assert not end.code, line
 
 
+@pytest.mark.slow
 def test_every_command(tmp_path, monkeypatch, capsys):
     pytest.importorskip("espeakng_loader", reason="the page's recordings are spoken by espeakng-loader")
     monkeypatch.chdir(tmp_path)
