@@ -93,10 +93,23 @@ def write_as_on_the_hub(folder, family, norm="layer", *, prefix="", file="model.
     return encoder
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("of_pretraining", [True, False], ids=["of pretraining", "of the encoder alone"])
-@pytest.mark.parametrize("head", ["base", "ctc", "classification"])
-@both_norms
+# The file's kind, its names' prefix, the head and the norm are read apart from each other: each value with each family,
+# and each head with and without the prefix.
+HUB_FILES = [
+    ("ctc", True, "model.safetensors", "layer"),
+    ("ctc", False, "pytorch_model.bin", "group"),
+    ("base", True, "pytorch_model.bin", "layer"),
+    ("base", False, "model.safetensors", "group"),
+    ("classification", True, "model.safetensors", "group"),
+    ("classification", False, "pytorch_model.bin", "layer"),
+]
+
+
+@pytest.mark.parametrize(
+    ("head", "of_pretraining", "file", "norm"),
+    HUB_FILES,
+    ids=[f"{head} {'of pretraining' if of else 'of the encoder alone'}" for head, of, *_ in HUB_FILES],
+)
 @every_family
 def test_a_self_supervised_checkpoint_under_its_old_names(family, norm, head, of_pretraining, file, tmp_path):
     prefix = f"{family.model_type}." if of_pretraining else ""

@@ -152,8 +152,12 @@ def test_a_label_does_not_change_with_the_batch(case, left, chosen):
     assert relative_error(torch.cat(alone), expected) <= TOLERANCE["rounding"]
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True], ids=["not reentrant", "reentrant"])
-@pytest.mark.parametrize("chosen", ["all converted", "middle kept", "paper"])
+# With reentrant checkpoints one map is enough: that a slot runs again does not hang on its mixer.
+@pytest.mark.parametrize(
+    ("chosen", "use_reentrant"),
+    [("all converted", False), ("middle kept", False), ("paper", False), ("middle kept", True)],
+    ids=["all converted", "middle kept", "paper", "middle kept-reentrant"],
+)
 @every_padding
 def test_gradient_checkpointing_gives_the_same_gradients(case, left, chosen, use_reentrant):
     """The slots run again during backward, when the forward pass is over: the lengths must still be there."""
