@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PretrainedConfig, Wav2Vec2Processor
 
-from cald_speech.data.batching import item_lengths
+from cald_speech.data.batching import BatchChange, item_lengths
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.joining import Joiner
 from cald_speech.data.manifests import read_manifest
+from cald_speech.data.perturbation import Perturbation
 from cald_speech.data.text import make_processor, normalise
 from cald_speech.errors import UserError
 from cald_speech.ops import valid_frames
@@ -26,14 +27,15 @@ from cald_speech.tasks.wer import score
 class CTC(Task):
     """Speech recognition with a CTC head: summed over characters, decoded greedily, measured in word error rate.
 
-    ``blank`` is the id of the blank label, the padding token of Hugging Face's CTC tokenizers.
+    ``blank`` is the id of the blank label, the padding token of Hugging Face's CTC tokenizers; ``perturbation`` changes
+    the sound of training batches, before utterances are joined.
     """
 
     head = "ctc"
     metric = "WER"
 
-    def __init__(self, blank: int = 0):
-        self.blank = blank
+    def __init__(self, blank: int = 0, perturbation: Perturbation | None = None):
+        self.blank, self.perturbation = blank, perturbation
 
     def processor(
         self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str
@@ -48,8 +50,11 @@ class CTC(Task):
     ) -> DynamicItemDataset:
         return make_dataset(manifest, processor, normaliser=normaliser, unknown=unknown)
 
-    def change(self, processor: Wav2Vec2Processor, *, join_utterances: int, pause_s: float) -> Joiner | None:
-        return Joiner(join_utterances, pause_s, processor) if join_utterances > 1 else None
+    def change(self, processor: Wav2Vec2Processor, *, join_utterances: int, pause_s: float) -> BatchChange | None:
+        joiner = Joiner(join_utterances, pause_s, processor) if join_utterances > 1 else None
+        if self.perturbation is None or joiner is None:
+            return self.perturbation or joiner
+        return lambda items, seed: joiner(self.perturbation(items, seed), seed)
 
     def head_options(self, start: str, config: PretrainedConfig, processor: Wav2Vec2Processor) -> dict[str, Any]:
         """A checkpoint without a head gets one of the tokenizer's size; one with a head must fit it."""
