@@ -27,7 +27,6 @@ from speechbrain.utils.checkpoints import (
     yaml,
 )
 from speechbrain.utils.distributed import ddp_barrier
-from torch import distributed
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel
 
@@ -36,7 +35,7 @@ from cald_speech.distillation import Guidance
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
 from cald_speech.tasks.base import Processor
-from cald_speech.training.distributed import is_main
+from cald_speech.training.distributed import gathered, is_main, rank, world_size
 from cald_speech.training.guards import SkippedSteps
 
 UNFINISHED = "unfinished+"
@@ -111,26 +110,21 @@ class RandomState:
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
-        states = [state]
-        if distributed.is_initialized():
-            states = [None] * distributed.get_world_size()
-            distributed.all_gather_object(states, state)
+        states = gathered(state)
         if is_main():
             torch.save(states, path)
 
     @mark_as_loader
     def load(self, path: Path, end_of_epoch: bool) -> None:
         states = torch.load(path, weights_only=False)  # our own file: python's and numpy's states are tuples
-        rank, world_size = 0, 1
-        if distributed.is_initialized():
-            rank, world_size = distributed.get_rank(), distributed.get_world_size()
-        if len(states) != world_size:
-            raise ValueError(f"it was saved by {len(states)} processes, and this run has {world_size}.")
-        random.setstate(states[rank]["python"])
-        np.random.set_state(states[rank]["numpy"])
-        torch.set_rng_state(states[rank]["torch"])
-        if states[rank]["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states[rank]["cuda"])
+        if len(states) != world_size():
+            raise ValueError(f"it was saved by {len(states)} processes, and this run has {world_size()}.")
+        state = states[rank()]
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
 
 
 @register_checkpoint_hooks

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from speechbrain.utils.distributed import ddp_init_group
@@ -40,6 +41,15 @@ def summed(values: Tensor) -> Tensor:
     """The sum of a tensor over all ranks, in place."""
     if world_size() > 1:
         distributed.all_reduce(values)
+    return values
+
+
+def gathered(value: Any) -> list:
+    """What every rank has, by rank."""
+    if not distributed.is_initialized():
+        return [value]
+    values = [None] * world_size()
+    distributed.all_gather_object(values, value)
     return values
 
 

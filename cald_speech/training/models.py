@@ -41,26 +41,9 @@ def build_models(settings: Settings, train: Path) -> Models:
 
     Raises UserError where a model is missing from the settings, cannot be loaded, or does not fit the other.
     """
-    guidance = settings.guidance
-    if guidance.trains_teacher and settings.source is None:
-        raise UserError(
-            f"guidance {type(guidance).__name__.lower()} fine-tunes a teacher in the same run, and there is nothing to "
-            "start it from: give --source, a folder or hub id of pretrained weights, or --guidance target with a "
-            "--teacher"
-        )
-    if guidance.needs_teacher and not guidance.trains_teacher and settings.teacher is None:
-        raise UserError(
-            f"guidance {type(guidance).__name__.lower()} follows a teacher, and none is set: give --teacher, a folder "
-            "or hub id of a fine-tuned model (hparams/teacher.yaml trains one), or --guidance unguided"
-        )
-    start = settings.source if guidance.starts_from == "source" and settings.source is not None else settings.teacher
-    if settings.student is not None:
-        start = settings.student
-    if start is None:
-        raise UserError("no model to start from: give --source (pretrained weights) or --teacher (a fine-tuned model)")
+    guidance, start = settings.guidance, _start(settings)
     processor = load_processor(settings, train)
     student = _load_student(start, settings, processor)
-    family = family_of(student)
     teacher = None
     if guidance.trains_teacher:
         teacher = _load_student(start, settings, processor)
@@ -80,7 +63,29 @@ def build_models(settings: Settings, train: Path) -> Models:
     _freeze(student, settings)
     if settings.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    return Models(family, student, teacher, processor, report)
+    return Models(family_of(student), student, teacher, processor, report)
+
+
+def _start(settings: Settings) -> str | PretrainedConfig:
+    """What the student starts from. Raises UserError where a model that the guidance mode needs is not set."""
+    guidance = settings.guidance
+    name = type(guidance).__name__.lower()
+    if guidance.trains_teacher and settings.source is None:
+        raise UserError(
+            f"guidance {name} fine-tunes a teacher in the same run, and there is nothing to start it from: give "
+            "--source, a folder or hub id of pretrained weights, or --guidance target with a --teacher"
+        )
+    if guidance.needs_teacher and not guidance.trains_teacher and settings.teacher is None:
+        raise UserError(
+            f"guidance {name} follows a teacher, and none is set: give --teacher, a folder or hub id of a fine-tuned "
+            "model (hparams/teacher.yaml trains one), or --guidance unguided"
+        )
+    if settings.student is not None:
+        return settings.student
+    start = settings.source if guidance.starts_from == "source" and settings.source is not None else settings.teacher
+    if start is None:
+        raise UserError("no model to start from: give --source (pretrained weights) or --teacher (a fine-tuned model)")
+    return start
 
 
 def load_processor(settings: Settings, train: Path) -> Processor:

@@ -49,21 +49,16 @@ def train(argv: Sequence[str], prepare: Prepare | None = None) -> None:
 def run(argv: Sequence[str], prepare: Prepare | None = None) -> CaldBrain:
     """What :func:`train` does, with errors raised; returns the Brain after training."""
     settings, run_opts = parse(argv)
-    brain, data = build(settings, run_opts, prepare or prepare_of(settings.recipe))
-    # Ranks draw different dropout and SpecAugment masks.
-    seed_everything(settings.seed + distributed.rank())
-    brain.run_epochs(*make_loaders(settings, data, brain.models.processor))
-    return brain
-
-
-def build(settings: Settings, run_opts: RunOptions, prepare: Prepare) -> tuple[CaldBrain, Mapping[str, Path]]:
-    """The Brain before its first step, and the manifests of the data; the same seed makes the same models."""
     distributed.join(run_opts)
-    data = prepare_data(settings, prepare)
+    data = prepare_data(settings, prepare or prepare_of(settings.recipe))
     seed_everything(settings.seed)
     models = build_models(settings, data["train"])
     logger.info("%s", models.conversion)
-    return make_brain(settings, data, models, run_opts), data
+    brain = make_brain(settings, data, models, run_opts)
+    # Ranks draw different dropout and SpecAugment masks.
+    seed_everything(settings.seed + distributed.rank())
+    brain.run_epochs(*make_loaders(settings, data, models.processor))
+    return brain
 
 
 def parse(argv: Sequence[str]) -> tuple[Settings, RunOptions]:

@@ -12,8 +12,9 @@ from torch import Tensor, distributed
 from cald_speech.data.dataset import make_dataset
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.brain import CaldBrain
-from cald_speech.training.run import build as build_brain
-from cald_speech.training.run import parse, run
+from cald_speech.training.distributed import join
+from cald_speech.training.models import build_models
+from cald_speech.training.run import make_brain, parse, prepare_data, run, seed_everything
 from tests.helpers import gradients
 
 # Utterances of one step, of unequal lengths and numbers: on each of two ranks, and in each of two batches.
@@ -25,10 +26,14 @@ JOINED = [[index for batch in IN_BATCHES for index in batch]]
 def build(argv: list[str]) -> tuple[CaldBrain, DynamicItemDataset]:
     """A Brain before its first step, everything that draws at random being seeded, and its training set."""
     settings, run_opts = parse(argv)
-    brain, data = build_brain(settings, run_opts, prepare)
+    join(run_opts)
+    data = prepare_data(settings, prepare)
+    seed_everything(settings.seed)
+    models = build_models(settings, data["train"])
+    brain = make_brain(settings, data, models, run_opts)
     brain.on_fit_start()
     brain.modules.train()
-    return brain, make_dataset(data["train"], brain.models.processor)
+    return brain, make_dataset(data["train"], models.processor)
 
 
 def padded(dataset: DynamicItemDataset, batches: list[list[int]]) -> list[PaddedBatch]:
