@@ -10,6 +10,9 @@ from cald_speech import LayerMap, convert
 from cald_speech.commands import main
 from cald_speech.mixers import Bidirectional, Mamba2
 from tests.evaluation.layerwise import add_noise, rewrite, write_recordings, write_teacher
+from tests.longform.recognisers import causal, kept, model, talk
+
+__all__ = ["call", "causal", "kept", "model", "place", "talk"]
 
 
 @pytest.fixture

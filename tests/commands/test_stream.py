@@ -1,39 +1,23 @@
 """`cald-speech stream`: what is read live is what one pass reads, from files and from raw audio."""
 
-import numpy as np
 import pytest
 import soundfile
 import torch
 
 from cald_speech.longform import Recogniser, resampling
-from cald_speech.mixers import Mamba2
-from tests.longform.recognisers import save, talkative
 
-SECONDS = 6
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Converted models that say much, bidirectional and causal."""
-    torch.manual_seed(0)
-    models = {"both ways": talkative(), "causal": talkative(Mamba2)}
-    return {name: save(tmp_path_factory.mktemp("model"), model) for name, model in models.items()}
-
-
-@pytest.fixture(scope="module")
-def samples():
-    return (0.1 * np.random.default_rng(0).standard_normal(SECONDS * 16_000) * 2**15).astype("<i2")
+SECONDS = 12  # of the talk
 
 
 @pytest.fixture
-def talk(samples, tmp_path):
-    soundfile.write(tmp_path / "talk.wav", samples, 16_000)
-    return tmp_path / "talk.wav"
+def models(model, causal):
+    return {"both ways": model, "causal": causal}
 
 
 @pytest.mark.parametrize(("name", "lookahead"), [("both ways", ["--lookahead_s", SECONDS]), ("causal", [])])
-def test_file_and_standard_input_are_read_as_one_pass_reads_them(call, models, talk, samples, name, lookahead):
+def test_file_and_standard_input_are_read_as_one_pass_reads_them(call, models, talk, name, lookahead):
     """With a lookahead of all, and the statistics of all."""
+    samples = soundfile.read(talk, dtype="int16")[0]
     options = ["--model", models[name], *lookahead, "--statistics", talk]
     whole = [word.text for word in Recogniser.of(models[name]).transcribe(talk)]
     assert len(whole) > 3, "the model says too little for this test"

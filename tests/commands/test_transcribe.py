@@ -8,34 +8,13 @@ import sys
 import time
 
 import numpy as np
-import pytest
 import soundfile
 import torch
 
 from cald_speech.errors import UserError
-from cald_speech.families import families
 from cald_speech.longform import transcribe
 from cald_speech.longform.recogniser import Recogniser
-from tests.helpers import tiny_model
-from tests.longform.recognisers import save, talkative, whole_text
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    torch.manual_seed(0)
-    return save(tmp_path_factory.mktemp("model"), talkative())
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("kept"), tiny_model(families()["wav2vec2"]))
-
-
-@pytest.fixture
-def talk(tmp_path):
-    generator = np.random.default_rng(0)
-    soundfile.write(tmp_path / "talk.wav", 0.1 * generator.standard_normal(12 * 16_000), 16_000)
-    return tmp_path / "talk.wav"
+from tests.longform.recognisers import whole_text
 
 
 def test_complete_files_are_written_and_skipped_next_time(call, model, talk, tmp_path):

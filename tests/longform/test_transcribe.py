@@ -18,24 +18,6 @@ from tests.helpers import tiny_model
 from tests.longform.recognisers import save, talkative, whole_text
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    torch.manual_seed(0)
-    return save(tmp_path_factory.mktemp("model"), talkative())
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("kept"), tiny_model(families()["wav2vec2"]))
-
-
-@pytest.fixture
-def talk(tmp_path):
-    generator = np.random.default_rng(0)
-    soundfile.write(tmp_path / "talk.wav", 0.1 * generator.standard_normal(12 * 16_000), 16_000)
-    return tmp_path / "talk.wav"
-
-
 @pytest.mark.parametrize("chunk_s", [0.3, 10.0])
 def test_the_text_is_that_of_the_whole(model, talk, chunk_s):
     samples = torch.from_numpy(soundfile.read(talk, dtype="float32")[0])
