@@ -8,7 +8,7 @@ import re
 
 import griffe
 
-SECTIONS = ("Arguments", "Returns", "Yields", "Raises", "Example", "Examples")
+SECTIONS = ("Arguments", "Returns", "Yields", "Raises", "Warns", "Example", "Examples")
 _HEADING = re.compile(rf"^({'|'.join(SECTIONS)})\n-+$", re.MULTILINE)
 _ROLE = re.compile(r":\w+:`~?([^`]+)`")
 
@@ -36,7 +36,7 @@ def markdown(text: str) -> str:
     first, *rest = _HEADING.split(_ROLE.sub(r"`\1`", text))
     parts = [_fenced(first)]
     for name, body in zip(rest[::2], rest[1::2], strict=True):
-        body = _items(body, name == "Arguments") if name in ("Arguments", "Raises") else _fenced(body)
+        body = _items(body, name == "Arguments") if name in ("Arguments", "Raises", "Warns") else _fenced(body)
         parts.append(f"**{name}**\n\n{body.strip()}")
     return "\n\n".join(part.strip() for part in parts if part.strip())
 
