@@ -125,8 +125,20 @@ def from_pretrained(
     dtype : of the weights; A_log, dt_bias and D of converted models stay in float32.
     overrides : values for the config.
 
-    Raises UserError where the model cannot be had, is truncated, is of an architecture not known here, or has no such
-    head.
+    Returns
+    -------
+    A model of the converted class where the folder holds one, of transformers' own class where it does not.
+
+    Raises
+    ------
+    UserError
+        where the model cannot be had, is truncated, is of an architecture not known here, or has no such head.
+
+    Example
+    -------
+    >>> model = from_pretrained("results/digits/target-seed0/model")  # doctest: +SKIP
+    >>> model.config.model_type  # doctest: +SKIP
+    'cald_wav2vec2'
     """
     source = str(source)
     config = load_config(source)

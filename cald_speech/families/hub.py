@@ -69,17 +69,20 @@ def load_checked(
     leftover_names : the same for names that may only be left over.
     options : dtype and the config's values, as ``from_pretrained`` takes them.
 
-    Raises UserError where the source cannot be had, or its weights do not fit.
+    Raises
+    ------
+    UserError
+        where the source cannot be had, or its weights do not fit.
     """
     try:
-        # Other sizes are not ignored: _check_loaded names them, and all else that does not fit.
+        # Other sizes are not ignored: they are named below with all else that does not fit.
         with _quiet():
             model, info = cls.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except OSError as error:
         raise UserError(
             f"cannot load the model {source!r}: {error}. Expected a folder with config.json and model.safetensors, "
             "or a Hugging Face hub id and a network. Without a network, download it elsewhere "
-            "(`huggingface-cli download`) and give the folder"
+            "(`hf download`) and give the folder"
         ) from error
     # A parameter that mixers share, and that the checkpoint lacks, has no values but is not told as missing.
     missing = {*info["missing_keys"], *(n for n, p in model.named_parameters() if p.is_meta)}

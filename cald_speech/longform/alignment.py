@@ -91,7 +91,10 @@ def labels_of(text: str, vocabulary: Vocabulary, *, unknown: str = "error") -> t
     A letter that the vocabulary has in the other case alone is taken in that. ``unknown`` says what becomes of
     characters that it has in neither: ``error`` refuses them, ``drop`` leaves them out, and words of nothing else too.
 
-    Raises: UserError, naming the characters and the way out.
+    Raises
+    ------
+    UserError
+        for such characters, naming them and the way out.
 
     Example
     -------

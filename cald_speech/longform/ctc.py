@@ -47,8 +47,12 @@ def numbered(parts: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
 def log_posteriors(chunks: LogitChunks) -> Iterator[tuple[int, Tensor]]:
     """Pairs (first frame, (t, V) float32 log posteriors on the CPU) of logit chunks.
 
-    Raises: ValueError, for chunks that leave frames out or come twice; RuntimeError, for logits that are not finite,
-    with the frame.
+    Raises
+    ------
+    ValueError
+        for chunks that leave frames out or come twice.
+    RuntimeError
+        for logits that are not finite, with the frame.
 
     Example
     -------
@@ -77,7 +81,7 @@ def greedy(chunks: LogitChunks, blank: int) -> Iterator[TokenSpan]:
     Raises
     ------
     ValueError, RuntimeError
-        as `log_posteriors`.
+        as :func:`log_posteriors`.
 
     Example
     -------
@@ -161,7 +165,12 @@ def beam_search(
     Spans on the frames of the text's best path, with the mean posterior of the token over its frames. Without pruning,
     and with a beam that holds all prefixes, the text is the most probable one there is.
 
-    Raises: UserError, for a beam of less than one prefix; ValueError and RuntimeError as `log_posteriors`.
+    Raises
+    ------
+    UserError
+        for a beam of less than one prefix.
+    ValueError, RuntimeError
+        as :func:`log_posteriors`.
 
     Example
     -------

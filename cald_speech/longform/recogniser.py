@@ -51,11 +51,11 @@ def transcribe(
     ---------
     model : a ...ForCTC model, or its folder or hub id.
     source : the path of an audio file, an AudioSource, or (N,) float samples at 16 kHz. What was wrong with a file is
-        the `fault` of an AudioSource once all words have come.
+        the ``fault`` of an AudioSource once all words have come.
     processor : the model's processor; None loads it from where the model came from.
     decoding : ``greedy``, or ``beam`` for a prefix beam search of ``beam_width`` prefixes.
     margins : how far words reach beyond their tokens.
-    chunk_s, dtype, storage, progress : as in `stream_logits`.
+    chunk_s, dtype, storage, progress : as in :func:`~cald_speech.longform.stream_logits`.
     device : where the model runs; None leaves it where it is.
     force : True runs a model too whose every layer kept attention.
 
@@ -102,8 +102,8 @@ def align_text(
     ---------
     text : all that is said, in order. Words come back spelled as here.
     unknown : ``error`` refuses characters that the model does not write, ``drop`` aligns the rest of their words.
-    band : characters that are looked at in any one frame; see `align`.
-    others : as in `transcribe`, with its warnings and errors, and those of `align`.
+    band : characters that are looked at in any one frame; see :func:`~cald_speech.longform.alignment.align`.
+    others : as in :func:`transcribe`, with its warnings and errors, and those of ``align``.
 
     Example
     -------
@@ -120,7 +120,7 @@ def align_text(
 class Recogniser:
     """A CTC model, what its outputs mean, and how it is run over long audio.
 
-    ``options`` are those of `stream_logits`: chunk_s, dtype, storage, progress.
+    ``options`` are those of :func:`~cald_speech.longform.stream_logits`: chunk_s, dtype, storage, progress.
     """
 
     model: PreTrainedModel
@@ -184,7 +184,7 @@ class Recogniser:
         margins: Margins = DEFAULT_MARGINS,
         **options,
     ) -> Iterator[Word]:
-        """The words of audio that arrives piece by piece, each as soon as it is over; ``options`` as in `stream`."""
+        """The words of audio that arrives piece by piece, each as soon as it is over; ``options`` as in ``stream``."""
         decode = self._decoder(decoding, beam_width)
         logits = stream(self.model, chunks, do_normalize=self.do_normalize, **options)
         return words(decode(numbered(logits)), self.vocabulary, FrameTimes.of(self.model), margins)

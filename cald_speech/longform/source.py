@@ -55,7 +55,7 @@ class AudioSource:
     def open(cls, path: str | Path) -> Self:
         """A file in any format, rate and number of channels that soundfile reads; the channels are averaged.
 
-        Raises: UserError, where there is no such file or it is not audio at all.
+        Raises UserError where there is no such file or it is not audio at all.
         """
         return cls(FileReader(Path(path)))
 

@@ -14,15 +14,14 @@ from cald_speech.families import family_of
 from cald_speech.families.wavlm import GatedBiasAttention
 from cald_speech.longform import AudioSource, stream_logits
 from cald_speech.mixers import Bidirectional
+from tests.families.contract import captured_layers, check_alone_is_padded, check_checkpointing, check_opened_layers
 from tests.helpers import (
     SPEECH,
     TOLERANCE,
     audio_batch,
-    gradients,
     relative_error,
     tiny_config,
     tiny_model,
-    worst_gradient,
 )
 
 FAMILIES = SPEECH
@@ -75,20 +74,6 @@ def logits_alone(model, samples=SAMPLES, seed=0) -> list[torch.Tensor]:
     return [model(audio[row : row + 1, :length]).logits[0] for row, length in enumerate(samples)]
 
 
-def captured_layers(model, family, audio, mask):
-    """Input and output of every layer in one forward pass, and the pass's lengths."""
-    states = []
-
-    def hook(layer, args, kwargs, output):
-        states.append((args[0], output[0] if isinstance(output, tuple) else output))
-
-    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in family.layers(model)]
-    model(audio, attention_mask=mask)
-    for handle in handles:
-        handle.remove()
-    return states, family.context(model).frames
-
-
 @every_family
 def test_is_found_by_its_configs(family):
     assert family_of(family.config_class()) is family
@@ -105,13 +90,10 @@ def test_open_rebuilds_every_layer_to_the_bit(family, attention, norm, layer_map
     model = converted(family, norm, layer_map)
     model.set_attn_implementation(attention)
     audio, mask = audio_batch(SAMPLES if padded else SAMPLES[:1])
-    states, lengths = captured_layers(model, family, audio, mask if padded else None)
-    assert (lengths is not None) == padded
-    kept = [factory is None for factory in layer_map.factories(LAYERS)]
-    for layer, is_kept, (x, expected) in zip(family.layers(model), kept, states, strict=True):
-        before, slot, after = family.open(layer)
-        arguments = family.layer_arguments(model, x, lengths) if is_kept else {"lengths": lengths}
-        assert torch.equal(after(x, slot(before(x), **arguments)), expected)
+    with captured_layers(model, family) as states:
+        model(audio, attention_mask=mask if padded else None)
+    assert (family.context(model).frames is not None) == padded
+    check_opened_layers(model, family, layer_map, states)
 
 
 @both_norms
@@ -151,16 +133,7 @@ def test_padded_batches_of_a_group_norm_model_are_hugging_faces_one_by_one(famil
 @every_family
 def test_alone_equals_padded_in_outputs_and_gradients(family, norm, layer_map):
     model = converted(family, norm, layer_map)
-    batched = valid_logits(model)
-    sum(logits.log_softmax(-1).square().sum() for logits in batched).backward()
-    batched_gradients = gradients(model)
-    assert batched_gradients.keys() == dict(model.named_parameters()).keys()
-    model.zero_grad()
-    for single, row in zip(logits_alone(model), batched, strict=True):
-        assert relative_error(single, row) <= TOLERANCE["rounding"]
-        single.log_softmax(-1).square().sum().backward()
-    error, name = worst_gradient(gradients(model), batched_gradients)
-    assert error <= TOLERANCE["gradient"], name
+    check_alone_is_padded(model, valid_logits(model), logits_alone(model))
 
 
 @every_map
@@ -190,18 +163,9 @@ def test_batch_order_does_not_matter(family, norm, layer_map):
 )
 @both_norms
 def test_gradient_checkpointing_gives_the_same_gradients(family, norm, layer_map, use_reentrant):
-    """The slots run again during backward, when the forward pass is over: the lengths must still be there."""
-    model = converted(family, norm, layer_map).train()
-    sum(logits.square().sum() for logits in valid_logits(model)).backward()
-    expected = gradients(model)
-    model.zero_grad()
-    calls = []
-    family.layers(model)[0].attention.register_forward_hook(lambda *_: calls.append(1))
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    sum(logits.square().sum() for logits in valid_logits(model)).backward()
-    assert len(calls) == 2  # it did run again
-    error, name = worst_gradient(gradients(model), expected)
-    assert error <= TOLERANCE["rounding"], name
+    model = converted(family, norm, layer_map)
+    slot = family.layers(model)[0].attention
+    check_checkpointing(model, slot, lambda: valid_logits(model), use_reentrant=use_reentrant)
 
 
 @pytest.mark.parametrize(

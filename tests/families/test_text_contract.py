@@ -11,12 +11,12 @@ from cald_speech.errors import UserError
 from cald_speech.families import family_of
 from cald_speech.longform import AudioSource, encode_long, latency_s, transcribe
 from cald_speech.mixers import Bidirectional, Hydra, Linformer, Mamba2, WindowedAttention
+from tests.families.contract import captured_layers, check_alone_is_padded, check_checkpointing, check_opened_layers
 from tests.families.text import (
     CASES,
     CAUSAL,
     ENCODERS,
     HEADS,
-    LAYERS,
     LENGTHS,
     MAPS,
     SHARED,
@@ -25,32 +25,19 @@ from tests.families.text import (
     tokens_and_mask,
     valid_logits,
 )
-from tests.helpers import TOLERANCE, gradients, relative_error, worst_gradient
+from tests.helpers import TOLERANCE, relative_error
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_causal = pytest.mark.parametrize("case", CAUSAL.values(), ids=CAUSAL)
 every_encoder = pytest.mark.parametrize("case", ENCODERS.values(), ids=ENCODERS)
 every_map = pytest.mark.parametrize("chosen", MAPS)
 every_attention = pytest.mark.parametrize("attention", ["eager", "sdpa"])
+WITHOUT_CACHE = {True: {"use_cache": False}, False: {}}  # by whether the family is causal
 every_padding = pytest.mark.parametrize(
     ("case", "left"),
     [(case, left) for case in CASES.values() for left in ((False, True) if case.family.causal else (False,))],
     ids=[f"{n} {side}" for n, c in CASES.items() for side in (("right", "left") if c.family.causal else ("right",))],
 )
-
-
-def captured_layers(model, family, tokens, mask):
-    """Input and output of every layer in one forward pass without a cache, and the pass's lengths."""
-    context, states = family.context(model), []
-    options = {"use_cache": False} if family.causal else {}
-    handles = [
-        layer.register_forward_hook(lambda _, args, output: states.append((args[0], output)))
-        for layer in family.layers(model)
-    ]
-    model(tokens, attention_mask=mask, **options)
-    for handle in handles:
-        handle.remove()
-    return states, context.frames
 
 
 @every_case
@@ -66,17 +53,15 @@ def test_is_found_by_its_configs(case):
 @every_case
 @torch.no_grad()
 def test_open_rebuilds_every_layer_to_the_bit(case, attention, chosen, padded):
-    family, layer_map = case.family, case.maps()[chosen]
+    family = case.family
     model = case.converted(chosen)
     model.set_attn_implementation(attention)
     tokens, mask = tokens_and_mask(LENGTHS if padded else LENGTHS[:1], pad=model.config.pad_token_id)
-    states, lengths = captured_layers(model, family, tokens, mask if padded else None)
-    assert (lengths is not None) == padded
-    kept = [factory is None for factory in layer_map.factories(LAYERS)]
-    for layer, is_kept, (x, expected) in zip(family.layers(model), kept, states, strict=True):
-        before, slot, after = family.open(layer)
-        arguments = family.layer_arguments(model, x, lengths) if is_kept else {"lengths": lengths}
-        assert torch.equal(after(x, slot(before(x), **arguments)), expected)
+    family.context(model)  # lengths are read from the first time that somebody asks for them
+    with captured_layers(model, family) as states:
+        model(tokens, attention_mask=mask if padded else None, **WITHOUT_CACHE[family.causal])
+    assert (family.context(model).frames is not None) == padded
+    check_opened_layers(model, family, case.maps()[chosen], states)
 
 
 @every_map
@@ -86,7 +71,8 @@ def test_layers_norm_and_head_make_the_model(case, chosen):
     family = case.family
     model = case.converted(chosen)
     tokens, _ = tokens_and_mask((9,))
-    states, _ = captured_layers(model, family, tokens, None)
+    with captured_layers(model, family) as states:
+        model(tokens, **WITHOUT_CACHE[family.causal])
     x = family.final_norm(model)(states[-1][1])
     assert torch.equal(family.head(model)(x), model(tokens).logits)
 
@@ -102,7 +88,8 @@ def test_slot_ends_see_what_goes_in_and_out(case, chosen):
     first, last = family.slot_ends(layer)
     first.register_forward_pre_hook(lambda _, args, kw: seen.update(x=(*args, *kw.values())[0]), with_kwargs=True)
     last.register_forward_hook(lambda _, args, out: seen.update(y=out[0] if isinstance(out, tuple) else out))
-    states, _ = captured_layers(model, family, tokens, None)
+    with captured_layers(model, family) as states:
+        model(tokens, **WITHOUT_CACHE[family.causal])
     x, expected = states[1]
     before, _, after = family.open(layer)
     assert torch.equal(before(x), seen["x"]) and torch.equal(after(x, seen["y"]), expected)
@@ -128,16 +115,7 @@ def test_without_mixers_it_is_hugging_faces_model(case, left, attention):
 @every_padding
 def test_alone_equals_padded_in_outputs_and_gradients(case, left, chosen):
     model = case.converted(chosen)
-    batched = valid_logits(model, left=left)
-    sum(logits.log_softmax(-1).square().sum() for logits in batched).backward()
-    batched_gradients = gradients(model)
-    assert batched_gradients.keys() == dict(model.named_parameters()).keys()
-    model.zero_grad()
-    for single, row in zip(logits_alone(model), batched, strict=True):
-        assert relative_error(single, row) <= TOLERANCE["rounding"]
-        single.log_softmax(-1).square().sum().backward()
-    error, name = worst_gradient(gradients(model), batched_gradients)
-    assert error <= TOLERANCE["gradient"], name
+    check_alone_is_padded(model, valid_logits(model, left=left), logits_alone(model))
 
 
 @every_map
@@ -160,18 +138,9 @@ def test_a_label_does_not_change_with_the_batch(case, left, chosen):
 )
 @every_padding
 def test_gradient_checkpointing_gives_the_same_gradients(case, left, chosen, use_reentrant):
-    """The slots run again during backward, when the forward pass is over: the lengths must still be there."""
-    model = case.converted(chosen).train()
-    sum(logits.square().sum() for logits in valid_logits(model, left=left)).backward()
-    expected = gradients(model)
-    model.zero_grad()
-    calls = []
-    case.family.slot_ends(case.family.layers(model)[0])[0].register_forward_hook(lambda *_: calls.append(1))
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    sum(logits.square().sum() for logits in valid_logits(model, left=left)).backward()
-    assert len(calls) == 2  # it did run again
-    error, name = worst_gradient(gradients(model), expected)
-    assert error <= TOLERANCE["rounding"], name
+    model = case.converted(chosen)
+    slot, _ = case.family.slot_ends(case.family.layers(model)[0])
+    check_checkpointing(model, slot, lambda: valid_logits(model, left=left), use_reentrant=use_reentrant)
 
 
 @every_map

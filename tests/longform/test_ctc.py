@@ -1,22 +1,19 @@
-"""Greedy decoding in chunks, and the grouping of tokens into words with times."""
+"""CTC decoding in chunks: greedy, and prefix beam search against the sum over all paths, one by one."""
 
-from pathlib import Path
+from itertools import product
+from math import exp
 
 import pytest
 import torch
-from transformers import Wav2Vec2CTCTokenizer
 
-from cald_speech.families import families
-from cald_speech.families.lengths import frame_lengths
-from cald_speech.longform.ctc import greedy
-from cald_speech.longform.words import FrameTimes, Margins, TokenSpan, Vocabulary, words
-from tests.helpers import tiny_model
+from cald_speech.errors import UserError
+from cald_speech.longform import ctc
+from cald_speech.longform.ctc import beam_search, greedy
 from tests.longform.chunks import collapse, cut, noisy_speech
 
-TOKENS = ("<pad>", "|", "A", "B", "C", "D")
-VOCABULARY = Vocabulary(TOKENS, blank=0, delimiter=1)
-TIMES = FrameTimes(stride=320, receptive_field=320)
-OWN_FRAMES = Margins(0.0, 0.0)
+EVERYTHING = {"beam_width": 10_000, "token_prune_logp": -torch.inf, "beam_prune_logp": -torch.inf}
+
+# --- greedy ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 63, 64, 500])
@@ -79,62 +76,106 @@ def test_logits_that_are_not_finite_name_the_frame():
         list(greedy([(0, torch.zeros(100, 4)), (100, logits)], 0))
 
 
-def spans_of(frames: str) -> list[TokenSpan]:
-    """One letter a frame; "_" is the blank."""
-    tokens = torch.tensor([TOKENS.index("<pad>" if c == "_" else c) for c in frames])
-    return list(greedy([(0, 20.0 * torch.nn.functional.one_hot(tokens, 6).float())], 0))
+# --- prefix beam search ----------------------------------------------------------------------------------------------
 
 
-def test_words_are_what_the_tokenizer_decodes(tmp_path: Path):
-    (tmp_path / "vocab.json").write_text('{"<pad>": 0, "|": 1, "A": 2, "B": 3, "C": 4, "D": 5}')
-    for lower in (False, True):
-        tokenizer = Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), do_lower_case=lower)
-        logits = noisy_speech(800)
-        expected = tokenizer.decode(logits.argmax(-1).tolist())
-        found = words(greedy(cut(logits, 37), 0), Vocabulary.of(tokenizer), TIMES)
-        assert " ".join(word.text for word in found) == " ".join(expected.split())
+def exhaustive(log_probs: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The text with the largest sum over all V^T paths, and its best single path."""
+    masses, best = {}, {}
+    rows = log_probs.tolist()
+    for path in product(range(log_probs.size(1)), repeat=len(rows)):
+        score = sum(row[token] for row, token in zip(rows, path, strict=True))
+        text = collapse(path)
+        masses[text] = masses.get(text, 0.0) + exp(score)
+        if text not in best or score > best[text][0]:
+            best[text] = (score, path)
+    text = max(masses, key=masses.get)
+    return text, best[text][1]
 
 
-def test_times_and_confidences_of_words():
-    first, second = words(spans_of("__AA_B__||_C_"), VOCABULARY, TIMES, OWN_FRAMES)
-    assert (first.text, first.start_s, first.end_s) == ("AB", pytest.approx(0.04), pytest.approx(0.12))
-    assert [(c.text, round(c.start_s, 2), round(c.end_s, 2)) for c in first.characters] == [
-        ("A", 0.04, 0.08),
-        ("B", 0.1, 0.12),
+@pytest.mark.parametrize("seed", range(12))
+def test_the_most_probable_text_and_its_best_path(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 1.5 * torch.randn(6 + seed % 2, 3, generator=generator)
+    text, path = exhaustive(logits.log_softmax(-1))
+    spans = list(beam_search([(0, logits)], 0, **EVERYTHING))
+    assert tuple(span.token for span in spans) == text
+    frames = [0] * len(logits)
+    for span in spans:
+        frames[span.first_frame : span.last_frame + 1] = [span.token] * (span.last_frame - span.first_frame + 1)
+    assert tuple(frames) == path
+    posteriors = logits.softmax(-1)
+    for span in spans:
+        expected = posteriors[span.first_frame : span.last_frame + 1, span.token].mean().item()
+        assert span.confidence == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 64, 399])
+@pytest.mark.parametrize("memory_frames", [20, 500])
+def test_chunks_do_not_matter_to_the_beam(size, memory_frames):
+    logits = noisy_speech(400)
+    options = {"beam_width": 8, "memory_frames": memory_frames}
+    whole = list(beam_search([(0, logits)], 0, **options))
+    assert len(whole) > 50
+    assert list(beam_search(cut(logits, size), 0, **options)) == whole
+
+
+def test_settling_early_changes_nothing_on_ordinary_logits():
+    logits = noisy_speech(600)
+    settled = list(beam_search([(0, logits)], 0, memory_frames=50))
+    assert settled == list(beam_search([(0, logits)], 0, memory_frames=10**6))
+
+
+def test_without_pruning_the_default_pruning_finds_the_same():
+    logits = noisy_speech(300)
+    pruned = list(beam_search([(0, logits)], 0))
+    assert pruned == list(beam_search([(0, logits)], 0, beam_width=200, token_prune_logp=-20.0, beam_prune_logp=-40.0))
+
+
+def test_equals_greedy_on_peaked_logits():
+    logits = 30.0 * torch.nn.functional.one_hot(torch.tensor([1, 1, 0, 1, 2, 2, 3, 0, 0, 3]), 4).float()
+    spans = list(beam_search(cut(logits, 3), 0))
+    assert [(s.token, s.first_frame, s.last_frame) for s in spans] == [
+        (s.token, s.first_frame, s.last_frame) for s in greedy(cut(logits, 3), 0)
     ]
-    assert (second.text, second.start_s, second.end_s) == ("C", pytest.approx(0.22), pytest.approx(0.24))
-    assert first.confidence == pytest.approx(sum(c.confidence for c in first.characters) / 2)
 
 
-def test_margins_stop_at_the_delimiter_and_the_word_before():
-    first, second, third = words(spans_of("__A__|B______|C"), VOCABULARY, TIMES, Margins(lead_s=0.05, tail_s=0.08))
-    assert first.start_s == 0.0
-    assert first.end_s == second.start_s == pytest.approx(0.1)
-    assert second.end_s == pytest.approx(0.22)
-    assert (third.start_s, third.end_s) == (pytest.approx(0.23), pytest.approx(0.38))
+def test_a_tie_far_back_is_settled_and_given_out(monkeypatch):
+    # the first token is 1 or 2 with all but the same probability, and nothing later can decide it
+    logits = noisy_speech(1_000)
+    logits[0] = torch.tensor([0.001, 0.5, 0.49, *[1e-6] * (logits.size(1) - 3)]).log()
+    logits[1] = 20.0 * torch.nn.functional.one_hot(torch.tensor(0), logits.size(1))
+    longest = []
+    prune = ctc._prune
+    monkeypatch.setattr(ctc, "_prune", lambda beams, *a: longest.append(max(map(len, beams))) or prune(beams, *a))
+    read = 0
+
+    def chunks():
+        nonlocal read
+        for first, part in cut(logits, 10):
+            read = first + len(part)
+            yield first, part
+
+    spans = beam_search(chunks(), 0, memory_frames=100)
+    first = next(spans)
+    assert (first.token, first.first_frame) == (1, 0)
+    assert read <= 160
+    rest = list(spans)
+    assert len(rest) > 150
+    assert max(longest) < 100, "pending tokens pile up"
 
 
-def test_no_margin_turns_a_word_around():
-    late = Margins(lead_s=-5.0, tail_s=-5.0)
-    assert all(word.start_s <= word.end_s for word in words(spans_of("_A_AB__|BBB|__C"), VOCABULARY, TIMES, late))
+def test_a_token_that_goes_on_over_a_settlement_is_one_token():
+    frames = torch.tensor([1] * 70 + [0] * 5 + [2] * 130)
+    logits = 30.0 * torch.nn.functional.one_hot(frames, 3).float()
+    spans = list(beam_search(cut(logits, 11), 0, memory_frames=1))
+    assert [(s.token, s.first_frame, s.last_frame) for s in spans] == [(1, 0, 69), (2, 75, 204)]
 
 
-def test_a_word_comes_as_soon_as_its_delimiter_has():
-    def spans():
-        yield from spans_of("AB|")
-        pytest.fail("the word was complete")
-
-    assert next(words(spans(), VOCABULARY, TIMES)).text == "AB"
+def test_no_frames_is_no_text():
+    assert list(beam_search([], 0)) == []
 
 
-def test_delimiters_alone_are_no_words():
-    assert list(words(spans_of("||_|__|"), VOCABULARY, TIMES)) == []
-
-
-def test_frames_stand_about_the_centre_of_what_they_see():
-    model = tiny_model(families()["hubert"])
-    times = FrameTimes.of(model)
-    samples = torch.tensor([times.receptive_field - 1, times.receptive_field])
-    assert frame_lengths(samples, model.config).tolist() == [0, 1]
-    assert (times.start_s(0) + times.end_s(0)) / 2 * 16_000 == pytest.approx(times.receptive_field / 2)
-    assert times.start_s(50) - times.start_s(0) == pytest.approx(1.0)
+def test_a_beam_of_nothing_is_refused():
+    with pytest.raises(UserError, match="at least 1 prefix"):
+        list(beam_search([], 0, beam_width=0))
