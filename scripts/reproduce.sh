@@ -5,7 +5,7 @@
 # training goes on from its checkpoint. NOT RUN at full size: no hub, corpus and GPU here; tests/test_reproduce.py runs
 # it with a miniature of each.
 #
-# Why the alignment is part of the training run: recipes/align makes an encoder for many tasks, without a CTC head; here
+# Why slot alignment is part of the training run: recipes/align makes an encoder for many tasks, without a CTC head; here
 # the teacher's own head is kept. Whether it pays is open: three seeds on the digits show no difference
 # (docs/results/digits_grid.md). Why target guidance: where the labels were fewer than the teacher's, as here, it beat
 # hybrid on the digits (6.3 and 8.4 % WER). The paper, with all the labels, has hybrid first: GUIDANCE=hybrid.
@@ -20,8 +20,8 @@ usage: [VARIABLE=value ...] scripts/reproduce.sh [--long_form] [-- OPTIONS OF re
   OUTPUT             results/reproduce: another one for other settings
   EXPERIMENT         hparams/mamba.yaml
   GUIDANCE           target: or hybrid, which follows the teacher for the first 40,000 steps
-  STEPS              90000, after the alignment
-  ALIGN_STEPS        5000; 0 leaves the alignment out
+  STEPS              90000, after slot alignment
+  ALIGN_STEPS        5000; 0 leaves slot alignment out
   TRAIN_SPLITS       train-clean-100: the paper has no LibriSpeech; add "train-clean-360 train-other-500" for all 960 h
   SPLITS             test-clean test-other: the teacher is checked on the first
   TEACHER_WER_RANGE  1.5 2.3: the model's page says 1.9 % on test-clean (greedy; another revision 1.86 %)

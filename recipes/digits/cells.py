@@ -41,12 +41,12 @@ def schedule(steps: int) -> str:
 
 
 def make_cells(steps: int) -> dict[str, Cell]:
-    """The grid at so many steps for each student, a quarter of them for the alignment where there is one."""
+    """The grid at so many steps for each student, a quarter of them for slot alignment where there is one."""
     align_steps = steps // 4
     left = steps - align_steps
     random, own_source = {"initialise": "random"}, {"source": "null"}
     aligned = {"align_steps": align_steps, "schedule": schedule(left)}
-    # All 8,000 strings, whose transcripts neither the alignment nor the layer loss looks at.
+    # All 8,000 strings, whose transcripts neither slot alignment nor the layer loss looks at.
     all_audio = {"corpus": "{num_train: 8000}", "prepare_folder": "results/digits/data", "validate_every_epochs": 100}
 
     def cell(guidance: str, *keys: Mapping[str, Any], steps: int = steps, **options) -> Cell:

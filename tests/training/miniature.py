@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 from cald_speech.data.audio import SAMPLE_RATE, write_audio
 from cald_speech.data.text import make_processor
 from cald_speech.families import families
+from tests.helpers import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds of the utterances of each split: all different, from 30 to 100 frames.
@@ -45,25 +46,9 @@ def _tones(letters: list[int], num_samples: int, generator: torch.Generator) -> 
 
 
 def miniature_config(family: str = "wav2vec2", norm: str = "layer", layers: int = 2, **options) -> PretrainedConfig:
-    """A model of some 30,000 parameters, 320 samples a frame, without dropout and SpecAugment."""
-    dropouts = ("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout")
-    defaults = {
-        "hidden_size": 32,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "conv_dim": (8,) * 3,
-        "conv_kernel": (10, 8, 8),
-        "conv_stride": (8, 8, 5),
-        "num_conv_pos_embeddings": 16,
-        "num_conv_pos_embedding_groups": 2,
-        "feat_extract_norm": norm,
-        "do_stable_layer_norm": norm == "layer",
-        "mask_time_prob": 0.0,
-        "layerdrop": 0.0,
-        **dict.fromkeys(dropouts, 0.0),
-    }
-    return families()[family].config_class(**(defaults | options))
+    """A model of some 30,000 parameters, 320 samples a frame, without dropout; it may have SpecAugment."""
+    front_end = {"conv_dim": (8,) * 3, "conv_kernel": (10, 8, 8), "conv_stride": (8, 8, 5)}
+    return tiny_config(families()[family], norm, layers, **{"apply_spec_augment": True} | front_end | options)
 
 
 def write_model(

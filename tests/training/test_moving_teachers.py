@@ -61,21 +61,9 @@ def test_the_trajectory_is_that_of_fine_tuning(moving, experiment, start, fine_t
     assert (brain.store.folder / "teacher" / "model.safetensors").exists()
 
 
-def test_the_teacher_trains_at_its_own_steps(moving, experiment, start, monkeypatch):
-    weights, fit_batch = [], CaldBrain.fit_batch
-
-    def watched(brain, batch):
-        loss = fit_batch(brain, batch)
-        weights.append(brain.teacher.lm_head.weight.detach().clone())
-        return loss
-
-    monkeypatch.setattr(CaldBrain, "fit_batch", watched)
-    start(experiment(**moving("trajectory", teacher_update_every=3, num_steps=7)))
-    changed = [not torch.equal(a, b) for a, b in pairwise(weights)]
-    assert changed == [step % 3 == 0 for step in range(1, 7)]
-
-
-def test_the_waypoints_are_followed(moving, experiment, start, fine_tuned, monkeypatch):
+@pytest.fixture
+def teachers_head(monkeypatch) -> list[torch.Tensor]:
+    """The weights of the teacher's head after each optimiser step."""
     seen, fit_batch = [], CaldBrain.fit_batch
 
     def watched(brain, batch):
@@ -84,10 +72,20 @@ def test_the_waypoints_are_followed(moving, experiment, start, fine_tuned, monke
         return loss
 
     monkeypatch.setattr(CaldBrain, "fit_batch", watched)
+    return seen
+
+
+def test_the_teacher_trains_at_its_own_steps(moving, experiment, start, teachers_head):
+    start(experiment(**moving("trajectory", teacher_update_every=3, num_steps=7)))
+    changed = [not torch.equal(a, b) for a, b in pairwise(teachers_head)]
+    assert changed == [step % 3 == 0 for step in range(1, 7)]
+
+
+def test_the_waypoints_are_followed(moving, experiment, start, fine_tuned, teachers_head):
     brain = start(experiment(**moving("waypoint", num_steps=14)))
     files = [fine_tuned / f"waypoints/step-{step:07d}/model.safetensors" for step in (2, 4, 6, 8)]
     weights = [load_file(file)["lm_head.weight"] for file in files]
-    followed = [next(i for i, w in enumerate(weights) if torch.equal(w, s)) for s in seen]
+    followed = [next(i for i, w in enumerate(weights) if torch.equal(w, s)) for s in teachers_head]
     assert followed == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 2
     first = json.loads((brain.store.folder / "train_log.jsonl").read_text().splitlines()[0])
     assert first["loss/layers"] > 0
