@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.forking import forking_python
 from tests.training.miniature import ROOT, write_corpus, write_model
 
 SCRIPT = ROOT / "scripts" / "reproduce.sh"
-# Starting Python takes seconds, so that not every command is run in earnest. test-other is a copy of test-clean, and so
-# is its report; $EVALUATE = no ends an evaluation at once. Where the file $GATE stands, training says that it has begun
-# and goes no further: the signal meant for it comes neither after its end nor while bash is about to start it.
+# Where the file GATE is, training says that it has begun and goes no further: the signal meant for it comes neither
+# after its end nor while bash is about to start it. With FRESH=yes a new Python is started, else one is forked.
 STAND_IN = """#!/bin/sh
-case "$*" in
-    *train.py*) [ ! -e "$GATE" ] || { echo at the gate; exec sleep 600; } ;;
-    *evaluate.py*)
-        [ "$EVALUATE" != no ] || exit 9
-        [ "$6" != test-other ] || for kind in json jsonl; do cp "$8/test-clean.$kind" "$8/$6.$kind" || exit; done
-        [ "$6" != test-other ] || exit 0 ;;
-esac
-exec "PYTHON" "$@"
+case "$*" in *train.py*) [ ! -e "GATE" ] || { echo at the gate; exec sleep 600; } ;; esac
+if [ "$FRESH" = yes ]; then exec "PYTHON" "$@"; fi
+exec "FORKING" "$@"
 """
+IMPORTS = (
+    "cald_speech.recipes.librispeech.evaluate",
+    "cald_speech.recipes.librispeech.prepare",
+    "cald_speech.training.run",
+)
 SMALL = ["--", "--precision=fp32", "--num_workers=0", "--max_batch_s=5", "--accumulation=1", "--noprogressbar"]
 
 
@@ -37,19 +37,24 @@ def settings(tmp_path_factory):
     shutil.copytree(corpus / "test-clean", corpus / "test-other")
     teacher = write_model(folder / "hub" / "teacher")
     own = {"TEACHER": teacher, "DATA": corpus, "OUTPUT": folder / "out", "STEPS": 2, "ALIGN_STEPS": 1}
-    python = folder / "python"
-    stall = 'case "$STALL$1" in yes*/train.py) exec sleep 600 ;; esac'
-    python.write_text(f'#!/bin/sh\n{stall}\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    own |= {
-        "PYTHON": python,
-        "GATE": folder / "gate",
-        "EVALUATE": "yes",
-        "DEVICE": "cpu",
-        "DISK_GB": 0,
-        "OMP_NUM_THREADS": 1,
-    }
+    own |= {"DEVICE": "cpu", "DISK_GB": 0, "OMP_NUM_THREADS": 1}
     return os.environ | {key: str(value) for key, value in own.items()}
+
+
+@pytest.fixture
+def gate(tmp_path):
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def python(tmp_path, gate):
+    """STAND_IN, in the place of Python."""
+    path = tmp_path / "python"
+    with forking_python(IMPORTS) as forking:
+        text = STAND_IN.replace("GATE", str(gate)).replace("PYTHON", sys.executable).replace("FORKING", str(forking))
+        path.write_text(text)
+        path.chmod(0o755)
+        yield path
 
 
 def reproduce(settings, *arguments, **changed):
@@ -60,30 +65,26 @@ def reproduce(settings, *arguments, **changed):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.slow  # six Python processes do real work and two look at what they left, several seconds each
-def test_from_the_teacher_to_the_table(settings, tmp_path):
-    python = tmp_path / "python"
-    # As if training took for ever, where the test says so: it can be stopped there, however fast the machine is.
-    python.write_text(
-        f'#!/bin/sh\ncase "$STALL$1" in yes*/train.py) exec sleep 600 ;; esac\nexec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
+@pytest.mark.slow  # eight Python processes do real work or look at what it left
+def test_from_the_teacher_to_the_table(settings, python, gate):
     settings = settings | {"PYTHON": str(python)}
     every = {"TEACHER_WER_RANGE": "0 1000"}
-    status, said, error = reproduce(settings, *SMALL)
+    status, said, error = reproduce(settings, *SMALL, FRESH="yes")
     assert status == 3 and "is not within 1.5 2.3 (TEACHER_WER_RANGE)" in error
     assert "% WER on test-clean; expected: 1.5 2.3\n" in said and "test-other" not in said
     assert "stopped at" not in error
 
+    gate.touch()
     command = ["bash", SCRIPT, *SMALL]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=settings | every | {"STALL": "yes"}, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(command, env=settings | every, start_new_session=True, **pipes) as process:
         seen = []
-        while not seen or "align and distil" not in seen[-1]:
+        while not seen or "at the gate" not in seen[-1]:
             seen.append(process.stdout.readline())
             assert seen[-1], process.stderr.read()
         os.killpg(process.pid, signal.SIGTERM)
         _, error = process.communicate(timeout=60)
+    gate.unlink()
     assert "== teacher on test-clean: done before" in "".join(seen) and "; expected: 0 1000\n" in "".join(seen)
     assert process.returncode != 0 and "stopped at: align and distil. The same command goes on" in error
 
@@ -93,9 +94,7 @@ def test_from_the_teacher_to_the_table(settings, tmp_path):
     check_table(said)
 
     model, report = (Path(settings["OUTPUT"]) / p for p in ("student/model", "evaluation/student/test-clean.json"))
-    os.utime(
-        report, (0, 0)
-    )  # as if the student had been trained on since; what was done needs no more room on the disk
+    os.utime(report, (0, 0))  # as if the student had been trained on since
     status, said, error = reproduce(settings, *SMALL, **every, DISK_GB="100000000")
     assert status == 0 and said.count("done before") == 4, error
     assert said.count("$ ") == 1 and f"evaluate.py {model} " in said

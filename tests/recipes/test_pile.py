@@ -1,5 +1,6 @@
 """Language models on miniatures: text and token files in, every guidance mode, evaluation, lm-eval on a local task."""
 
+import importlib
 import json
 from functools import partial
 
@@ -269,6 +270,9 @@ def test_a_local_task_by_lm_eval(student, task_files, texts, tmp_path, monkeypat
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'cald-speech[text]'")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    # The thousands of tasks that come with it take seconds to list: the test below does.
+    tasks = importlib.import_module("lm_eval.tasks")
+    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
     tokens = recipe.prepare(texts, tmp_path / "data", **CORPUS, tokenizer=str(student))["test"]
     arguments = [str(student), "--tasks=counting", f"--include_path={task_files}", f"--tokens={tokens}"]
     result = CliRunner().invoke(evaluate.main, [*arguments, f"--output_folder={tmp_path / 'out'}"])
