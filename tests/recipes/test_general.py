@@ -10,11 +10,13 @@ import torch
 from transformers import AutoProcessor
 
 from cald_speech import from_pretrained
+from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
 from cald_speech.recipes.general import prepare as recipe
 from cald_speech.recipes.general.deepen import LETTERS, write_deeper
+from cald_speech.recipes.general.ship import ship
 from cald_speech.training.run import run
 from tests.helpers import TOLERANCE, relative_error
 from tests.training.miniature import ROOT, write_model
@@ -138,7 +140,7 @@ def test_deeper_model_says_the_same(tmp_path):
 
 
 def test_its_experiments_run(corpora, tmp_path):
-    """The three parts, each on from the model before; the second is stopped after a step, and goes on."""
+    """The three parts, each on from the model before; the second is stopped after a step and goes on. Then it ships."""
     source = write_model(tmp_path / "deeper", letters=LETTERS)
     for name, until in (("teacher_start", [1]), ("teacher", [1, 2]), ("teacher_end", [1])):
         keys = {"data_folder": corpora, "output_folder": tmp_path / name, "source": source, "max_batch_s": 1.0}
@@ -148,3 +150,15 @@ def test_its_experiments_run(corpora, tmp_path):
             brain = run([*argv, "--noprogressbar"])
             assert brain.optimizer_step == steps
         source = brain.store.folder / "model"
+    ship(tmp_path / "shipped", [tmp_path / "teacher", tmp_path / "teacher_end"])
+    shipped, trained = from_pretrained(tmp_path / "shipped"), from_pretrained(source)
+    assert shipped.dtype == torch.float32 and read_facts(tmp_path / "shipped") == read_facts(source)
+    audio = torch.randn(1, 4000)
+    assert relative_error(shipped(audio).logits, trained(audio).logits) < TOLERANCE["float16"]
+    rows = [line.split("\t") for line in (tmp_path / "shipped" / "curve.tsv").read_text().splitlines()]
+    assert {(run, bool(loss), bool(error)) for run, _, loss, error in rows[1:]} >= {
+        ("teacher", True, False),
+        ("teacher_end", False, True),
+    }
+    with pytest.raises(UserError, match=r"expected .*nothing/train_log\.jsonl"):
+        ship(tmp_path / "shipped", [tmp_path / "nothing"])
