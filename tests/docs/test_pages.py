@@ -173,6 +173,15 @@ def test_make_targets(page):
         assert words[0] in targets, words
 
 
+def test_pages_that_code_names():
+    """Comments and docstrings send their reader to pages that are there."""
+    for folder in ("cald_speech", "recipes", "hparams", "scripts"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".yaml", ".sh", ".c", ".h"):
+                for page in re.findall(r"\b(?:docs|dev)/[\w/]+\.\w+", path.read_text()):
+                    assert (ROOT / page).is_file(), (path, page)
+
+
 def test_the_public_surface_is_on_its_page():
     import cald_speech
 
