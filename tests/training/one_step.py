@@ -23,21 +23,26 @@ IN_BATCHES = [batch for rank in RANKS for batch in rank]
 JOINED = [[index for batch in IN_BATCHES for index in batch]]
 
 
-def build(argv: list[str]) -> tuple[CaldBrain, DynamicItemDataset]:
+def build(argv: list[str], dtype: torch.dtype = torch.float32) -> tuple[CaldBrain, DynamicItemDataset]:
     """A Brain before its first step, everything that draws at random being seeded, and its training set."""
     settings, run_opts = parse(argv)
     join(run_opts)
     data = prepare_data(settings, prepare)
     seed_everything(settings.seed)
     models = build_models(settings, data["train"])
+    for model in filter(None, (models.student, models.teacher)):
+        model.to(dtype)
     brain = make_brain(settings, data, models, run_opts)
     brain.on_fit_start()
     brain.modules.train()
     return brain, make_dataset(data["train"], models.processor)
 
 
-def padded(dataset: DynamicItemDataset, batches: list[list[int]]) -> list[PaddedBatch]:
-    return [PaddedBatch([dataset[index] for index in batch]) for batch in batches]
+def padded(
+    dataset: DynamicItemDataset, batches: list[list[int]], dtype: torch.dtype = torch.float32
+) -> list[PaddedBatch]:
+    items = [[dict(dataset[index]) for index in batch] for batch in batches]
+    return [PaddedBatch([item | {"wav": item["wav"].to(dtype)} for item in batch]) for batch in items]
 
 
 def step_gradients(brain: CaldBrain, batches: list[PaddedBatch]) -> dict[str, Tensor]:
@@ -64,8 +69,8 @@ def main(path: str, out: str) -> None:
         brain = run([path, *words, "--noprogressbar"], prepare)
     weights = [None, None]
     distributed.all_gather_object(weights, brain.plain.state_dict())
-    brain, dataset = build([path, "--output_folder", str(Path(out) / "gradients")])
-    found = step_gradients(brain, padded(dataset, RANKS[rank]))
+    brain, dataset = build([path, "--output_folder", str(Path(out) / "gradients")], torch.float64)
+    found = step_gradients(brain, padded(dataset, RANKS[rank], torch.float64))
     if rank == 0:
         torch.save({"gradients": found, "weights": weights}, Path(out) / "found.pt")
     distributed.destroy_process_group()

@@ -12,14 +12,16 @@ from tests.helpers import relative_error, worst_gradient
 from tests.training.miniature import ROOT
 from tests.training.one_step import IN_BATCHES, JOINED, build, padded, step_gradients
 
-EXACT = 1e-5  # what the issue asks for, stricter than the table's "gradient"
+# Stricter than the table's "gradient", and in float64: in float32 the rounding of sums over all frames, whose order is
+# another on another processor, comes near it.
+EXACT, EXACTLY = 1e-5, torch.float64
 
 
 @pytest.fixture
 def built(experiment, teachers):
-    def make(norm: str = "layer", **keys):
+    def make(norm: str = "layer", dtype: torch.dtype = torch.float32, **keys):
         path = experiment(**{"teacher": str(teachers[norm]), "freeze_front_end": False} | keys)
-        return build([str(path)])
+        return build([str(path)], dtype)
 
     return make
 
@@ -27,10 +29,10 @@ def built(experiment, teachers):
 @pytest.mark.parametrize("norm", ["layer", "group"])
 @pytest.mark.parametrize("guidance", ["target", "unguided"])
 def test_accumulated_equals_joined(built, norm, guidance):
-    brain, dataset = built(norm, guidance=guidance)
-    joined = step_gradients(brain, padded(dataset, JOINED))
+    brain, dataset = built(norm, EXACTLY, guidance=guidance)
+    joined = step_gradients(brain, padded(dataset, JOINED, EXACTLY))
     brain.optimizer_step = 0
-    apart = step_gradients(brain, padded(dataset, IN_BATCHES))
+    apart = step_gradients(brain, padded(dataset, IN_BATCHES, EXACTLY))
     error, name = worst_gradient(apart, joined)
     assert error < EXACT, name
     assert set(joined) == {name for name, _ in brain.plain.named_parameters()}
@@ -59,8 +61,8 @@ def test_two_ranks_equal_one_process(built, experiment, tmp_path):
             raise
     assert launcher.returncode == 0, errors
     found = torch.load(out / "found.pt")
-    brain, dataset = build([str(path), "--output_folder", str(tmp_path / "one")])
-    error, name = worst_gradient(found["gradients"], step_gradients(brain, padded(dataset, JOINED)))
+    brain, dataset = build([str(path), "--output_folder", str(tmp_path / "one")], EXACTLY)
+    error, name = worst_gradient(found["gradients"], step_gradients(brain, padded(dataset, JOINED, EXACTLY)))
     assert error < EXACT, name
     # Trained and resumed: both ranks hold the same weights, and each step was logged once.
     one, other = found["weights"]
