@@ -9,11 +9,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
 
 from cald_speech.errors import UserError
 from cald_speech.families.hub import load_checked
 from cald_speech.families.lengths import Lengths, MixerSlot
 from cald_speech.mixers import AttentionWeights, Mixer
+from cald_speech.ops import valid_frames
 
 
 class Opened(NamedTuple):
@@ -27,25 +29,22 @@ class Opened(NamedTuple):
 class Family:
     """One pretrained architecture: its layers, the slot in each, its attention weights, its heads.
 
-    ``model_type`` is Hugging Face's name; ``classes`` maps a head (``base``, ``ctc``, ``lm``, ``classification``, ...)
-    to the model class with it, ``auto_classes`` to the Auto class that finds it, ``pipelines`` to transformers' name
-    for what it does. What :meth:`load` lets pass are names
-    that begin with one of the patterns in ``head_names`` (a new head, of a checkpoint that has another or none),
-    ``optional_names`` (what a checkpoint may lack or hold) or ``leftover_names`` (what pretraining alone needed, what
-    older releases saved), behind the base model's prefix.
+    A head is ``base`` (none), ``classification``, ``ctc``, ``lm`` or ``masked_lm``. A checkpoint of others may differ
+    from the model in some names, and :meth:`load` refuses all else: each pattern is of names' beginnings, behind the
+    base model's prefix.
     """
 
-    model_type: str
+    model_type: str  # Hugging Face's name
     config_class: type[PretrainedConfig]
-    classes: Mapping[str, type[PreTrainedModel]]
-    auto_classes: Mapping[str, Any]
-    pipelines: Mapping[str, str]
+    classes: Mapping[str, type[PreTrainedModel]]  # by head
+    auto_classes: Mapping[str, Any]  # by head, the Auto class that finds the model's
+    pipelines: Mapping[str, str]  # by head, transformers' name for what it does
     default_head: str
-    head_names: tuple[str, ...]
-    optional_names: tuple[str, ...] = ()
-    leftover_names: tuple[str, ...]
+    head_names: tuple[str, ...]  # of heads: new where a checkpoint has another head or none
+    optional_names: tuple[str, ...] = ()  # what a checkpoint may lack or hold
+    leftover_names: tuple[str, ...]  # what pretraining alone needed, what older releases saved
     config_defaults: ClassVar[Mapping[str, Any]] = {}
-    refusal: ClassVar[str]  # of a kind of family: what a user is told who gives a model of another, {got}
+    refusal: ClassVar[str]  # of a kind of family: what a user is told who gives a model of another
     causal: bool = False  # True: no layer sees what comes after a frame, and no mixer may
 
     def class_with(self, head: str) -> type[PreTrainedModel]:
@@ -133,8 +132,13 @@ class Family:
         return self.slot_ends(layer)[0]
 
     def layer_arguments(self, model: PreTrainedModel, x: Tensor, lengths: Tensor | None) -> dict[str, Any]:
-        """What the encoder hands to each layer, beside its input, for an input like ``x`` (B, T, D)."""
-        raise NotImplementedError
+        """What the model hands to each layer, beside its input, for an input like ``x`` (B, T, D).
+
+        Here that is the mask of attention in both directions, in the form that the model's attention takes.
+        """
+        mask = None if lengths is None else valid_frames(lengths, x.size(1))
+        config = model.base_model.config
+        return {"attention_mask": create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=mask)}
 
     def attention_weights(self, model: PreTrainedModel, layer: nn.Module) -> AttentionWeights:
         """The projections of a layer of ``model`` that has attention; raises ValueError for one that is converted."""
@@ -151,3 +155,20 @@ class Family:
     def head(self, model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         """From the final norm's output (B, T, D) to logits (B, T, V). Raises UserError for a model without a head."""
         raise NotImplementedError
+
+
+def weights_by_head(
+    q: nn.Linear, k: nn.Linear, v: nn.Linear, o: nn.Linear, *, heads: int = -1, head_dim: int = -1
+) -> AttentionWeights:
+    """The weights of four projections, cut into heads of which the number or the size is given.
+
+    Example
+    -------
+    >>> weights = weights_by_head(*(nn.Linear(6, 6) for _ in range(4)), heads=2)
+    >>> weights.q.shape, weights.o.shape, weights.k_bias.shape
+    (torch.Size([2, 3, 6]), torch.Size([6, 2, 3]), torch.Size([2, 3]))
+    """
+    inputs, shape = {"q": q, "k": k, "v": v}, (heads, head_dim)
+    weights = {name: p.weight.unflatten(0, shape) for name, p in inputs.items()}
+    biases = {f"{name}_bias": p.bias.unflatten(0, shape) for name, p in inputs.items() if p.bias is not None}
+    return AttentionWeights(**weights, o=o.weight.unflatten(1, shape), **biases, o_bias=o.bias)

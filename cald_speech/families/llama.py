@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from cald_speech.families.base import weights_by_head
 from cald_speech.families.text import TextDecoderFamily
 from cald_speech.mixers import AttentionWeights
 
@@ -39,12 +40,9 @@ class LlamaFamily(TextDecoderFamily):
 
     def attention_weights(self, model: PreTrainedModel, layer: nn.Module) -> AttentionWeights:
         """Keys and values have ``num_key_value_heads`` heads, each for several of the queries'."""
-        attention, output = self.attention(layer), self.attention(layer).o_proj
-        projections = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
-        shape = (-1, attention.head_dim)
-        weights = {name: p.weight.unflatten(0, shape) for name, p in projections.items()}
-        biases = {f"{n}_bias": p.bias.unflatten(0, shape) for n, p in projections.items() if p.bias is not None}
-        return AttentionWeights(**weights, o=output.weight.unflatten(1, shape), **biases, o_bias=output.bias)
+        attention = self.attention(layer)
+        inputs = (attention.q_proj, attention.k_proj, attention.v_proj)
+        return weights_by_head(*inputs, attention.o_proj, head_dim=attention.head_dim)
 
 
 FAMILY = LlamaFamily()

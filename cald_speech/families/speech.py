@@ -9,14 +9,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForAudioClassification, AutoModelForCTC, PretrainedConfig, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask
 
 from cald_speech.errors import UserError
-from cald_speech.families.base import Family, Opened
+from cald_speech.families.base import Family, Opened, weights_by_head
 from cald_speech.families.front_end import FrontEnd, LengthAwareGroupNorm, Moments, convolve_normed
 from cald_speech.families.lengths import AudioLengths, MixerSlot
 from cald_speech.mixers import AttentionWeights, Mixer
-from cald_speech.ops import valid_frames
 
 
 class SpeechFamily(Family):
@@ -99,22 +97,10 @@ class SpeechFamily(Family):
         """The attention that a layer kept, as something that takes its queries block by block."""
         return BlockAttention(layer.attention)
 
-    def layer_arguments(self, model: PreTrainedModel, x: Tensor, lengths: Tensor | None) -> dict[str, Any]:
-        mask = None if lengths is None else valid_frames(lengths, x.size(1))
-        return {
-            "attention_mask": create_bidirectional_mask(
-                config=model.base_model.config, inputs_embeds=x, attention_mask=mask
-            )
-        }
-
     def attention_weights(self, model: PreTrainedModel, layer: nn.Module) -> AttentionWeights:
         attention = self.attention(layer)
-        heads = attention.num_heads
-        projections = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
-        weights = {name: p.weight.unflatten(0, (heads, -1)) for name, p in projections.items()}
-        biases = {f"{name}_bias": p.bias.unflatten(0, (heads, -1)) for name, p in projections.items()}
-        output = attention.out_proj
-        return AttentionWeights(**weights, o=output.weight.unflatten(1, (heads, -1)), **biases, o_bias=output.bias)
+        inputs = (attention.q_proj, attention.k_proj, attention.v_proj)
+        return weights_by_head(*inputs, attention.out_proj, heads=attention.num_heads)
 
     def replace_attention(self, model: PreTrainedModel, index: int, mixer: Mixer) -> None:
         layer = self.layers(model)[index]

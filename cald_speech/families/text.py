@@ -18,11 +18,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import create_causal_mask
 from transformers.pytorch_utils import apply_chunking_to_forward
 
 from cald_speech.errors import UserError
-from cald_speech.families.base import Family, Opened
+from cald_speech.families.base import Family, Opened, weights_by_head
 from cald_speech.families.generation import CausalSlot
 from cald_speech.families.lengths import MixerSlot, TokenLengths
 from cald_speech.mixers import AttentionWeights, CausalMixer, Mixer
@@ -111,18 +111,10 @@ class TextEncoderFamily(TextFamily):
     def slot_ends(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
         return layer.attention.self, layer.attention.output.dense
 
-    def layer_arguments(self, model: PreTrainedModel, x: Tensor, lengths: Tensor | None) -> dict[str, Any]:
-        mask = None if lengths is None else valid_frames(lengths, x.size(1))
-        config = model.base_model.config
-        return {"attention_mask": create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=mask)}
-
     def attention_weights(self, model: PreTrainedModel, layer: nn.Module) -> AttentionWeights:
         attention, output = self.attention(layer), layer.attention.output.dense
-        heads = attention.num_attention_heads
-        projections = {"q": attention.query, "k": attention.key, "v": attention.value}
-        weights = {name: p.weight.unflatten(0, (heads, -1)) for name, p in projections.items()}
-        biases = {f"{name}_bias": p.bias.unflatten(0, (heads, -1)) for name, p in projections.items()}
-        return AttentionWeights(**weights, o=output.weight.unflatten(1, (heads, -1)), **biases, o_bias=output.bias)
+        inputs = (attention.query, attention.key, attention.value)
+        return weights_by_head(*inputs, output, heads=attention.num_attention_heads)
 
     def replace_attention(self, model: PreTrainedModel, index: int, mixer: Mixer) -> None:
         attention = self.layers(model)[index].attention
