@@ -11,8 +11,7 @@ from transformers import PreTrainedModel, Wav2Vec2Processor
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import moved
-from cald_speech.evaluation.by_length import evaluate_condition
-from cald_speech.evaluation.conditions import by_length as joined
+from cald_speech.evaluation.by_length import evaluate_condition, joined
 from cald_speech.evaluation.forward import load
 from cald_speech.longform import latency_s, load_processor, stream
 from cald_speech.tasks.decoding import greedy

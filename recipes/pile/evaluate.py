@@ -12,8 +12,7 @@ from pathlib import Path
 import click
 
 from cald_speech.commands import options
-from cald_speech.evaluation.harness import PAPER_TASKS, run_tasks
-from cald_speech.evaluation.language import evaluate_language
+from cald_speech.evaluation.language import PAPER_TASKS, evaluate_language, run_tasks
 from cald_speech.evaluation.report import format_table
 from cald_speech.files import whole_file
 

@@ -8,7 +8,7 @@ import torch
 
 from cald_speech.data.audio import SAMPLE_RATE, write_audio
 from cald_speech.evaluation import by_length
-from cald_speech.evaluation.conditions import BURST_LEVEL, STRESS, STRESS_UTTERANCES
+from cald_speech.evaluation.by_length import BURST_LEVEL, STRESS, STRESS_UTTERANCES
 from tests.training.miniature import write_model
 
 SPEAKERS = ("ann", "bob", "cy")

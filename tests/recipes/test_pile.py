@@ -15,8 +15,7 @@ import cald_speech
 from cald_speech.conversion import LayerMap
 from cald_speech.data.tokens import TokenBlocks, TokenSet, train_tokenizer
 from cald_speech.errors import UserError
-from cald_speech.evaluation.harness import PAPER_TASKS, run_tasks
-from cald_speech.evaluation.language import evaluate_language, repeated_ngrams, step_error
+from cald_speech.evaluation.language import PAPER_TASKS, evaluate_language, repeated_ngrams, run_tasks, step_error
 from cald_speech.mixers import Linformer, Mamba, Mamba2
 from cald_speech.recipes.pile import evaluate
 from cald_speech.recipes.pile import prepare as recipe
