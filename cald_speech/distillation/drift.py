@@ -63,10 +63,16 @@ class Suggestion:
 def suggest(mean_distance: float) -> Suggestion:
     """The guidance that the paper's analysis speaks for, from the drift of the fine-tuned teacher.
 
-    ``mean_distance`` : cosine distance between the states before and after fine-tuning, mean over frames and layers.
     The borders, ``LARGE`` and ``SMALL``, are our reading of the paper; what decides in the end is a run of each mode.
 
-    Raises: ValueError, for what cannot be a mean cosine distance.
+    Arguments
+    ---------
+    mean_distance : cosine distance between the states before and after fine-tuning, mean over frames and layers.
+
+    Raises
+    ------
+    ValueError
+        for what cannot be a mean cosine distance.
 
     Example
     -------

@@ -35,6 +35,8 @@ def captured_states(layers: Sequence[nn.Module], *, embedding: bool = False) -> 
 def captured_slots(ends: Sequence[tuple[nn.Module, nn.Module]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Fill two lists with what enters and what leaves each slot (B, T, D) during the forward pass inside the block.
 
+    Arguments
+    ---------
     ends : the module where each slot begins and the one where it ends, which may be the same.
     """
     entering: list[Tensor] = []

@@ -13,7 +13,10 @@ _NAME = re.compile(r"step-(\d+)")
 class Waypoints:
     """The folders ``step-<optimiser step>`` that a run with ``waypoint_every_steps`` writes, in order.
 
-    Raises ValueError, naming the key to mend, where there are none or one is missing between two others.
+    Raises
+    ------
+    ValueError
+        which names the key to mend, where there are none or one is missing between two others.
     """
 
     def __init__(self, folder: str | Path):

@@ -79,7 +79,10 @@ class CaldBrain(Brain):
     def run_epochs(self, steps: DataLoader, validation: DataLoader) -> None:
         """Train until ``num_steps``, from the newest checkpoint if there is one.
 
+        Arguments
+        ---------
         steps : of optimiser steps, from :func:`cald_speech.data.batching.step_loader`.
+        validation : of padded batches.
         """
         self.train_sampler = steps.sampler  # SpeechBrain calls its set_epoch() before each epoch
         epochs = EpochCounter(limit=sys.maxsize)  # num_steps ends the run

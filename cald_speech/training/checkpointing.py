@@ -160,7 +160,10 @@ class ModelStore:
     def save(self, name: str, model: PreTrainedModel, **facts: Any) -> None:
         """Write ``folder/name``, in place of what was there, ``facts`` over the store's; on the main process only.
 
-        Raises UserError, with the old folder left as it was, if the disk is full.
+        Raises
+        ------
+        UserError
+            with the old folder left as it was, if the disk is full.
         """
         if not is_main():
             return
@@ -195,7 +198,10 @@ class StepLog:
     Lines at or after ``first_step``, left by a run that was killed after its last checkpoint, are dropped, and so is
     a last line that it did not finish.
 
-    Raises UserError where the log cannot be written.
+    Raises
+    ------
+    UserError
+        where the log cannot be written.
 
     Example
     -------

@@ -7,7 +7,10 @@ from typing import Any
 def choose(table: Mapping[str, Any], *keys: str) -> Any:
     """``table[key]`` for one key after the other; a yaml says ``!apply:cald_speech.training.choices.choose``.
 
-    Raises: ValueError, which names the known ones, for a key that is not there. In a yaml that is a UserError.
+    Raises
+    ------
+    ValueError
+        which names the known ones, for a key that is not there. In a yaml that is a UserError.
 
     Example
     -------

@@ -35,11 +35,16 @@ class Models:
 def build_models(settings: Settings, train: Path) -> Models:
     """Load the teacher, start the student from the weights that the guidance mode asks for, and convert it.
 
-    train : the manifest of the training set, of which a vocabulary is made where no model brings one.
-
     A student that is given (``settings.student``) goes on from what it is, converted or not.
 
-    Raises UserError where a model is missing from the settings, cannot be loaded, or does not fit the other.
+    Arguments
+    ---------
+    train : the manifest of the training set, of which a vocabulary is made where no model brings one.
+
+    Raises
+    ------
+    UserError
+        where a model is missing from the settings, cannot be loaded, or does not fit the other.
     """
     guidance, start = settings.guidance, _start(settings)
     processor = load_processor(settings, train)
@@ -147,7 +152,12 @@ class TeacherTraining:
     ) -> None:
         """One optimiser step on the task loss alone, over the student's batches.
 
-        count : characters or utterances of all batches and ranks; precision : the autocast context of training.
+        Arguments
+        ---------
+        batches : of this rank.
+        count : characters or utterances of all batches and ranks.
+        learning_rate : the student's at this step.
+        precision : the autocast context of training.
         """
         set_learning_rate(self.optimizer, learning_rate)
         self.teacher.train()

@@ -206,6 +206,8 @@ class Objective:
 def step_values(losses: Sequence[Losses], converted: Sequence[int]) -> dict[str, float]:
     """The terms of a step's batches, summed over them and over the ranks, by the names they have in the log.
 
+    Arguments
+    ---------
     converted : the layers that ``Losses.slots`` is about.
     """
     names = ("task", "logits", "layers", "slots")

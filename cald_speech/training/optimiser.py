@@ -19,6 +19,8 @@ def make_optimiser(
 def parameter_groups(model: nn.Module, weight_decay: float, *, decay: str = "all") -> list[dict]:
     """Trainable parameters in two groups: matrices with weight decay; vectors and the scans' parameters without.
 
+    Arguments
+    ---------
     decay : ``mixers`` leaves all matrices but the mixers' without it too.
 
     Example
@@ -55,9 +57,14 @@ def step_if_finite(
 ) -> tuple[float, bool]:
     """Clip the joint norm of all gradients, take the step if that is finite, and drop the gradients.
 
+    Arguments
+    ---------
+    max_norm : what the norm is clipped to.
     others : what else must be true for a step, asked for where the norm is finite.
 
-    Returns: the norm before clipping, and whether the step was taken.
+    Returns
+    -------
+    The norm before clipping, and whether the step was taken.
     """
     scaler.unscale_(optimiser)
     norm = nn.utils.clip_grad_norm_(parameters_of(optimiser), max_norm).item()

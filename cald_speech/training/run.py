@@ -34,9 +34,11 @@ Prepare = Callable[..., Mapping[str, Path]]
 def train(argv: Sequence[str], prepare: Prepare | None = None) -> None:
     """The body of every recipe, and of ``cald-speech train``: ``experiment.yaml [--key value ...]``.
 
-    prepare : makes the manifests; None: that of the recipe which the experiment names (``recipe``).
-
     What a user can mend ends in a one-paragraph message and exit status 2, never in a traceback.
+
+    Arguments
+    ---------
+    prepare : makes the manifests; None: that of the recipe which the experiment names (``recipe``).
     """
     _set_up_logging()
     try:

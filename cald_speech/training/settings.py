@@ -113,8 +113,11 @@ class Settings:
 
         ``base: other.yaml`` takes over another experiment beside it; the file then holds what differs.
 
-        Raises UserError for a file that cannot be read, an unknown key (with the nearest known one), and a guidance
-        mode that has no file or does not fit the number of steps.
+        Raises
+        ------
+        UserError
+            for a file that cannot be read, an unknown key (with the nearest known one), and a guidance mode that has no
+            file or does not fit the number of steps.
         """
         path = Path(path)
         values, referenced = load_experiment(path, overrides)
