@@ -91,7 +91,7 @@ else
 fi
 
 # 4. Speed. The tables stand in the log; their last lines, JSON, also in files of their own.
-step "bars" 70 "$PYTHON" -m cald_speech.benchmarks.ops --device cuda --must-show
+step "bars" 70 "$PYTHON" -m cald_speech.benchmarks.ops --device cuda --bars
 step "benchmark" 105 "$PYTHON" -m cald_speech.benchmarks.ops --device cuda --budget 75
 grep '^\[{"what"' "$OUT/log.txt" > "$OUT/bars.json"
 grep '^{"device"' "$OUT/log.txt" > "$OUT/benchmark.json"

@@ -1,25 +1,82 @@
-"""One case, all who can run it: parity first, then memory, then time in turns."""
+"""One case, all who can run it: parity first, then memory, then time in turns; a row of the table for each.
+
+*No speed without parity*: in the same run, before it is timed, every backend is compared with the float64 recurrence.
+At small sizes with lengths (one of them 0) and without, in both directions, with a state before and after where the op
+has one, and once over more frames than any backend's block: outputs, final state and the gradient of every input.
+"""
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from cald_speech.benchmarks.limits import Limits
-from cald_speech.benchmarks.memory import OutOfMemory, OutOfTime, cpu_peak, cuda_peak, is_out_of_memory
-from cald_speech.benchmarks.ops_workloads import OPS, Case, least_work, make_inputs, step
-from cald_speech.benchmarks.parity import parity_fault, peer_fault
+from cald_speech.benchmarks.cases import OPS, Case, least_work, make_inputs, step
 from cald_speech.benchmarks.peers import PEERS
-from cald_speech.benchmarks.rows import Row
-from cald_speech.benchmarks.stopwatch import measure_in_turns, seconds_of
+from cald_speech.benchmarks.stopwatch import (
+    Limits,
+    OutOfMemory,
+    OutOfTime,
+    Timing,
+    cpu_peak,
+    cuda_peak,
+    is_out_of_memory,
+    measure_in_turns,
+    seconds_of,
+)
 
 # The recurrence steps through the frames one by one: beyond so many it is timed only if it is asked for.
 NAIVE_FRAMES = 500
 WARM_UP_FRAMES = 100
 CLEARLY_SLOWER = 1.6
+# The largest difference allowed, as a fraction of the largest expected value: two float32 algorithms for one result,
+# and the rounding of inputs, products and outputs in half precision. The tests' table holds the same.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+# A peer need only compute the same function: mamba-ssm multiplies float32 in TF32.
+PEER_TOLERANCE = 3e-2
+LENGTHS = (150, 67, 0)
+MANY_FRAMES = 577  # one sequence: the recurrence's backward pass is quadratic in the frames
+COLUMNS = ("op", "case", "dtype", "pass", "by", "median ms", "spread", "peak MiB", "of limit", "time over peers'")
+
+
+@dataclass
+class Row:
+    """A line of the table; without a timing, ``status`` says why there is none."""
+
+    case: Case
+    name: str
+    kind: str
+    status: str = "ok"
+    timing: Timing | None = None
+    peak_bytes: int | None = None
+    least_s: float | None = None
+    bound: str = ""
+    ratios: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def of_limit(self) -> float | None:
+        return self.least_s / self.timing.median_s if self.timing else None
+
+    def as_json(self) -> dict[str, Any]:
+        case = self.case
+        named = {"op": case.op, "batch": case.batch, "num_frames": case.num_frames, "width": case.width}
+        named |= {"groups": case.groups, "dtype": str(case.dtype).removeprefix("torch."), "direction": case.direction}
+        named |= {"name": self.name, "kind": self.kind, "status": self.status}
+        if self.timing is None:
+            return named
+        named |= {"median_s": self.timing.median_s, "spread_s": self.timing.spread_s}
+        named |= {"repeats": len(self.timing.seconds), "peak_mib": self.peak_bytes and self.peak_bytes / 2**20}
+        named |= {
+            "least_s": self.least_s,
+            "bound": self.bound,
+            "of_limit": self.of_limit,
+            "time_over": {k: round(v, 4) for k, v in self.ratios.items()},
+        }
+        return {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in named.items()}
 
 
 @dataclass(frozen=True)
@@ -140,7 +197,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def prepare_for_peak(case: Case, name: str) -> tuple[Callable, Callable]:
-    """For :func:`cald_speech.benchmarks.memory.cpu_peak`: a contestant's step at a small size, and at the case's."""
+    """For :func:`cald_speech.benchmarks.stopwatch.cpu_peak`: a contestant's step at a small size, and at the case's."""
     small = replace(case, batch=1, num_frames=min(case.num_frames, WARM_UP_FRAMES))
     one = contestants(case, backends=tuple(OPS[case.op].backends))[name]
     return tuple(step(one.call, one.prepare(make_inputs(c)), backward=case.backward) for c in (small, case))
@@ -165,3 +222,115 @@ def _prepared(name: str, op: str, inputs: Mapping[str, Tensor]) -> dict[str, Ten
 def _kind(case: Case) -> Case:
     """What parity depends on: neither the length nor the width nor the direction."""
     return replace(case, batch=1, num_frames=1, heads=2, groups=min(case.groups, 2), backward=False)
+
+
+def parity_fault(case: Case, backend: str) -> str | None:
+    """What a backend gets wrong at a small size of the case's kind, in words, or None.
+
+    Example
+    -------
+    >>> parity_fault(Case("short_conv", batch=1, num_frames=10, heads=2, groups=1), "torch") is None
+    True
+    """
+    small = _small(case)
+    checks = [(small, LENGTHS, False), (replace(small, batch=1, num_frames=MANY_FRAMES), None, False)]
+    if OPS[case.op].carries:
+        checks += [(small, LENGTHS, True), (small, None, True)]
+    for check in checks:
+        inputs, options, expected = reference(*check)
+        actual = outputs_and_gradients(OPS[case.op].function, inputs, backend=backend, **options)
+        if fault := first_fault(actual, expected, TOLERANCE[case.dtype]):
+            size, lengths, reverse = check
+            return f"{fault} (T {size.num_frames}, lengths {lengths}{', in reverse' if reverse else ''})"
+    return None
+
+
+@cache
+def reference(
+    case: Case, lengths: tuple[int, ...] | None, reverse: bool
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+    """The inputs and options of a check and what they give in float64, computed once for all backends."""
+    op, inputs = OPS[case.op], make_inputs(case)
+    if op.carries:
+        _, state = op.function(**inputs, return_final_state=True, backend="naive")
+        inputs["initial_state"] = torch.randn_like(state).requires_grad_()
+    options = {"lengths": None if lengths is None else torch.tensor(lengths, device=case.device)}
+    options |= {"reverse": reverse} if op.carries else {}
+    exact = {name: v.detach().double().requires_grad_() for name, v in inputs.items()}
+    expected = outputs_and_gradients(op.function, exact, backend="naive", **options)
+    return inputs, options, {name: v.detach() for name, v in expected.items()}
+
+
+def peer_fault(case: Case, call: Callable[..., Tensor], lacks: tuple[str, ...]) -> str | None:
+    """The same for a peer's output, with neither lengths nor direction; ``lacks`` are inputs that it does not take."""
+    inputs = {name: v for name, v in make_inputs(replace(_small(case), backward=False)).items() if name not in lacks}
+    exact = {name: v.double() for name, v in inputs.items()}
+    expected = OPS[case.op].function(**exact, backend="naive")
+    return first_fault({"output": call(inputs)}, {"output": expected}, PEER_TOLERANCE)
+
+
+def outputs_and_gradients(function: Callable, inputs: Mapping[str, Tensor], **options) -> dict[str, Tensor]:
+    """Output, final state where there is one, and the gradient of every input under fixed random weights of both."""
+    carries = "initial_state" in inputs
+    made = function(**inputs, **(options | ({"return_final_state": True} if carries else {})))
+    outputs = made if carries else (made,)
+    generator = torch.Generator().manual_seed(1)
+    # Eighths, which every dtype holds exactly.
+    weights = [torch.randint(-8, 9, v.shape, generator=generator).to(v.device, v.dtype) / 8 for v in outputs]
+    gradients = torch.autograd.grad(outputs, list(inputs.values()), weights)
+    named = dict(zip(("output", "final state"), outputs, strict=False))
+    return named | {f"gradient of {name}": v for name, v in zip(inputs, gradients, strict=True)}
+
+
+def first_fault(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> str | None:
+    """The first tensor that differs by more than the tolerance, and by how much.
+
+    Example
+    -------
+    >>> first_fault({"output": torch.tensor([1.0, 2.1])}, {"output": torch.tensor([1.0, 2.0])}, 1e-2)
+    'output is off by 5.0e-02 of its largest value, and 1.0e-02 is allowed'
+    """
+    for name, exact in expected.items():
+        largest = exact.abs().max().clamp(min=1e-12)
+        error = ((actual[name].double() - exact.double()).abs().max() / largest).item()
+        if not error <= tolerance:  # NaN too
+            return f"{name} is off by {error:.1e} of its largest value, and {tolerance:.1e} is allowed"
+    return None
+
+
+def _small(case: Case) -> Case:
+    """Two heads, with one group or one each, in float64's reach."""
+    groups = 1 if case.groups == 1 else 2
+    return replace(case, batch=len(LENGTHS), num_frames=max(LENGTHS), heads=2, groups=groups, backward=True)
+
+
+def size_of(case: Case) -> str:
+    groups = f", {case.groups} group{'s' if case.groups > 1 else ''}" if "ssd" in case.op else ""
+    return f"{case.batch} x {case.num_frames:,} x {case.width}{groups}"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row of the table; where there is no time, the reason stands at its end."""
+    case, name = row.case, str(row.case.dtype).removeprefix("torch.")
+    start = (case.op, size_of(case), name, case.direction, row.name)
+    if row.timing is None:
+        return (*start, "-", "-", "-", "-", row.status)
+    ratios = ", ".join(f"{ratio:.2f} {peer}" for peer, ratio in row.ratios.items()) if row.kind == "backend" else ""
+    peak = "?" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}"
+    limit = f"{100 * row.of_limit:.0f} % {row.bound}"
+    return (*start, f"{1e3 * row.timing.median_s:.3f}", f"{1e3 * row.timing.spread_s:.3f}", peak, limit, ratios)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side.
+
+    Example
+    -------
+    >>> print(table([("op", "ms"), ("ssd", "1.5")]))
+    op  | ms
+    ssd | 1.5
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

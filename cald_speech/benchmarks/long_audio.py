@@ -10,6 +10,7 @@ out. Prints a table, and one JSON line last; draws time and memory, log-log, wit
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -17,14 +18,18 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from transformers import PretrainedConfig
 
-from cald_speech.benchmarks.long_audio_figure import draw
 from cald_speech.conversion import LayerMap, convert, from_pretrained
 from cald_speech.data.audio import SAMPLE_RATE, write_audio
 from cald_speech.data.joining import recordings
@@ -32,10 +37,12 @@ from cald_speech.data.manifests import read_manifest
 from cald_speech.data.text import make_processor, normalise
 from cald_speech.errors import UserError, error_epilogue
 from cald_speech.families import family_of
+from cald_speech.files import whole_file
 from cald_speech.shipped import experiment_file
 from cald_speech.tasks.wer import score
 
 PAUSE_S = (0.3, 1.0)
+Line = Sequence[tuple[float, float]]
 
 
 @dataclass(eq=False)  # hashed by identity, for its caches
@@ -128,9 +135,8 @@ def run_case(case: dict[str, Any], limit_s: float) -> dict[str, Any]:
 
 def load(path: Path, overrides: Mapping[str, Any]) -> Experiment:
     """Raises UserError for a file that is not there and for keys that are not known."""
-    if not path.is_file():
-        raise UserError(f"no experiment file {path}: expected a yaml, such as hparams/long_audio.yaml")
-    values = load_hyperpyyaml(path.read_text()) | {key: v for key, v in overrides.items() if v is not None}
+    given = {key: v for key, v in overrides.items() if v is not None}
+    values = load_hyperpyyaml(experiment_file(path).read_text()) | given
     unknown = values.keys() - Experiment.__dataclass_fields__.keys()
     if unknown:
         known = ", ".join(Experiment.__dataclass_fields__)
@@ -149,7 +155,49 @@ def print_row(row: Mapping[str, Any]) -> None:
     print(" | ".join(cells), flush=True)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def crossover(a: Line, b: Line) -> tuple[float, float] | None:
+    """Where two lines through (duration, value) points cross on logarithmic axes; None where they do not.
+
+    Example
+    -------
+    >>> x, y = crossover([(1, 1.0), (100, 100.0)], [(1, 10.0), (100, 10.0)])
+    >>> round(x), round(y)
+    (10, 10)
+    """
+    first, second = dict(a), dict(b)
+    shared = sorted(first.keys() & second.keys())
+    for left, right in pairwise(shared):
+        apart = [math.log(first[x] / second[x]) for x in (left, right)]
+        if apart[0] * apart[1] < 0:
+            along = apart[0] / (apart[0] - apart[1])
+            mix = lambda p, q: math.exp((1 - along) * math.log(p) + along * math.log(q))  # noqa: B023, E731
+            return mix(left, right), mix(first[left], first[right])
+    return None
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Draw the rows of the table into a PNG at ``path``, and return it."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    for axes, key, label in zip(panels, ("seconds", "peak GiB"), ("seconds", "peak memory, GiB"), strict=True):
+        lines = {s: [(r["duration_s"], r[key]) for r in rows if r["system"] == s and key in r] for s in systems}
+        for number, (system, line) in enumerate(lines.items()):
+            if line:
+                axes.plot(*zip(*line, strict=True), "-o", color=f"C{number}", label=system, markersize=4)
+        for other in systems[1:]:
+            if (point := crossover(lines[systems[0]], lines[other])) is not None:
+                axes.plot(*point, "kx", markersize=8)
+                axes.annotate(f"{point[0]:.0f} s", point, textcoords="offset points", xytext=(6, -10), fontsize=7)
+        axes.set(xscale="log", yscale="log", xlabel="seconds of audio", ylabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=7)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
+    plt.close(figure)
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", type=Path, nargs="?", default=Path("hparams/long_audio.yaml"))
     parser.add_argument("--durations", dest="durations_s", type=float, nargs="+", help="seconds")
@@ -158,10 +206,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit_s", type=float, help="seconds that a case may take")
     parser.add_argument("--systems", nargs="+", help="only these, by their names in the yaml")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = vars(parser.parse_args(argv))
+    args = vars(parser.parse_args(arguments))
     path, device, chosen = (args.pop(name) for name in ("experiment", "device", "systems"))
     with error_epilogue():
-        experiment = load(experiment_file(path), args)
+        experiment = load(path, args)
         if chosen:
             experiment.systems = {name: experiment.systems[name] for name in chosen}
         machine = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}"
@@ -175,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append(row)
         draw(rows, experiment.folder / "long_audio.png")
     print(json.dumps({"machine": machine, "torch": torch.__version__, "dtype": experiment.dtype, "rows": rows}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from cald_speech.benchmarks.memory import free_bytes, is_out_of_memory, resident
-from cald_speech.benchmarks.stopwatch import seconds_of
+from cald_speech.benchmarks.stopwatch import free_bytes, is_out_of_memory, resident, seconds_of
 from cald_speech.conversion import from_pretrained
 from cald_speech.data.audio import read_audio
 from cald_speech.longform import load_processor

@@ -1,6 +1,6 @@
 """``python -m cald_speech.benchmarks.ops``: how fast every backend of every op is, beside peers and the device's limit.
 
-It explains itself, prints a table and, last, one line of JSON. ``--must-show`` prints the project's own bars instead.
+It explains itself, prints a table and, last, one line of JSON. ``--bars`` prints the project's own bars instead.
 """
 
 import argparse
@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from cald_speech.benchmarks.contest import NAIVE_FRAMES, run_case
-from cald_speech.benchmarks.limits import Limits, measure_limits
-from cald_speech.benchmarks.must_show import print_bars
-from cald_speech.benchmarks.ops_workloads import HEAD_DIM, OPS, SIZES, Case
-from cald_speech.benchmarks.rows import COLUMNS, cells, size_of, table
+from cald_speech.benchmarks.bars import print_bars
+from cald_speech.benchmarks.cases import HEAD_DIM, OPS, SIZES, Case
+from cald_speech.benchmarks.contest import COLUMNS, NAIVE_FRAMES, cells, run_case, size_of, table
+from cald_speech.benchmarks.stopwatch import Limits, measure_limits
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What runs without arguments: under five minutes on two CPU cores, under three on a Hopper GPU.
@@ -39,11 +38,11 @@ each peer's: below 1 is faster."""
 MEMORY = {"cpu": "resident, in a process of its own", "cuda": "as the allocator counts it"}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    if options.must_show:
+    if options.bars:
         print_bars(options.device)
-        return
+        return 0
     limits = measure_limits(options.device, [DTYPES[name] for name in options.dtypes])
     print(header(options.device))
     memory = MEMORY[torch.device(options.device).type]
@@ -60,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         json.dumps({"device": header(options.device), "limits": told(limits), "rows": [row.as_json() for row in rows]})
     )
+    return 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -79,8 +79,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="of timing for a case, all contestants together")
     parser.add_argument("--longest", type=float, default=5.0, help="seconds of a call, beyond which it is left out")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no case is begun")
-    parser.add_argument("--must-show", "--must_show", action="store_true", help="the project's bars, each held or not")
+    parser.add_argument("--bars", action="store_true", help="the project's bars, each held or not")
+    parser.add_argument("--must-show", "--must_show", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.must_show:
+        parser.error("--must-show is called --bars now")
     kind = torch.device(options.device).type
     if kind not in DEFAULTS:
         parser.error(f"--device: expected cpu or cuda, got {options.device}")
@@ -131,4 +134,4 @@ def told(limits: Limits) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,14 +1,43 @@
-"""The one stopwatch: medians with their spread, on a CPU and on a GPU, of one call or of several in turns."""
+"""What is measured, and with what: time, peak memory, and what the device can do at best.
 
+*Time*: medians with their spread, on a CPU and on a GPU, of one call or of several in turns.
+
+*Peak memory* of one call is what it needs beyond its inputs. On a GPU that is the allocator's own count. On a CPU it is
+resident memory, measured in a process forked for this one call: every block of 64 KiB or more is mapped and unmapped by
+itself there, so that nothing freed is counted and nothing reused is overlooked (scratch kept by an earlier call, say);
+Linux resets its high-water mark on request. The process gets most of the free memory and no more, so that a case that
+is too large is a line in the table, not a dead machine.
+
+*The limit*: an op cannot be faster than max(bytes / copy bandwidth, operations / matmul rate), both measured in the run
+that is compared with it, where the bytes are each input read once and each output written once. Operations are counted
+in the form with the fewest; both are lower bounds, so 100 % is out of reach for a chunked scan, which does more
+arithmetic than the recurrence to have it in matrix products.
+"""
+
+import ctypes
+import multiprocessing
+import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median, quantiles
 
 import torch
+from torch import Tensor
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MAPPED_FROM_BYTES = 2**16
+# Of the free memory, what a case may take.
+SHARE = 0.8
+# Larger than any cache, and matrices large enough for the full rate.
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
+MATRIX_SIZE = {"cpu": 1536, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -102,6 +131,115 @@ def seconds_of(call: Callable[[], object], *, device: str = "cpu") -> float:
     return seconds
 
 
+class OutOfMemory(Exception):
+    """A case needs more memory than there is."""
+
+
+class OutOfTime(Exception):
+    """A case takes longer than was allowed."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch failed to allocate: its CPU allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def cuda_peak(call: Callable[[], object], device: str) -> int:
+    """Bytes that the call allocates at most beyond what is allocated already."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def cpu_peak(
+    prepare: Callable[..., tuple[Callable, Callable]], *arguments: object, longest_s: float | None = None
+) -> int | None:
+    """Bytes that a call holds at most beyond its inputs, or None where the system cannot tell (it is not Linux).
+
+    Arguments
+    ---------
+    prepare : a function at the top of its module. In the forked process ``prepare(*arguments)`` returns two calls: one
+        at a small size, which loads the code and starts the threads, and the one that is measured.
+    longest_s : seconds after which the process is ended, its start included; None waits.
+
+    Raises
+    ------
+    OutOfMemory
+        where it needs more than the free memory, with how much that was.
+    OutOfTime
+        where it was ended.
+    """
+    if not CLEAR.exists():
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([prepare.__module__])
+    ours, theirs = context.Pipe(duplex=False)
+    limit = int(SHARE * free_bytes())
+    process = context.Process(target=_measure, args=(theirs, limit, torch.get_num_threads(), prepare, arguments))
+    process.start()
+    theirs.close()
+    if not ours.poll(longest_s):
+        process.kill()
+        process.join()
+        raise OutOfTime(f"one call takes more than {longest_s:g} s")
+    try:
+        answer = ours.recv()
+    except EOFError:  # it died: an allocation outside torch (in the BLAS, say) failed
+        answer = None
+    process.join()
+    if answer is None and process.exitcode == 1:
+        raise RuntimeError("the call failed in the process that measures its memory; the traceback stands above")
+    if answer is None:
+        raise OutOfMemory(f"died with status {process.exitcode}, allowed {limit / 2**30:.1f} GiB")
+    if isinstance(answer, str):
+        raise OutOfMemory(f"needs more than {limit / 2**30:.1f} GiB: {answer}")
+    return answer
+
+
+def free_bytes() -> int:
+    """What Linux could give without swapping."""
+    return int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
+
+
+def resident(*fields: str) -> int:
+    """Bytes, the sum of such fields as VmHWM or RssAnon of this process.
+
+    Example
+    -------
+    >>> not STATUS.exists() or resident("VmHWM") >= resident("RssAnon") > 0
+    True
+    """
+    text = STATUS.read_text()
+    return sum(int(re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)[1]) * 1024 for field in fields)
+
+
+def _measure(answer: Connection, limit: int, threads: int, prepare: Callable, arguments: Sequence[object]) -> None:
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
+    libc.mallopt(M_TRIM_THRESHOLD, 0)
+    torch.set_num_threads(threads)
+    resource.setrlimit(resource.RLIMIT_AS, (resident("VmSize") + limit,) * 2)
+    try:
+        small, call = prepare(*arguments)
+        before = resident("RssAnon")  # before the small call, which may keep scratch
+        small()
+        CLEAR.write_text("5")
+        result = call()
+        # Pages of code and of files are not the call's.
+        answer.send(resident("VmHWM") - resident("RssFile", "RssShmem") - before)
+        del result
+    except MemoryError as error:
+        answer.send(str(error) or "MemoryError")
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        answer.send(str(error).splitlines()[0])
+
+
 def peak_rss_gib() -> float:
     """The most memory (GiB, resident) that this process or any of its finished children has held."""
     unit = 1 if sys.platform == "darwin" else 1024
@@ -110,3 +248,52 @@ def peak_rss_gib() -> float:
         * unit
         / 2**30
     )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes per second of a copy, read and written, and operations per second of a square matrix product by dtype."""
+
+    copy_bytes_per_s: float
+    matmul_per_s: Mapping[torch.dtype, float]
+
+    def seconds(self, num_bytes: int, operations: int, dtype: torch.dtype) -> tuple[float, str]:
+        """The least time for so much traffic and arithmetic, and which of the two it takes: ``copy`` or ``matmul``.
+
+        Example
+        -------
+        >>> Limits(100.0, {torch.float32: 10.0}).seconds(200, 50, torch.float32)
+        (5.0, 'matmul')
+        """
+        return max((num_bytes / self.copy_bytes_per_s, "copy"), (operations / self.matmul_per_s[dtype], "matmul"))
+
+
+def measure_limits(device: str, dtypes: Iterable[torch.dtype]) -> Limits:
+    """Measure both now, on this device; float32 products in full precision."""
+    kind = torch.device(device).type
+    source = torch.ones(COPY_BYTES[kind], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = measure(lambda: target.copy_(source), repeats=7, warmup=2, device=device)
+    size = MATRIX_SIZE[kind]
+    rates = {}
+    for dtype in dict.fromkeys(dtypes):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        product = measure(lambda a=a, b=b: a @ b, repeats=5, warmup=2, device=device)
+        rates[dtype] = 2 * size**3 / product.median_s
+    return Limits(2 * source.numel() / copy.median_s, rates)
+
+
+def least_traffic(inputs: Iterable[Tensor], output: Tensor, *, backward: bool) -> int:
+    """Bytes of each input read once and each output written once.
+
+    With the backward pass, which starts when all of the output is there: the inputs are read once more, with the
+    output's gradient, and the gradients of all inputs are written.
+
+    Example
+    -------
+    >>> x = torch.ones(100)
+    >>> least_traffic([x], x, backward=False), least_traffic([x], x, backward=True)
+    (800, 2000)
+    """
+    read, written = sum(v.nbytes for v in inputs), output.nbytes
+    return read + written + (2 * read + written if backward else 0)

@@ -22,16 +22,16 @@ def benchmark() -> None:
 
 @benchmark.command(cls=Command, context_settings=AS_IT_IS)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def ops(arguments: tuple[str, ...]) -> None:
+def ops(arguments: tuple[str, ...]) -> int:
     """Every backend of every op, beside its peers."""
-    ops_benchmark.main(arguments)
+    return ops_benchmark.main(arguments)
 
 
 @benchmark.command("long-audio", cls=Command, context_settings=AS_IT_IS)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def long_audio(arguments: tuple[str, ...]) -> None:
+def long_audio(arguments: tuple[str, ...]) -> int:
     """Time, memory and WER against the length."""
-    long_audio_benchmark.main(arguments)
+    return long_audio_benchmark.main(arguments)
 
 
 @benchmark.command(cls=Command)

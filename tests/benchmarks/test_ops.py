@@ -7,16 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cald_speech.benchmarks import contest, limits, must_show, ops
-from cald_speech.benchmarks.contest import contestants, run_case
-from cald_speech.benchmarks.limits import Limits
-from cald_speech.benchmarks.memory import CLEAR, OutOfMemory, OutOfTime, cpu_peak
-from cald_speech.benchmarks.must_show import Bar
-from cald_speech.benchmarks.ops_workloads import OPS, Case, make_inputs
-from cald_speech.benchmarks.parity import parity_fault
+from cald_speech.benchmarks import bars, contest, ops, stopwatch
+from cald_speech.benchmarks.bars import Bar
+from cald_speech.benchmarks.cases import OPS, Case, make_inputs
+from cald_speech.benchmarks.contest import cells, contestants, parity_fault, run_case
 from cald_speech.benchmarks.peers import CHUNK_SIZES
-from cald_speech.benchmarks.rows import cells
-from cald_speech.benchmarks.stopwatch import measure_in_turns
+from cald_speech.benchmarks.stopwatch import CLEAR, Limits, OutOfMemory, OutOfTime, cpu_peak, measure_in_turns
 from cald_speech.ops.backends import Backend
 from cald_speech.ops.short_conv.naive import short_conv_naive
 from tests.helpers import NO_NATIVE
@@ -136,8 +132,8 @@ def test_what_cannot_be_measured_is_told_apart():
 @pytest.fixture
 def small_machine(monkeypatch):
     """Limits measured on little, so that a run takes seconds."""
-    monkeypatch.setitem(limits.COPY_BYTES, "cpu", 2**20)
-    monkeypatch.setitem(limits.MATRIX_SIZE, "cpu", 64)
+    monkeypatch.setitem(stopwatch.COPY_BYTES, "cpu", 2**20)
+    monkeypatch.setitem(stopwatch.MATRIX_SIZE, "cpu", 64)
 
 
 @needs_linux
@@ -184,14 +180,20 @@ def test_bars(bar, held):
 
 
 @needs_linux
-def test_must_show_prints_every_bar(small_machine, monkeypatch, capsys):
-    monkeypatch.setattr(must_show, "CPU_CASE", replace(must_show.CPU_CASE, num_frames=40))
-    monkeypatch.setattr(must_show, "TEN_MINUTES", 64)
-    monkeypatch.setattr(must_show, "HOUR", 128)
-    monkeypatch.setattr(must_show, "RUN_SECONDS", 0.1)
-    ops.main(["--device", "cpu", "--must-show"])
+def test_bars_are_printed_one_by_one(small_machine, monkeypatch, capsys):
+    monkeypatch.setattr(bars, "CPU_CASE", replace(bars.CPU_CASE, num_frames=40))
+    monkeypatch.setattr(bars, "TEN_MINUTES", 64)
+    monkeypatch.setattr(bars, "HOUR", 128)
+    monkeypatch.setattr(bars, "RUN_SECONDS", 0.1)
+    ops.main(["--device", "cpu", "--bars"])
     *lines, last = capsys.readouterr().out.splitlines()
-    bars = json.loads(last)
-    assert len(bars) == len(lines) == 2 * 2 * 2 + 3
-    assert all(bar["figure"] > 0 for bar in bars)
-    assert [bar["limit"] for bar in bars] == [0.35, 0.25, 0.5, 0.25, 0.5, 0.25, 0.65, 0.25, 7, 1.1, 2.0]
+    found = json.loads(last)
+    assert len(found) == len(lines) == 2 * 2 * 2 + 3
+    assert all(bar["figure"] > 0 for bar in found)
+    assert [bar["limit"] for bar in found] == [0.35, 0.25, 0.5, 0.25, 0.5, 0.25, 0.65, 0.25, 7, 1.1, 2.0]
+
+
+def test_the_old_option_says_its_new_name(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        ops.main(["--must-show"])
+    assert "--must-show is called --bars now" in capsys.readouterr().err

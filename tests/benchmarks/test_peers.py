@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cald_speech.benchmarks import peers
+from cald_speech.benchmarks.cases import Case
 from cald_speech.benchmarks.contest import contestants
-from cald_speech.benchmarks.ops_workloads import Case
 from cald_speech.benchmarks.peers import PEERS, check_offsets, of_transformers, upstream, why_not_mamba_ssm
 from cald_speech.ops.backends import Request
 from cald_speech.ops.ssd.naive import ssd_naive

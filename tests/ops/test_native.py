@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cald_speech.benchmarks.ops_workloads import OPS, Case
-from cald_speech.benchmarks.ops_workloads import make_inputs as make_case_inputs
+from cald_speech.benchmarks.cases import OPS, Case
+from cald_speech.benchmarks.cases import make_inputs as make_case_inputs
 from cald_speech.ops import ssd, ssd_bidirectional
 from cald_speech.ops.backends import Request, why_not_native
 from cald_speech.ops.native import compiler

@@ -8,8 +8,8 @@ is one that TF32 products would miss.
 import pytest
 import torch
 
-from cald_speech.benchmarks.ops_workloads import OPS, Case, make_inputs
-from cald_speech.benchmarks.parity import parity_fault
+from cald_speech.benchmarks.cases import OPS, Case, make_inputs
+from cald_speech.benchmarks.contest import parity_fault
 from cald_speech.ops.backends import choose_backend
 from tests.helpers import TOLERANCE, relative_error
 from tests.ops.test_ssd_pair import assert_same, cast, exact, make_pairs, run, ssd_pair_triton

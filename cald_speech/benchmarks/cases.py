@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cald_speech import ops
-from cald_speech.benchmarks.limits import least_traffic
+from cald_speech.benchmarks.stopwatch import least_traffic
 from cald_speech.ops.backends import Backend, Request
 
 # Batch and frames, at 50 frames a second.

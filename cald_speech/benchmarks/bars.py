@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from cald_speech.benchmarks.cases import OPS, Case, make_inputs, step
 from cald_speech.benchmarks.contest import Row, run_case
-from cald_speech.benchmarks.limits import Limits, measure_limits
-from cald_speech.benchmarks.ops_workloads import OPS, Case, make_inputs, step
-from cald_speech.benchmarks.stopwatch import measure_in_turns, seconds_of
+from cald_speech.benchmarks.stopwatch import Limits, measure_in_turns, measure_limits, seconds_of
 from cald_speech.mixers import Bidirectional
 from cald_speech.ops.backends import choose_backend
 
@@ -170,7 +169,7 @@ def projections(layer: Bidirectional) -> list[nn.Linear]:
 
 def first_call_s() -> float:
     """Seconds of :func:`first_call` in a process of its own, which finds none of Triton's compiled kernels."""
-    command = [sys.executable, "-c", "from cald_speech.benchmarks.must_show import first_call; print(first_call())"]
+    command = [sys.executable, "-c", "from cald_speech.benchmarks.bars import first_call; print(first_call())"]
     with tempfile.TemporaryDirectory() as empty:
         done = subprocess.run(
             command, env=os.environ | {"TRITON_CACHE_DIR": empty}, stdout=subprocess.PIPE, text=True, check=True
