@@ -1,61 +1,57 @@
-"""The ways that an SSD takes on a CPU; Triton's interpreter, which runs the kernels where there is no GPU."""
+"""The ways through the ops, each with the sizes at which it is asked; Triton's interpreter in bfloat16."""
+
+from dataclasses import replace
 
 import numpy
 import pytest
 import torch
 
+from cald_speech.ops import OPS
+from cald_speech.ops.selective_scan.triton import launch
+from cald_speech.ops.short_conv import native as native_conv
+from cald_speech.ops.short_conv import torch_blocked as torch_conv
+from cald_speech.ops.short_conv import triton as triton_conv
 from cald_speech.ops.ssd import torch_chunked
-from tests.helpers import NATIVE
+from tests.ops.cases import Way
 
 if not torch.cuda.is_available():
     from triton import language as tl
     from triton.runtime import interpreter
 
-TORCH_WAYS = ["torch by blocks", "torch whole batch"]
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
+    """What the test is parametrised with, its blocks made small enough for a few frames to have several."""
+    way: Way = request.param
+    if way.op.startswith("ssd") and way.backend == "torch":
+        # Two ways, by the size of a sequence.
+        monkeypatch.setattr(torch_chunked, "SMALL_SEQUENCE", 2**40 if way.how == "whole batch" else 0)
+    if way.op == "short_conv":
+        monkeypatch.setattr(torch_conv, "BLOCK_ELEMENTS", 1)  # blocks of sixteen frames
+        for name, value in {"FRAMES_PER_TASK": 16, "STRIP_CHANNELS": 16, "ELEMENTS_PER_THREAD": 1}.items():
+            monkeypatch.setattr(native_conv, name, value)
+        set_tiles(monkeypatch, frames=16, channels=8, tiles=1)
+    if way.op == "selective_scan" and way.backend == "triton":
+        for name in ("UNROLL", "BACKWARD_CHUNK", "CHUNK_SIZE"):
+            monkeypatch.setattr(launch, name, 4)
+        for name in ("FORWARD_CHANNELS", "BACKWARD_CHANNELS"):
+            monkeypatch.setattr(launch, name, 8)
+    return way
 
 
-def choose(way: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The backend of a way: the torch backend has two, by the size of a sequence, and both are asked everything."""
-    backend, _, how = way.partition(" ")
-    monkeypatch.setattr(torch_chunked, "SMALL_SEQUENCE", 2**40 if how == "whole batch" else 0)
-    return backend
-
-
-@pytest.fixture(params=["naive", *TORCH_WAYS, NATIVE])
-def ssd_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    return choose(request.param, monkeypatch)
-
-
-@pytest.fixture(params=[*TORCH_WAYS, NATIVE])
-def fast_ssd_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Those that are compared with the recurrence."""
-    return choose(request.param, monkeypatch)
-
-
-@pytest.fixture(params=TORCH_WAYS)
-def torch_ssd_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    return choose(request.param, monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def loops_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.6 takes a loop's bound with ``int()`` of an array of one element, which numpy 2.4 refuses."""
-    if torch.cuda.is_available():
-        return
-    patch_tensor = interpreter._patch_lang_tensor
-
-    def patch(tensor, scope):
-        patch_tensor(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(numpy.asarray(self.handle.data).item()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch)
+def set_tiles(monkeypatch: pytest.MonkeyPatch, frames: int, channels: int, tiles: int) -> None:
+    """Of the convolution in Triton; the interpreter's time goes with their number, whatever their size."""
+    for name in ("FORWARD", "BACKWARD"):
+        monkeypatch.setattr(triton_conv, name, {"BLOCK_T": frames, "BLOCK_D": channels, "num_warps": 1})
+    monkeypatch.setattr(triton_conv, "BACKWARD_TILES", tiles)
 
 
 @pytest.fixture
 def bfloat16_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives the interpreter, which keeps bfloat16 as its 16 bits, products of the numbers and rounding to nearest.
 
-    By itself it multiplies the bit patterns and cuts bits off, so that it says nothing of bfloat16 on a GPU.
+    By itself it multiplies the bit patterns and cuts bits off, so that it says nothing of bfloat16 on a GPU, and the op
+    refuses it.
     """
     if torch.cuda.is_available():
         return
@@ -77,3 +73,5 @@ def bfloat16_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builder, "create_dot", dot)
     monkeypatch.setattr(builder, "cast_impl", round_to_nearest)
+    for backends in OPS.values():
+        monkeypatch.setitem(backends, "triton", replace(backends["triton"], why_not=lambda request: None))

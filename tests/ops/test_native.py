@@ -1,10 +1,7 @@
-"""The compiled kernels: how they come to be and what is said where they cannot; vectors, threads, strides, offsets."""
+"""The compiled kernels: sizes, threads, numbers to the last bits, what they share with Python, how they come to be."""
 
 import ctypes
-import os
-import subprocess
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -12,7 +9,7 @@ from torch.nn import functional as F
 
 from cald_speech.benchmarks.cases import OPS, Case
 from cald_speech.benchmarks.cases import make_inputs as make_case_inputs
-from cald_speech.ops import ssd, ssd_bidirectional
+from cald_speech.ops import short_conv, ssd
 from cald_speech.ops.backends import Request, why_not_native
 from cald_speech.ops.native import compiler
 from cald_speech.ops.native.call import Strided, check_fields
@@ -21,58 +18,82 @@ from cald_speech.ops.selective_scan import native as selective_scan_kernels
 from cald_speech.ops.short_conv import native as short_conv_kernels
 from cald_speech.ops.ssd import native as ssd_kernels
 from tests.helpers import TOLERANCE, needs_native, relative_error
+from tests.ops.cases import assert_same, bits_differ, call, make_inputs, run
 
 pytestmark = needs_native
+DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+NATIVE_OPS = pytest.mark.parametrize("op", ["ssd", "ssd_bidirectional", "selective_scan", "short_conv"])
 
 
-def make_inputs(num_frames, *, batch=2, heads=4, head_dim=8, groups=2, d_state=16):
-    g = torch.Generator().manual_seed(0)
-    randn = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
-    return {
-        "x": randn(batch, num_frames, heads, head_dim),
-        "dt": F.softplus(randn(batch, num_frames, heads) - 2),
-        "A": -torch.rand(heads, generator=g).mul(3).exp() / 4,
-        "B": randn(batch, num_frames, groups, d_state),
-        "C": randn(batch, num_frames, groups, d_state),
-        "D": randn(heads),
-    }
-
-
-def gradients(inputs, dy=None, **options):
-    leaves = {name: v.detach().requires_grad_() for name, v in inputs.items()}
-    y = ssd(**leaves, **options)
-    return [y.detach(), *torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y) if dy is None else dy)]
-
-
-def assert_same(actual, expected):
-    errors = [relative_error(a, e) for a, e in zip(actual, expected, strict=True)]
-    assert max(errors) <= TOLERANCE["parity"], errors
+def assert_as_torch(op, inputs, *, chunk_size=None, **options):
+    """Both have the numbers of the recurrence (test_contract.py); this one is faster to compare with."""
+    sized = {} if chunk_size is None else {"chunk_size": chunk_size}
+    assert_same(run(op, inputs, "native", **sized, **options), run(op, inputs, "torch", **options))
 
 
 @pytest.mark.parametrize("chunk_size", [16, 32, 64, 256])
 @pytest.mark.parametrize(("head_dim", "d_state"), [(1, 1), (16, 16), (17, 31), (64, 128), (80, 64), (130, 5)])
-def test_every_size(head_dim, d_state, chunk_size):
+def test_every_size_of_an_ssd(head_dim, d_state, chunk_size):
     """Whole vectors and part of one, one tile and many, blocks of one chunk and of sixteen."""
-    inputs = make_inputs(290, batch=1, heads=2, head_dim=head_dim, groups=1, d_state=d_state)
-    assert_same(
-        gradients(inputs, backend="native", chunk_size=chunk_size), gradients(inputs, backend="torch", chunk_size=32)
+    inputs = make_inputs("ssd", 290, batch=1, heads=2, head_dim=head_dim, groups=1, d_state=d_state)
+    assert_as_torch("ssd", inputs, chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "d_state"), [(1, 1, 1), (64, 1, 16), (200, 1, 3), (130, 2, 16), (5, 5, 300)]
+)
+def test_every_size_of_a_selective_scan(channels, groups, d_state):
+    """Whole strips and part of one, in every group; blocks of 64 frames and, for large states, of 16."""
+    assert_as_torch(
+        "selective_scan",
+        make_inputs("selective_scan", 130, batch=1, channels=channels, groups=groups, d_state=d_state),
     )
 
 
-@pytest.mark.parametrize("heads", [1, 3, 7])
-def test_any_number_of_threads(heads):
-    """A group's heads are parted by it: shares of unequal size, and their sums for B and C."""
-    inputs, found = make_inputs(70, batch=1, heads=heads, groups=1), []
+@pytest.fixture
+def small_tasks(monkeypatch):
+    """Many blocks, strips and threads already at a test's sizes."""
+    for name, value in {"FRAMES_PER_TASK": 16, "STRIP_CHANNELS": 16, "ELEMENTS_PER_THREAD": 1}.items():
+        monkeypatch.setattr(short_conv_kernels, name, value)
+
+
+@DIRECTIONS
+@pytest.mark.parametrize("taps", [1, 3, 4, 18])
+@pytest.mark.parametrize("channels", [1, 16, 35, 64])
+def test_every_size_of_a_convolution(channels, taps, reverse, small_tasks):
+    """Whole vectors and part of one; blocks and tiles, the last one whole or not; filters longer than a block."""
+    inputs = make_inputs("short_conv", 70, channels=channels, taps=taps)
+    for lengths, activation in (((70, 37, 2), "silu"), ((64, 32, 0), "identity"), ((17, 16, 15), "silu")):
+        options = {"lengths": torch.tensor(lengths), "reverse": reverse, "activation": activation}
+        assert_as_torch("short_conv", inputs, **options)
+
+
+@pytest.mark.parametrize(
+    ("op", "sizes"),
+    [
+        ("ssd", {"heads": 1}),
+        ("ssd", {"heads": 3}),
+        ("ssd", {"heads": 7}),
+        ("selective_scan", {"channels": 64}),
+        ("selective_scan", {"channels": 200}),
+        ("short_conv", {"channels": 40}),
+    ],
+    ids=str,
+)
+def test_any_number_of_threads(op, sizes, small_tasks):
+    """A group's heads or strips are parted by it: shares of unequal size, and their sums for B and C."""
+    inputs, found = make_inputs(op, 70, batch=1, groups=1, **sizes), []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(gradients(inputs, backend="native"))
-            assert all(map(torch.equal, found[-1], gradients(inputs, backend="native"))), "the same call, other bits"
+            found.append(run(op, inputs, "native"))
+            assert bits_differ(run(op, inputs, "native"), found[-1]) == [], "the same call, other bits"
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
         assert_same(other, found[0])
+        assert op != "short_conv" or bits_differ(other, found[0]) == []
 
 
 def test_decays_to_the_last_bits():
@@ -90,33 +111,72 @@ def test_decays_to_the_last_bits():
     assert decayed.max() <= 1
 
 
+def test_silu_and_its_slope_to_the_last_bits():
+    """Of every size of sum: no exponent overflows, and far from zero nothing is left of 1 - sigmoid but itself."""
+    sums = torch.cat([torch.linspace(-30, 30, 60001), torch.tensor([-1e30, -200.0, -100.0, 0.0, 100.0, 200.0, 1e30])])
+    x, exact = (v.reshape(1, -1, 1).requires_grad_() for v in (sums, sums.double()))
+    y = short_conv(x, torch.ones(1, 1), backend="native")
+    F.silu(exact).sum().backward()
+    y.backward(torch.ones_like(y))
+    assert ((y - F.silu(exact)).abs() <= 2e-7 * exact.abs()).all()
+    assert ((x.grad - exact.grad).abs() <= 4e-7).all()
+
+
+def test_infinite_and_undefined_sums_are_torchs():
+    x = torch.tensor([-torch.inf, torch.inf, torch.nan]).reshape(3, 1, 1)
+    y = short_conv(x, torch.ones(1, 1), backend="native")
+    assert torch.equal(y.isnan(), F.silu(x).isnan()) and y[1] == torch.inf
+
+
+def test_sums_over_an_hour_do_not_drift():
+    """Each frame adds 0.1 to the bias' gradient: a float32 that runs on would be off by a thousandth."""
+    num_frames = 360_000
+    bias = torch.zeros(1, requires_grad=True)
+    y = short_conv(torch.zeros(1, num_frames, 1), torch.ones(1, 2), bias, activation="identity", backend="native")
+    y.backward(torch.full_like(y, 0.1))
+    assert bias.grad.item() == pytest.approx(0.1 * num_frames, rel=1e-6)
+
+
+def test_weights_of_another_dtype():
+    inputs = make_inputs("short_conv", 20)
+    leaves = {name: v if name == "x" else v.to(torch.bfloat16).requires_grad_() for name, v in inputs.items()}
+    y = short_conv(**leaves, backend="native")
+    expected = short_conv(**{name: v.detach().float() for name, v in leaves.items()}, backend="torch")
+    y.sum().backward()
+    assert relative_error(y, expected) <= TOLERANCE["rounding"]
+    assert {leaves[name].grad.dtype for name in ("weight", "bias", "initial_state")} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("op", ["ssd", "selective_scan"])
 @pytest.mark.parametrize("name", ["x", "dt", "A", "B", "C", "D"])
-def test_nothing_hides_a_nan(name):
+def test_nothing_hides_a_nan(op, name):
     """Where the recurrence has one, so have the kernels; within a chunk earlier frames may have it too."""
-    inputs = make_inputs(40)
+    inputs = make_inputs(op, 40)
     inputs[name].view(-1)[0] = torch.nan
-    expected = ssd(**inputs, backend="naive").isnan()
-    assert expected.any() and ssd(**inputs, backend="native").isnan()[expected].all()
+    expected, actual = (call(op, inputs, backend)["y"].isnan() for backend in ("naive", "native"))
+    assert expected.any() and actual[expected].all()
+    assert op == "ssd" or torch.equal(actual, expected)
 
 
-def test_slices_of_wider_tensors_and_an_expanded_gradient():
-    inputs = make_inputs(40)
-    wide = {name: torch.randn(*v.shape[:-1], v.size(-1) + 3) for name, v in inputs.items() if v.dim() > 1}
-    sliced = dict(inputs)
-    for name, v in wide.items():
-        v[..., 2:-1] = inputs[name]
-        sliced[name] = v[..., 2:-1]
-    sliced["B"] = inputs["B"].transpose(1, 3).contiguous().transpose(1, 3)
-    dy = torch.ones(1, 1, 1, 1).expand_as(inputs["x"])
-    assert_same(gradients(sliced, dy, backend="native"), gradients(inputs, backend="torch"))
+@NATIVE_OPS
+def test_an_expanded_gradient(op):
+    """That of a sum has no strides at all."""
+    inputs, found = make_inputs(op, 40), []
+    for backend in ("native", "torch"):
+        leaves = {name: v.clone().requires_grad_() for name, v in inputs.items()}
+        y = call(op, leaves, backend)["y"]
+        found.append(
+            dict(zip(leaves, torch.autograd.grad(y.sum(), list(leaves.values()), allow_unused=True), strict=True))
+        )
+    assert_same(*found)
 
 
-@pytest.mark.parametrize("op", ["ssd", "ssd_bidirectional", "selective_scan", "short_conv"])
+@NATIVE_OPS
 @pytest.mark.parametrize("default", ["dtype", "device"])
 def test_the_process_s_defaults_change_nothing(op, default):
     """Kernels write float32 into the CPU's memory: nothing they are given may follow torch's defaults."""
     case = Case(op, batch=2, num_frames=40, heads=2, groups=1, backward=True)
-    inputs, function = make_case_inputs(case), partial(OPS[op].function, backend="native")
+    inputs, function = make_case_inputs(case), lambda **given: OPS[op].function(**given, backend="native")
     expected = [y := function(**inputs), *torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))]
     before = torch.get_default_dtype()
     try:
@@ -130,35 +190,17 @@ def test_the_process_s_defaults_change_nothing(op, default):
 
 
 def test_what_kernels_write_to_is_never_a_copy():
-    inputs = make_inputs(20)
+    inputs = make_inputs("ssd", 20)
     with pytest.raises(ValueError, match=r"^y: expected float32 on the CPU .*, got torch.float64 on cpu"):
         ssd_kernels.ssd_into_native(inputs["x"].double(), *inputs.values())
 
 
-def test_offsets_past_two_to_the_31():
-    """Sequences 2^31 elements apart, in memory that is only touched where they lie."""
-    inputs, apart = make_inputs(20), 2**31 + 8
-    far = torch.empty(apart + inputs["x"][0].numel()).as_strided(inputs["x"].shape, (apart, 32, 8, 1))
-    far.copy_(inputs["x"])
-    assert torch.equal(ssd(**inputs | {"x": far}, backend="native"), ssd(**inputs, backend="native"))
-
-
-def test_both_directions_with_an_unused_state():
-    inputs = make_inputs(70)
-    inputs |= {"dt": torch.stack([inputs["dt"], inputs["dt"] / 2], dim=2), "A": torch.stack([inputs["A"]] * 2)}
-    found = []
-    for backend in ("native", "torch"):
-        leaves = {name: v.clone().requires_grad_() for name, v in inputs.items()}
-        y = ssd_bidirectional(**leaves, lengths=torch.tensor([70, 33]), backend=backend)
-        found.append([y, *torch.autograd.grad(y.square().sum(), list(leaves.values()))])
-    assert_same(*found)
-
-
 @pytest.mark.filterwarnings("ignore:Dynamo:UserWarning")  # it tells what it does not look into
-def test_within_a_compiled_function():
-    inputs = make_inputs(20)
-    compiled = torch.compile(lambda x: 2 * ssd(**inputs | {"x": 2 * x}, backend="native"), backend="eager")
-    assert torch.equal(compiled(inputs["x"]), 2 * ssd(**inputs | {"x": 2 * inputs["x"]}, backend="native"))
+@pytest.mark.parametrize("op", ["ssd", "short_conv"])
+def test_within_a_compiled_function(op):
+    inputs = make_inputs(op, 20)
+    doubled = lambda x: 2 * call(op, inputs | {"x": 2 * x}, "native")["y"]  # noqa: E731
+    assert torch.equal(torch.compile(doubled, backend="eager")(inputs["x"]), doubled(inputs["x"]))
 
 
 STRUCTURES = {
@@ -242,7 +284,7 @@ def test_a_library_that_cannot_be_loaded(tmp_path, monkeypatch):
 
 def test_without_it_auto_is_torch_and_asking_for_it_says_why(monkeypatch):
     monkeypatch.setenv("CALD_SPEECH_NATIVE", "0")
-    inputs = make_inputs(20)
+    inputs = make_inputs("ssd", 20)
     assert torch.equal(ssd(**inputs), ssd(**inputs, backend="torch"))
     with pytest.raises(ValueError, match=r"ssd cannot run with 'native' here: CALD_SPEECH_NATIVE=0 .*backend='torch'"):
         ssd(**inputs, backend="native")
@@ -257,8 +299,3 @@ def test_without_it_auto_is_torch_and_asking_for_it_says_why(monkeypatch):
 )
 def test_what_it_does_not_run(request_, said):
     assert said in why_not_native(request_)
-
-
-def test_a_process_that_imports_the_package_does_not_compile(tmp_path):
-    code = "import cald_speech.ops, os; assert not os.listdir(os.environ['CALD_SPEECH_CACHE'])"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CALD_SPEECH_CACHE": str(tmp_path)})

@@ -12,7 +12,7 @@ from cald_speech.benchmarks.cases import OPS, Case, make_inputs
 from cald_speech.benchmarks.contest import parity_fault
 from cald_speech.ops.backends import choose_backend
 from tests.helpers import TOLERANCE, relative_error
-from tests.ops.test_ssd_pair import assert_same, cast, exact, make_pairs, run, ssd_pair_triton
+from tests.ops.cases import Way, assert_same, exact
 
 pytestmark = pytest.mark.gpu
 
@@ -22,6 +22,7 @@ EVERY_OP = pytest.mark.parametrize("op", list(OPS))
 EVERY_BACKEND = pytest.mark.parametrize(
     ("op", "backend"), [(op, name) for op in OPS for name in OPS[op].backends if name != "naive"]
 )
+PAIR = Way("ssd_pair", "triton")
 PAIR_TOLERANCE = {
     torch.float32: TOLERANCE["parity"],
     torch.bfloat16: TOLERANCE["bfloat16"],
@@ -72,21 +73,20 @@ def test_parity_at_other_sizes(op, backend, head_dim, d_state):
 @pytest.mark.parametrize(("head_dim", "d_state"), [(64, 64), (64, 128), (48, 80)], ids=lambda n: str(n))
 @DTYPES
 def test_parity_of_a_pair(dtype, head_dim, d_state):
-    pairs, lengths = pairs_in(dtype, head_dim=head_dim, d_state=d_state), torch.tensor([130, 67])
-    there = cast(pairs, lambda v: v.to("cuda"))
-    assert_same(run(ssd_pair_triton, there, lengths), exact(pairs, lengths), PAIR_TOLERANCE[dtype])
+    inputs, lengths = pair_in(dtype, head_dim=head_dim, d_state=d_state), torch.tensor([130, 67])
+    assert_same(PAIR.run(inputs, lengths), exact(PAIR.op, inputs, lengths), PAIR_TOLERANCE[dtype])
 
 
-def pairs_in(dtype, **sizes):
+def pair_in(dtype, **sizes):
     """x, B and C in a dtype; the rest stays in float32, as the mixers keep it."""
-    pairs = make_pairs(130, batch=2, heads=2, groups=1, **sizes)
-    return pairs | cast({name: pairs[name] for name in ("x", "B", "C")}, lambda v: v.to(dtype))
+    inputs = PAIR.inputs(130, batch=2, heads=2, groups=1, **sizes)
+    return {name: v.to(dtype) if name.split()[0] in "xBC" else v for name, v in inputs.items()}
 
 
 def test_small_runs_of_a_pair_finish():
     """For the checkers, as below."""
-    pairs = cast(pairs_in(torch.bfloat16), lambda v: v.to("cuda"))
-    assert all(v.isfinite().all() for v in run(ssd_pair_triton, pairs, torch.tensor([130, 67])).values())
+    results = PAIR.run(pair_in(torch.bfloat16), torch.tensor([130, 67]))
+    assert all(v.isfinite().all() for v in results.values())
 
 
 @EVERY_OP

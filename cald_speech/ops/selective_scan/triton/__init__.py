@@ -13,6 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from cald_speech.ops.selective_scan import selective_scan
 from cald_speech.ops.selective_scan.triton.launch import Scan
+from cald_speech.ops.triton import mend_interpreter
+
+mend_interpreter()
 
 
 def selective_scan_triton(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):

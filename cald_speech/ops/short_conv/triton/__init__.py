@@ -9,6 +9,9 @@ from torch.autograd.function import once_differentiable
 
 from cald_speech.ops.short_conv import short_conv
 from cald_speech.ops.short_conv.triton.kernels import backward_kernel, forward_kernel
+from cald_speech.ops.triton import mend_interpreter
+
+mend_interpreter()
 
 # A row of 64 channels is one or two 128-byte lines. Backwards two entries a thread, not eight: registers would spill.
 FORWARD = {"BLOCK_T": 16, "BLOCK_D": 64, "num_warps": 4}

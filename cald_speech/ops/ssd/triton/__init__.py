@@ -16,6 +16,9 @@ from torch.autograd.function import once_differentiable
 from cald_speech.ops.ssd import head_parts, ssd, ssd_bidirectional, ssd_pair
 from cald_speech.ops.ssd.triton.launch import Inputs, Scans
 from cald_speech.ops.ssd.triton.tiling import largest_part, tiling
+from cald_speech.ops.triton import mend_interpreter
+
+mend_interpreter()
 
 
 def ssd_triton(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):

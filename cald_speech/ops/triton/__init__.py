@@ -1,0 +1,34 @@
+"""What the Triton kernels of every op need: an interpreter in which loops end.
+
+``TRITON_INTERPRET=1``, set before the first import of triton, runs kernels in Python on a CPU: slowly, to try them
+where there is no GPU, with ``backend="triton"``. The kernels of every op mend it when they are imported.
+"""
+
+import numpy
+from triton.runtime import interpreter
+
+from cald_speech.ops.backends import interpreted
+
+
+def mend_interpreter() -> None:
+    """Let a loop in a kernel take its bound from an array of one element; for the whole process, once.
+
+    Triton 3.6 calls ``int()`` of that array, which numpy 2.4 refuses (``TypeError: only 0-dimensional arrays can be
+    converted to Python scalars``). Does nothing where kernels are compiled.
+
+    Example
+    -------
+    >>> mend_interpreter()
+    """
+    if not interpreted():
+        return
+    patch_tensor = interpreter._patch_lang_tensor
+    if getattr(patch_tensor, "mended", False):
+        return
+
+    def patch(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(numpy.asarray(self.handle.data).item()))
+
+    patch.mended = True
+    interpreter._patch_lang_tensor = patch
