@@ -36,13 +36,6 @@ def test_type_checkers_see_the_same_names():
     assert seen == cald_speech.PUBLIC
 
 
-def test_importing_the_package_loads_no_library():
-    code = (
-        "import sys, cald_speech; dir(cald_speech); print(sorted({'torch', 'transformers', 'numpy'} & {*sys.modules}))"
-    )
-    assert in_a_fresh_process(code) == "[]"
-
-
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
@@ -58,24 +51,47 @@ def folder(model, tmp_path_factory) -> Path:
     return folder
 
 
-LOAD = "AutoModelForCausalLM.from_pretrained({folder!r})"
+# The package first: transformers imports AutoConfig while it imports a model class, and long before its first use.
+THE_PACKAGE_FIRST = """
+import sys, cald_speech
+assert set(cald_speech.PUBLIC) <= set(dir(cald_speech))
+assert not {"torch", "transformers", "numpy"} & {*sys.modules}, "the package itself is light"
+from transformers import LlamaModel, AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(folder)
+"""
+# In a folder that said `llama`, transformers alone would load random attention and only mention it.
+TRANSFORMERS_FIRST = """
+from transformers import AutoModelForCausalLM
+try:
+    AutoModelForCausalLM.from_pretrained(folder)
+except ValueError as error:
+    assert "cald_llama" in str(error)
+else:
+    raise AssertionError("transformers alone has to fail loudly")
+import cald_speech
+model = AutoModelForCausalLM.from_pretrained(folder)
+"""
+A_PIPELINE_RELOADED = """
+import importlib, cald_speech
+importlib.reload(cald_speech)
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, PreTrainedTokenizerFast, pipeline
+importlib.reload(cald_speech)
+AutoConfig.for_model("cald_llama")
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 1}, unk_token="a")))
+model = pipeline("text-generation", model=folder, tokenizer=tokenizer).model
+"""
 IN_ANY_ORDER = {
-    # The package first: transformers imports AutoConfig while it imports a model class, and long before its first use.
-    "the package first": "import cald_speech; from transformers import LlamaModel, AutoModelForCausalLM; model = "
-    + LOAD,
-    "transformers first": "from transformers import AutoModelForCausalLM; import cald_speech; model = " + LOAD,
-    "a pipeline, reloaded": "import importlib, cald_speech; importlib.reload(cald_speech); from transformers import "
-    "AutoConfig, pipeline; importlib.reload(cald_speech); AutoConfig.for_model('cald_llama'); "
-    "from transformers import PreTrainedTokenizerFast; from tokenizers import Tokenizer, models; "
-    "tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({{'a': 1}}, unk_token='a'))); "
-    "model = pipeline('text-generation', model={folder!r}, tokenizer=tokenizer).model",
+    "the package first": THE_PACKAGE_FIRST,
+    "transformers first": TRANSFORMERS_FIRST,
+    "a pipeline, reloaded": A_PIPELINE_RELOADED,
 }
 
 
 @pytest.mark.parametrize("code", IN_ANY_ORDER.values(), ids=IN_ANY_ORDER)
 def test_transformers_reads_a_converted_folder_in_any_order_of_imports(code, model, folder):
-    ask = "; import torch; print(type(model).__name__, model.eval()(torch.arange(9)[None]).logits.sum().item())"
-    name, total = in_a_fresh_process(code.format(folder=str(folder)) + ask).split()[-2:]
+    ask = "import torch; print(type(model).__name__, model.eval()(torch.arange(9)[None]).logits.sum().item())"
+    name, total = in_a_fresh_process(f"folder = {str(folder)!r}{code}{ask}").split()[-2:]
     assert name == "CaldLlamaForCausalLM"
     assert float(total) == pytest.approx(model(torch.arange(9)[None]).logits.sum().item(), rel=1e-4)
 

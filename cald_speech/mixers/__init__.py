@@ -1,4 +1,8 @@
-"""Token mixers, the linear-time modules that take self-attention's place in a layer (floor F1)."""
+"""Token mixers, the linear-time modules that take self-attention's place in a layer (floor F1).
+
+``base.py`` says what a mixer is, ``scan.py`` what one that scans is made of, ``attention_heads.py`` what one that is
+still attention is, ``factory.py`` how one stands in a yaml and in a model's config. Every other file is one mixer.
+"""
 
 from cald_speech.mixers.base import AttentionWeights, Mixer, MixerFactory, PositionBias, Sweep
 from cald_speech.mixers.bidirectional import Bidirectional

@@ -1,4 +1,8 @@
-"""What fills a layer's slot: a mixer maps (B, T, D) to (B, T, D), adds no residual and knows no Hugging Face."""
+"""What fills a layer's slot: a mixer maps (B, T, D) to (B, T, D), adds no residual and knows no Hugging Face.
+
+Beside :class:`Mixer` stand what it may start from (:class:`AttentionWeights`), how it passes through audio of any
+length (:class:`Sweep`), and the linear layer that all mixers project with (:class:`Projection`).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
