@@ -11,7 +11,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
 from collections.abc import Callable
-from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, which reads it once
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
 QUICK_CASES = 4  # of each parametrised test
 
 
@@ -46,9 +43,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def quick_cases(items: list[pytest.Item]) -> set[pytest.Item]:
     """Of each test that is not slow, the first case, the last and some evenly between."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if not {"slow", "gpu"} & set(item.keywords):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     kept: set[pytest.Item] = set()
-    for _, group in groupby(items, key=lambda item: item.nodeid.partition("[")[0]):
-        cases = [item for item in group if not {"slow", "gpu"} & set(item.keywords)]
+    for cases in tests.values():
         last = min(QUICK_CASES, len(cases)) - 1
         kept.update(cases[place * (len(cases) - 1) // max(last, 1)] for place in range(last + 1))
     return kept
