@@ -107,3 +107,15 @@ def shared_data() -> Path:
     if found is None:
         pytest.skip(f"needs real speech in {' or '.join(map(str, places))}; set CALD_SHARED_DATA to its folder")
     return found
+
+
+@pytest.fixture(scope="session")
+def speech_of(shared_data) -> Callable[[str], Path]:
+    """The folder of a corpus in ``shared_data`` by its name; the test is skipped where it is not there."""
+
+    def find(corpus: str) -> Path:
+        if not (shared_data / corpus).is_dir():
+            pytest.skip(f"needs real speech, and there is no {corpus} in {shared_data}")
+        return shared_data / corpus
+
+    return find

@@ -15,8 +15,6 @@ from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError
 from cald_speech.recipes.digits import prepare as recipe
 
-ROOT = Path(__file__).parents[2]
-REAL = ROOT.parent / "shared" / "data" / "fsdd"
 FEW = {"num_train": 6, "num_valid": 4}
 
 
@@ -161,10 +159,10 @@ def test_no_network_is_told(tmp_path, monkeypatch):
         recipe.prepare(tmp_path / "fsdd", tmp_path, download=True)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"the Free Spoken Digit Dataset is not at {REAL}")
-def test_real_clips_are_all_there(strings):
-    clips = recipe._find_clips(REAL)
+def test_real_clips_are_all_there(strings, speech_of):
+    real = speech_of("fsdd")
+    clips = recipe._find_clips(real)
     assert len(clips) == 2_500
     assert {clip for string in strings.values() for clip in string.clips} <= set(clips)
-    audio = recipe.join(strings["test-00000"], lambda name: recipe._load_clip(clips, REAL, name))
+    audio = recipe.join(strings["test-00000"], lambda name: recipe._load_clip(clips, real, name))
     assert 0.5 < len(audio) / 16_000 < 6

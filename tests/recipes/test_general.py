@@ -106,10 +106,9 @@ def test_what_is_missing_is_named(corpora, tmp_path, fault):
         recipe.prepare(spoilt, tmp_path / "out")
 
 
-def test_real_corpora(shared_data, tmp_path):
+def test_real_corpora(shared_data, speech_of, tmp_path):
     for name in recipe.CORPORA:
-        if not (shared_data / name).is_dir():
-            pytest.skip(f"needs {name} in {shared_data}")
+        speech_of(name)
     sets = {name: read_manifest(path) for name, path in recipe.prepare(shared_data, tmp_path).items()}
     hours = {name: sum(entry["duration_s"] for entry in of_set.values()) / 3600 for name, of_set in sets.items()}
     assert {name: len(of_set) for name, of_set in sets.items()} == {

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +12,6 @@ from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError
 from cald_speech.recipes.librispeech import prepare as recipe
 
-ROOT = Path(__file__).parents[2]
-REAL = ROOT.parent / "shared" / "data" / "librispeech"
 SPLITS = {"train": ["train-clean-100", "train-clean-360"], "valid": ["dev-clean"]}
 
 
@@ -130,10 +127,10 @@ def test_long_lists_are_cut():
         recipe._refuse("test", "transcripts without audio", [f"a{number}" for number in range(12)])
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"real LibriSpeech slices are not at {REAL}")
-def test_real_slices(tmp_path, caplog):
-    manifests = recipe.prepare(REAL, tmp_path, {"test-other": ["test-other"], "test-clean": ["test-clean"]})
+def test_real_slices(tmp_path, caplog, speech_of):
+    real = speech_of("librispeech")
+    manifests = recipe.prepare(real, tmp_path, {"test-other": ["test-other"], "test-clean": ["test-clean"]})
     assert [len(read_manifest(path)) for path in manifests.values()] == [100, 4]
     assert "2939" in caplog.text and "2620" in caplog.text
     with pytest.raises(UserError, match="24 audio files without a transcript"):
-        recipe.prepare(REAL, tmp_path, {"train": ["train-clean-100"]})
+        recipe.prepare(real, tmp_path, {"train": ["train-clean-100"]})

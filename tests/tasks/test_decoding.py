@@ -107,8 +107,10 @@ ngram 2=4
 
 
 def test_language_model_changes_the_choice(tokenizer, tmp_path):
-    pytest.importorskip("kenlm", reason="needs the kenlm package")
-    pytest.importorskip("pygtrie", reason="needs the pygtrie package")
+    pytest.importorskip("kenlm", reason="beam search with a language model needs the kenlm package: pip install kenlm")
+    pytest.importorskip(
+        "pygtrie", reason="beam search with a language model needs the pygtrie package: pip install pygtrie"
+    )
     path = tmp_path / "lm.arpa"
     path.write_text(ARPA)
     logits, lengths = peaked(tokenizer, "CAD")
