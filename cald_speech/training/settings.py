@@ -192,7 +192,16 @@ def find_mode(folder: Path, name: str) -> Callable[..., Guidance]:
         names = sorted({file.stem for place in places for file in place.glob("*.yaml")})
         raise UserError(f"guidance: expected one of {', '.join(names)} (the files in {places[-1]}), got {name!r}")
     with _named(path):
-        mode = load_hyperpyyaml(path.read_text()).get("guidance")
+        text = path.read_text()
+        tag = getattr(YAML().load(text).get("guidance"), "tag", None)
+        if tag is not None and str(tag.value).startswith("!new:"):
+            # Folders of experiments had copies of the shipped files beside them, which listed the options too.
+            cls = tag.value.removeprefix("!new:")
+            raise ValueError(
+                f"guidance: expected `!name:{cls}`, without the options that its class has by itself, got `!new:`. "
+                f"Delete this file, and the shipped {name} guidance is taken, or write this one line"
+            )
+        mode = load_hyperpyyaml(text).get("guidance")
         _class_of(mode)
     return mode
 

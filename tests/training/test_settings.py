@@ -87,6 +87,7 @@ def test_an_overlay_with_an_object_of_its_own_replaces_the_bases(folder):
         (["--guidance", "unguided"], lambda s: isinstance(s.guidance, Unguided)),
         (["--alpha_logits", "0.5"], lambda s: s.guidance.weights(9).logits == 0.5),
         (["--switch_step", "5"], lambda s: s.guidance.switch_step == 5),
+        (["--guidance", "trajectory", "--alpha_task", "0.5"], lambda s: s.guidance.weights(9).task == 0.5),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
@@ -153,3 +154,20 @@ def test_a_mode_of_the_users_own(tmp_path, place):
     (guidance / "fading.yaml").write_text("guidance: !name:cald_speech.mixers.Mamba2")
     with pytest.raises(UserError, match=r"fading\.yaml: guidance: expected `!name:` with the class of a mode"):
         Settings.load(experiment)
+
+
+def test_a_copy_of_a_shipped_mode_in_its_former_form(folder):
+    """Such copies stood beside experiments: what to do is said, and then the same command works."""
+    copy = folder / "guidance" / "hybrid.yaml"
+    copy.parent.mkdir()
+    copy.write_text(
+        "alpha_layer: 15.0\nswitch_step: !PLACEHOLDER # set it in the experiment's yaml\n"
+        "guidance: !new:cald_speech.distillation.Hybrid\n"
+        "    switch_step: !ref <switch_step>\n    layer: !ref <alpha_layer>\n"
+    )
+    with pytest.raises(
+        UserError, match=r"hybrid\.yaml: .*`!name:cald_speech\.distillation\.Hybrid`.* Delete this file"
+    ):
+        Settings.load(folder / "base.yaml")
+    copy.unlink()
+    assert Settings.load(folder / "base.yaml").guidance == Hybrid(switch_step=10)
