@@ -51,8 +51,7 @@ def test_every_order_is_tested_once(orders, tmp_path):
     assert sorted(tested) == sorted(str(number) for number in range(30))
 
 
-@pytest.mark.parametrize("guidance", ["target", "unguided", "hybrid"])
-def test_teacher_and_student(orders, tmp_path, guidance):
+def test_teacher_and_student(orders, tmp_path):
     common = SMALL | {"data_folder": str(orders), "prepare_folder": str(tmp_path / "data")}
     encoder = write_model(tmp_path / "encoder", head="base")
     teacher = start(
@@ -60,11 +59,11 @@ def test_teacher_and_student(orders, tmp_path, guidance):
     )
     keys = {"teacher": str(teacher.store.folder / "model"), "output_folder": str(tmp_path / "student")}
     student = start(
-        "coffee_orders/student.yaml", common | keys | {"guidance": guidance, "switch_step": 2, "alpha_logits": 1.0}
+        "coffee_orders/student.yaml", common | keys | {"guidance": "hybrid", "switch_step": 2, "alpha_logits": 1.0}
     )
     assert type(student.plain).__name__ == "CaldWav2Vec2ForSequenceClassification"
     lines = [json.loads(line) for line in (student.store.folder / "train_log.jsonl").read_text().splitlines()]
-    assert (lines[0]["loss/layers"] > 0) == (lines[0]["loss/logits"] > 0) == (guidance != "unguided")
+    assert lines[0]["loss/layers"] > 0 and lines[0]["loss/logits"] > 0
     manifest = tmp_path / "data" / "manifests" / "valid-0.json"
     found = classify_folder(student.store.folder / "model", manifest, tmp_path / "report.json")
     assert found.keys() == read_manifest(manifest).keys()

@@ -95,7 +95,12 @@ def teacher(request, texts, tmp_path_factory):
     return request.param, brain.store.folder
 
 
-@pytest.mark.parametrize("mode", MODES)
+# Every mode with a causal and with a masked model; of the others, the one that evaluates and the one that trains two.
+CASES = [(name, mode) for name in ("GPT-NeoX to Mamba-2", "RoBERTa to Linformer") for mode in MODES]
+CASES += [(name, mode) for name in MODELS if (name, MODES[0]) not in CASES for mode in ("target", "trajectory")]
+
+
+@pytest.mark.parametrize(("teacher", "mode"), CASES, indirect=["teacher"])
 def test_a_model_is_converted_in_every_mode(teacher, texts, tmp_path, mode):
     model, folder = teacher
     keys = {"teacher": str(folder / "model"), "source": str(folder / "model"), "output_folder": str(tmp_path / "run")}

@@ -16,7 +16,6 @@ from cald_speech.recipes.slurp import evaluate
 from cald_speech.recipes.slurp import prepare as recipe
 from cald_speech.tasks.wer import score
 from cald_speech.training.run import run
-from cald_speech.training.settings import Settings
 from tests.training.miniature import ROOT, write_model
 
 INTENTS = [("alarm", "set"), ("iot", "hue_lightoff"), ("alarm", "query"), ("play", "music")]
@@ -338,15 +337,3 @@ def test_labels_of_the_training_set(trained_on, teacher):
     assert list(names.values()) == [f"scenario:{label}" for label in ("alarm", "iot", "play")] + [
         f"action:{label}" for label in ("hue_lightoff", "music", "query", "set")
     ]
-
-
-@pytest.mark.parametrize("name", ["student", "teacher", "joint"])
-def test_an_experiment_says_how_it_is_run(name):
-    path = ROOT / "hparams" / "slurp" / f"{name}.yaml"
-    lines = path.read_text().splitlines()
-    assert lines[0].startswith("# ") and len(lines) < 120 and max(map(len, lines)) <= 120
-    assert any(f"recipes/slurp/train.py hparams/slurp/{path.name}" in text for text in lines[:3])
-    settings = Settings.load(path)
-    assert settings.accumulation * settings.max_batch_utterances == 72 and settings.num_steps == 90_000
-    assert settings.options["alpha_layer"] == 15 and settings.options["switch_step"] == 30_000
-    assert settings.learning_rate_at(80_000) == pytest.approx(1.5e-6)
