@@ -89,11 +89,17 @@ def perplexity(model: str, tokens: Path, max_batch_tokens: int, device: str) -> 
 @options.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--manifest", type=Path, required=True, help="Utterances to join, with their texts.")
-@click.option("--joins", type=options.Listed(click.INT), default="1,2,4,8,16,32,64", show_default=True)
+@click.option(
+    "--joins",
+    type=options.Listed(click.INT),
+    default="1,2,4,8,16,32,64",
+    show_default=True,
+    help="Utterances of a recording.",
+)
 @click.option("--utterances", default=512, show_default=True, help="Of each condition, however they are joined.")
 @click.option(
     "--readers",
-    type=options.Listed(click.Choice(sorted(READERS))),
+    type=options.Listed(click.Choice(list(READERS))),
     default="long-form",
     show_default=True,
     help="In one forward pass, the same in bounded memory, or cut into overlapping pieces.",

@@ -68,9 +68,10 @@ def stream(
 ) -> int:
     """Write the words of FILE, or of audio that arrives on the standard input (-), each as soon as it is over.
 
-    What arrives on the standard input is raw: 16 bits a sample, little-endian, one channel, as of
+    What arrives on the standard input is raw: 16 bits a sample, little-endian, one channel. From a microphone:
 
-    arecord -q -f S16_LE -r 16000 -c 1 -t raw | cald-speech stream - --model FOLDER
+    \b
+        arecord -q -f S16_LE -r 16000 -c 1 -t raw | cald-speech stream - --model FOLDER
 
     All layers of the model must be converted. Ctrl-C ends it, with status 130; what was written stays.
     """

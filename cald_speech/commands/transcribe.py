@@ -34,10 +34,13 @@ UNKNOWN = click.option(
 )
 MARGINS = options.together(
     click.option(
-        "--lead_s", default=DEFAULT_MARGINS.lead_s, show_default=True, help="Words begin before their tokens by, in s."
+        "--lead_s",
+        default=DEFAULT_MARGINS.lead_s,
+        show_default=True,
+        help="Seconds by which words begin before their tokens.",
     ),
     click.option(
-        "--tail_s", default=DEFAULT_MARGINS.tail_s, show_default=True, help="Words end after their tokens by."
+        "--tail_s", default=DEFAULT_MARGINS.tail_s, show_default=True, help="Seconds by which words end after them."
     ),
 )
 FORMAT = click.option(
