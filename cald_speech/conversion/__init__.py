@@ -5,7 +5,14 @@ model and reports on every parameter, ``classes`` makes the Hugging Face classes
 writes what is known of one beside it. Importing this package registers the classes with transformers' Auto classes.
 """
 
-from cald_speech.conversion.classes import config_class, converted_class, from_pretrained, load_config, register
+from cald_speech.conversion.classes import (
+    check_device,
+    config_class,
+    converted_class,
+    from_pretrained,
+    load_config,
+    register,
+)
 from cald_speech.conversion.convert import ConversionReport, convert
 from cald_speech.conversion.layer_map import LayerMap, type_name
 from cald_speech.conversion.replace import STARTS, replace_layers
@@ -14,6 +21,7 @@ __all__ = [
     "STARTS",
     "ConversionReport",
     "LayerMap",
+    "check_device",
     "config_class",
     "convert",
     "converted_class",

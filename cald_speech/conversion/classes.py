@@ -114,7 +114,12 @@ def register() -> None:
 
 
 def from_pretrained(
-    source: str | Path, *, head: str = "ctc", dtype: torch.dtype = torch.float32, **overrides
+    source: str | Path,
+    *,
+    head: str = "ctc",
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    **overrides,
 ) -> PreTrainedModel:
     """A model, converted or not, in evaluation mode and with padding invisible to it.
 
@@ -123,6 +128,7 @@ def from_pretrained(
     source : a folder, or a Hugging Face hub id.
     head : one that the family has: ``base``, ``classification``, ``ctc`` (speech), ``lm`` or ``masked_lm`` (text).
     dtype : of the weights; A_log, dt_bias and D of converted models stay in float32.
+    device : where the model goes, such as ``cuda`` or ``cuda:1``.
     overrides : values for the config.
 
     Returns
@@ -132,7 +138,8 @@ def from_pretrained(
     Raises
     ------
     UserError
-        where the model cannot be had, is truncated, is of an architecture not known here, or has no such head.
+        where the model cannot be had, is truncated, is of an architecture not known here, or has no such head; where
+        the device is not there.
 
     Example
     -------
@@ -140,18 +147,35 @@ def from_pretrained(
     >>> model.config.model_type  # doctest: +SKIP
     'cald_wav2vec2'
     """
+    check_device(device)
     source = str(source)
     config = load_config(source)
     family = family_of(config)
     base = family.class_with(head)
     model_class = converted_class(family, base) if isinstance(config, config_class(family)) else base
     try:
-        return family.load(source, model_class=model_class, dtype=dtype, **overrides).eval()
+        return family.load(source, model_class=model_class, dtype=dtype, **overrides).eval().to(device)
     except SafetensorError as error:
         raise UserError(
             f"the weights in {source!r} cannot be read: {error}. Expected whole safetensors files, these are truncated "
             "or damaged. Copy the folder again, or take an earlier checkpoint"
         ) from error
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise UserError unless ``device`` is a CPU, or a GPU that is there.
+
+    Example
+    -------
+    >>> check_device("cpu")
+    """
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device: expected cpu, cuda or a GPU's number such as cuda:1, got {device!r}") from error
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count() or "no"
+        raise UserError(f"device {device}: torch {torch.__version__} sees {count} CUDA device here. Use --device cpu")
 
 
 def load_config(source: str) -> PretrainedConfig:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from cald_speech.conversion import from_pretrained
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.data.joining import Recording, join_recording, recordings
 from cald_speech.data.manifests import read_manifest
 from cald_speech.data.text import normalise
 from cald_speech.errors import moved
-from cald_speech.evaluation.forward import load
 from cald_speech.longform import load_processor
 from cald_speech.tasks.reading import READERS, Reader
 from cald_speech.tasks.wer import score
@@ -60,7 +60,7 @@ def evaluate_by_length(
     entries = list(read_manifest(manifest).values())
     heard_by: dict[str, Reader] = {}
     for source in sources:
-        model, processor = load(source, device, head="ctc"), load_processor(source)
+        model, processor = from_pretrained(source, head="ctc", device=device), load_processor(source)
         heard_by |= {f"{source} ({name})": READERS[name](model, processor) for name in readers}
     rows = []
     for name, condition in tqdm(conditions(joins).items(), unit="condition", disable=not progress):

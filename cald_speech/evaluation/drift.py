@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from cald_speech.conversion import from_pretrained
 from cald_speech.data.batching import Audio, Modality
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.tokens import TokenBlocks, Tokens, TokenSet
@@ -29,7 +30,6 @@ from cald_speech.evaluation.forward import (
     check_comparable,
     check_unconverted,
     chosen,
-    load,
     states_and_output,
 )
 from cald_speech.evaluation.report import format_table
@@ -133,7 +133,7 @@ def _opened(manifest: Path, teacher: str) -> tuple[Dataset, Modality]:
 
 
 def _load(folder: str | Path, device: str) -> PreTrainedModel:
-    model = load(folder, device, head="base")
+    model = from_pretrained(folder, head="base", device=device)
     check_unconverted(str(folder), model)
     return model
 

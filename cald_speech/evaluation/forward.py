@@ -10,7 +10,6 @@ Whatever fails inside ``naming`` says of which items.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from cald_speech.conversion import from_pretrained
 from cald_speech.data.batching import Audio, Modality, batches_by_length
 from cald_speech.distillation import captured_states
 from cald_speech.errors import UserError
@@ -27,17 +25,6 @@ from cald_speech.families import family_of
 from cald_speech.ops import valid_frames
 
 # --- models
-
-
-def load(source: str | Path, device: str = "cpu", *, head: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model in evaluation mode on ``device``. Raises UserError for a device that is not there, or a bad model."""
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device {device}: torch {torch.__version__} sees no CUDA device here. Use --device cpu.")
-    model = from_pretrained(source, head=head, dtype=dtype)
-    try:
-        return model.to(device)
-    except RuntimeError as error:  # torch's own, for a name that is no device
-        raise UserError(f"{source} cannot be put on the device {device!r}: {error}. Use cpu or cuda.") from error
 
 
 def check_comparable(models: dict[str, PreTrainedModel]) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cald_speech.conversion import load_config
+from cald_speech.conversion import from_pretrained, load_config
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import moved
-from cald_speech.evaluation.forward import batches, load, naming
+from cald_speech.evaluation.forward import batches, naming
 from cald_speech.files import whole_file
 from cald_speech.tasks.base import Processor
 from cald_speech.tasks.bootstrap import bootstrap_interval
@@ -37,7 +37,7 @@ def classify_folder(
     UserError
         for a model or manifest that cannot be used, or labels that the model does not know.
     """
-    model = load(source, device, head="classification")
+    model = from_pretrained(source, head="classification", device=device)
     groups = _groups(model.config)
     groups.check(Path(manifest), read_manifest(manifest), f"the model in {source}")
     task = Intent(groups.groups) if len(groups.groups) > 1 else Classification(groups.names)
@@ -73,7 +73,7 @@ def classify_table(
         for a model or table that cannot be used, labels that the model does not know, or more tokens than it has
         positions or a mixer weights for.
     """
-    model = load(source, device, head="classification", dtype=dtype)
+    model = from_pretrained(source, head="classification", dtype=dtype, device=device)
     names = [model.config.id2label[place] for place in sorted(model.config.id2label)]
     task, tokenizer = TextClassification(names, max_tokens), tokenizer_of([str(source)], None)
     task.head_options(str(source), model.config, tokenizer)

@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from cald_speech.conversion import load_config
+from cald_speech.conversion import from_pretrained, load_config
 from cald_speech.conversion.model_card import add_figure
 from cald_speech.data.tokens import TokenBlocks
 from cald_speech.errors import UserError, moved
-from cald_speech.evaluation.forward import batches, load, naming
+from cald_speech.evaluation.forward import batches, naming
 from cald_speech.families import family_of
 from cald_speech.tasks.bootstrap import bootstrap_interval
 from cald_speech.tasks.language_modelling import CausalLM, LanguageModelling, MaskedLM
@@ -103,7 +103,7 @@ def perplexity_of(
     Raises UserError for a model or set that cannot be used.
     """
     head = family_of(load_config(source)).default_head
-    model, task = load(source, device, head=head), TASKS[head]()
+    model, task = from_pretrained(source, head=head, device=device), TASKS[head]()
     blocks = task.dataset(Path(tokens), tokenizer_of([source], None), normaliser="none", unknown="error")
     return perplexity(model, blocks, task, max_batch_tokens=max_batch_tokens), model, blocks
 
@@ -255,7 +255,7 @@ def run_tasks(
             "--include_path"
         )
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    model = load(source, device, head="lm")
+    model = from_pretrained(source, head="lm", device=device)
     harness = HFLM(
         pretrained=model,
         backend="causal",

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cald_speech.conversion import load_config, replace_layers
+from cald_speech.conversion import from_pretrained, load_config, replace_layers
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.manifests import manifest_hash
 from cald_speech.data.text import normalise
@@ -43,7 +43,6 @@ from cald_speech.evaluation.forward import (
     check_comparable,
     check_unconverted,
     chosen,
-    load,
     states_and_output,
 )
 from cald_speech.evaluation.report import format_table
@@ -141,7 +140,7 @@ def rank_layers(
 def _load_ctc(source: str, device: str) -> PreTrainedModel:
     if not any("ForCTC" in name for name in load_config(source).architectures or ()):
         raise UserError(f"{source}: expected a model with a CTC head, which writes words, got one without")
-    return load(source, device, head="ctc")
+    return from_pretrained(source, head="ctc", device=device)
 
 
 def _load_student(source: str, teacher: str, model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Wav2Vec2Processor
 
+from cald_speech.conversion import from_pretrained
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import moved
 from cald_speech.evaluation.by_length import evaluate_condition, joined
-from cald_speech.evaluation.forward import load
 from cald_speech.longform import latency_s, load_processor, stream
 from cald_speech.tasks.decoding import greedy
 from cald_speech.tasks.reading import Reader, whole
@@ -38,7 +38,7 @@ def evaluate_lookaheads(
 
     Raises UserError for a manifest or model that cannot be used, or a model that cannot run live.
     """
-    model, processor = load(source, device, head="ctc"), load_processor(source)
+    model, processor = from_pretrained(source, head="ctc", device=device), load_processor(source)
     latencies: dict[str, float | None] = {"whole": None}
     readers = {"whole": whole(model, processor)}
     for seconds in lookaheads_s:

@@ -12,13 +12,14 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from tqdm import tqdm
 from transformers import PreTrainedModel, Wav2Vec2Processor
 
+from cald_speech.conversion import from_pretrained
 from cald_speech.conversion.model_card import add_result
 from cald_speech.data.audio import audio_info
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.manifests import Entry, manifest_hash, read_manifest
 from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
-from cald_speech.evaluation.forward import batches, check_finite, load, naming
+from cald_speech.evaluation.forward import batches, check_finite, naming
 from cald_speech.evaluation.report import run_facts, write_report
 from cald_speech.longform import AudioSource, load_processor, transcribe
 from cald_speech.longform.words import Word
@@ -50,7 +51,7 @@ def evaluate_folder(
     UserError
         for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
     """
-    model, processor = load(source, device, head="ctc", dtype=dtype), load_processor(source)
+    model, processor = from_pretrained(source, head="ctc", dtype=dtype, device=device), load_processor(source)
     decoder, decoder_name = partial(greedy, tokenizer=processor.tokenizer), "greedy"
     if beam_size is not None or kenlm_path is not None:
         beam_size = 100 if beam_size is None else beam_size
@@ -146,7 +147,7 @@ def evaluate_talks(
     UserError
         for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
     """
-    model, processor = load(source, device, head="ctc", dtype=dtype), load_processor(source)
+    model, processor = from_pretrained(source, head="ctc", dtype=dtype, device=device), load_processor(source)
     talks: dict[str, list[Entry]] = {}
     for entry in read_manifest(manifest).values():
         talks.setdefault(entry["audio"], []).append(entry)

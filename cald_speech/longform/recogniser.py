@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, Wav2Vec2Processor
 
-from cald_speech.conversion import from_pretrained
+from cald_speech.conversion import check_device, from_pretrained
 from cald_speech.errors import UserError
 from cald_speech.families import SpeechFamily, family_of
 from cald_speech.longform.alignment import DEFAULT_BAND, align, labels_of
@@ -138,8 +138,8 @@ class Recogniser:
         force: bool = False,
     ) -> "Recogniser":
         """Load what is given as a folder or hub id; arguments and errors as in :func:`transcribe`."""
-        if str(device).startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"device {device}: torch {torch.__version__} sees no CUDA device here. Use --device cpu")
+        if device is not None:
+            check_device(device)
         folder = model.name_or_path if isinstance(model, PreTrainedModel) else str(model)
         if not isinstance(model, PreTrainedModel):
             model = from_pretrained(folder, dtype=dtype)

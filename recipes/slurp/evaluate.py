@@ -15,10 +15,10 @@ from typing import Any
 import click
 
 from cald_speech.commands import options
+from cald_speech.conversion import from_pretrained
 from cald_speech.conversion.model_card import add_figure, add_result
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.manifests import manifest_hash, read_manifest
-from cald_speech.evaluation.forward import load
 from cald_speech.evaluation.labels import classify_folder, group_names, summarise
 from cald_speech.evaluation.recognition import evaluate
 from cald_speech.evaluation.report import format_table, write_report
@@ -62,7 +62,7 @@ def classify(folder: str, manifest: Path, output_folder: Path, **how) -> dict[st
 
 def read_out(folder: str, manifest: Path, output_folder: Path, *, max_batch_s: float, device: str) -> dict[str, Any]:
     """The summary of a CTC model: the first two words are the intent, the WER is that of the others."""
-    model, processor = load(folder, device, head="ctc"), load_processor(folder)
+    model, processor = from_pretrained(folder, head="ctc", device=device), load_processor(folder)
     dataset = make_dataset(manifest, processor, normaliser=NORMALISER, unknown="drop")
     how = {"normaliser": NORMALISER, "max_batch_s": max_batch_s, "progress": False}
     read = evaluate(model, processor, dataset, **how).utterances

@@ -131,6 +131,7 @@ def test_a_model_that_kept_its_attention_needs_force(call, talk, kept):
 
 def test_what_is_no_option_is_a_usage_error(call, model, talk):
     assert "Missing option '--model'" in call("transcribe", talk, status=2).stderr
+    assert "got 'toaster'" in call("transcribe", talk, "--model", model, "--device", "toaster", status=2).stderr
     assert "'doc' is not one of" in call("transcribe", talk, "--model", model, "--format", "doc", status=2).stderr
 
 

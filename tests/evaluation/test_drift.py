@@ -130,7 +130,7 @@ def test_models_that_cannot_be_compared(unlike, drift, source, message):
         ({"utterances": 0}, "--utterances: expected at least 1, got 0"),
         ({"waypoints": "."}, "--waypoints: expected folders called step-<number>"),
         ({"waypoints": "waypoints-of-another"}, "step-10 differ in their layers"),
-        ({"device": "toaster"}, "cannot be put on the device 'toaster'"),
+        ({"device": "toaster"}, "device: expected cpu, cuda or a GPU's number such as cuda:1, got 'toaster'"),
         ({"manifest": "none.json"}, "there is no such manifest"),
     ],
     ids=str,
