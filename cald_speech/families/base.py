@@ -36,7 +36,8 @@ class Family:
 
     model_type: str  # Hugging Face's name
     config_class: type[PretrainedConfig]
-    classes: Mapping[str, type[PreTrainedModel]]  # by head
+    heads: tuple[str, ...]
+    model_classes: tuple[type[PreTrainedModel], ...]  # one for each head, in their order
     auto_classes: Mapping[str, Any]  # by head, the Auto class that finds the model's
     pipelines: Mapping[str, str]  # by head, transformers' name for what it does
     default_head: str
@@ -46,6 +47,11 @@ class Family:
     config_defaults: ClassVar[Mapping[str, Any]] = {}
     refusal: ClassVar[str]  # of a kind of family: what a user is told who gives a model of another
     causal: bool = False  # True: no layer sees what comes after a frame, and no mixer may
+
+    @property
+    def classes(self) -> dict[str, type[PreTrainedModel]]:
+        """The model class with each head."""
+        return dict(zip(self.heads, self.model_classes, strict=True))
 
     def class_with(self, head: str) -> type[PreTrainedModel]:
         """The model class with this head. Raises UserError for one that the family does not have."""

@@ -4,8 +4,6 @@ Converted models are CaldBertModel, CaldBertForMaskedLM and CaldBertForSequenceC
 conversion/classes.py makes.
 """
 
-from typing import ClassVar
-
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from cald_speech.families.text import TextEncoderFamily
@@ -16,11 +14,7 @@ class BertFamily(TextEncoderFamily):
 
     model_type = "bert"
     config_class = BertConfig
-    classes: ClassVar = {
-        "base": BertModel,
-        "masked_lm": BertForMaskedLM,
-        "classification": BertForSequenceClassification,
-    }
+    model_classes = (BertModel, BertForMaskedLM, BertForSequenceClassification)
     masked_lm_head = "cls"
 
 

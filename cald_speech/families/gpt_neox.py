@@ -4,8 +4,6 @@ Converted models are CaldGPTNeoXModel, CaldGPTNeoXForCausalLM and CaldGPTNeoXFor
 conversion/classes.py makes.
 """
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 from transformers import (
     GPTNeoXConfig,
@@ -24,11 +22,7 @@ class GPTNeoXFamily(TextDecoderFamily):
 
     model_type = "gpt_neox"
     config_class = GPTNeoXConfig
-    classes: ClassVar = {
-        "base": GPTNeoXModel,
-        "lm": GPTNeoXForCausalLM,
-        "classification": GPTNeoXForSequenceClassification,
-    }
+    model_classes = (GPTNeoXModel, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification)
     slot_name = "attention"
     cache_argument = "layer_past"
     norm_name = "final_layer_norm"

@@ -4,8 +4,6 @@ Converted models are CaldHubertModel, CaldHubertForCTC and CaldHubertForSequence
 conversion/classes.py makes.
 """
 
-from typing import ClassVar
-
 from transformers import HubertConfig, HubertForCTC, HubertForSequenceClassification, HubertModel
 from transformers.models.hubert.modeling_hubert import HubertEncoderLayerStableLayerNorm
 
@@ -17,11 +15,7 @@ class HubertFamily(SpeechFamily):
 
     model_type = "hubert"
     config_class = HubertConfig
-    classes: ClassVar = {
-        "base": HubertModel,
-        "ctc": HubertForCTC,
-        "classification": HubertForSequenceClassification,
-    }
+    model_classes = (HubertModel, HubertForCTC, HubertForSequenceClassification)
     pre_norm_layer = HubertEncoderLayerStableLayerNorm
 
 

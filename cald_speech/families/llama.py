@@ -4,8 +4,6 @@ Converted models are CaldLlamaModel, CaldLlamaForCausalLM and CaldLlamaForSequen
 conversion/classes.py makes.
 """
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -25,11 +23,7 @@ class LlamaFamily(TextDecoderFamily):
 
     model_type = "llama"
     config_class = LlamaConfig
-    classes: ClassVar = {
-        "base": LlamaModel,
-        "lm": LlamaForCausalLM,
-        "classification": LlamaForSequenceClassification,
-    }
+    model_classes = (LlamaModel, LlamaForCausalLM, LlamaForSequenceClassification)
     slot_name = "self_attn"
     cache_argument = "past_key_values"
     norm_name = "norm"

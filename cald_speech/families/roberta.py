@@ -4,8 +4,6 @@ Converted models are CaldRobertaModel, CaldRobertaForMaskedLM and CaldRobertaFor
 conversion/classes.py makes.
 """
 
-from typing import ClassVar
-
 from transformers import (
     PretrainedConfig,
     RobertaConfig,
@@ -22,11 +20,7 @@ class RobertaFamily(TextEncoderFamily):
 
     model_type = "roberta"
     config_class = RobertaConfig
-    classes: ClassVar = {
-        "base": RobertaModel,
-        "masked_lm": RobertaForMaskedLM,
-        "classification": RobertaForSequenceClassification,
-    }
+    model_classes = (RobertaModel, RobertaForMaskedLM, RobertaForSequenceClassification)
     masked_lm_head = "lm_head"
 
     def max_tokens(self, config: PretrainedConfig) -> int:

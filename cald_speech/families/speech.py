@@ -20,6 +20,7 @@ from cald_speech.mixers import AttentionWeights, Mixer
 class SpeechFamily(Family):
     """A Hugging Face speech encoder. A subclass names its classes; WavLM changes the slot too."""
 
+    heads = ("base", "ctc", "classification")
     auto_classes: ClassVar = {
         "base": AutoModel,
         "ctc": AutoModelForCTC,

@@ -78,6 +78,7 @@ class TextEncoderFamily(TextFamily):
     torch.Size([1, 3, 50])
     """
 
+    heads = ("base", "masked_lm", "classification")
     default_head = "masked_lm"
     head_names = (r"lm_head\.", r"cls\.", r"classifier\.", r"pooler\.")
     # Buffers that older releases of transformers saved.
@@ -151,6 +152,7 @@ class TextDecoderFamily(TextFamily):
     """
 
     causal = True
+    heads = ("base", "lm", "classification")
     default_head = "lm"
     head_names = (r"lm_head\.", r"embed_out\.", r"score\.")
     # Buffers that older releases of transformers saved.

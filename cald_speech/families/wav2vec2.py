@@ -4,8 +4,6 @@ Converted models are CaldWav2Vec2Model, CaldWav2Vec2ForCTC and CaldWav2Vec2ForSe
 conversion/classes.py makes.
 """
 
-from typing import ClassVar
-
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForSequenceClassification, Wav2Vec2Model
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2EncoderLayerStableLayerNorm
 
@@ -17,11 +15,7 @@ class Wav2Vec2Family(SpeechFamily):
 
     model_type = "wav2vec2"
     config_class = Wav2Vec2Config
-    classes: ClassVar = {
-        "base": Wav2Vec2Model,
-        "ctc": Wav2Vec2ForCTC,
-        "classification": Wav2Vec2ForSequenceClassification,
-    }
+    model_classes = (Wav2Vec2Model, Wav2Vec2ForCTC, Wav2Vec2ForSequenceClassification)
     pre_norm_layer = Wav2Vec2EncoderLayerStableLayerNorm
 
 

@@ -5,7 +5,7 @@ makes.
 """
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,11 +101,7 @@ class WavLMFamily(SpeechFamily):
 
     model_type = "wavlm"
     config_class = WavLMConfig
-    classes: ClassVar = {
-        "base": WavLMModel,
-        "ctc": WavLMForCTC,
-        "classification": WavLMForSequenceClassification,
-    }
+    model_classes = (WavLMModel, WavLMForCTC, WavLMForSequenceClassification)
     pre_norm_layer = WavLMEncoderLayerStableLayerNorm
     slot_class = WavLMMixerSlot
 
