@@ -37,3 +37,20 @@ def test_the_users_own_file_comes_first(place, tmp_path):
 def test_what_is_nowhere_is_named_with_one_that_ships(place, name):
     with pytest.raises(UserError, match=rf"^no experiment file {name}: .*such as hparams/mamba.yaml"):
         shipped.experiment_file(name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("demo", "demo/students"),
+        ("align", "align/encoder"),
+        ("digits_teacher_start", "digits/teacher_start"),
+        ("speakers", "digits/speakers"),
+        ("coffee", "coffee_orders/student"),
+        ("slurp_joint", "slurp/joint"),
+        ("stdlib_masked_teacher", "pile/stdlib_masked_teacher"),
+    ],
+)
+def test_a_former_name_is_answered_with_the_new_one(old, new):
+    with pytest.raises(UserError, match=rf"no experiment file hparams/{old}.yaml: .*\bhparams/{new}.yaml"):
+        shipped.experiment_file(f"hparams/{old}.yaml")

@@ -13,7 +13,8 @@ from cald_speech.errors import UserError
 from cald_speech.evaluation.labels import classify_folder, summarise
 from cald_speech.recipes.coffee_orders import crossvalidate
 from cald_speech.recipes.coffee_orders import prepare as recipe
-from cald_speech.training.run import parse, run
+from cald_speech.training.run import parse
+from tests.recipes.start import start
 from tests.training.miniature import ROOT, write_model
 
 SMALL = {"num_steps": 4, "max_batch_s": 5, "log_every_steps": 1, "validate_every_epochs": 1}
@@ -55,11 +56,11 @@ def test_teacher_and_student(orders, tmp_path):
     common = SMALL | {"data_folder": str(orders), "prepare_folder": str(tmp_path / "data")}
     encoder = write_model(tmp_path / "encoder", head="base")
     teacher = start(
-        "coffee_orders/teacher.yaml", common | {"source": str(encoder), "output_folder": str(tmp_path / "teacher")}
+        "coffee_orders/teacher", common | {"source": str(encoder), "output_folder": str(tmp_path / "teacher")}
     )
     keys = {"teacher": str(teacher.store.folder / "model"), "output_folder": str(tmp_path / "student")}
     student = start(
-        "coffee_orders/student.yaml", common | keys | {"guidance": "hybrid", "switch_step": 2, "alpha_logits": 1.0}
+        "coffee_orders/student", common | keys | {"guidance": "hybrid", "switch_step": 2, "alpha_logits": 1.0}
     )
     assert type(student.plain).__name__ == "CaldWav2Vec2ForSequenceClassification"
     lines = [json.loads(line) for line in (student.store.folder / "train_log.jsonl").read_text().splitlines()]
@@ -72,18 +73,13 @@ def test_teacher_and_student(orders, tmp_path):
     assert summary["of"] == len(found) and summary["accuracy"] == pytest.approx(100 - student.progress.best_metric)
 
 
-def start(experiment: str, keys: dict):
-    words = [f"--{key}={value}" for key, value in keys.items()]
-    return run([str(ROOT / "hparams" / experiment), *words, "--noprogressbar"], recipe.prepare)
-
-
 def test_labels_that_the_task_does_not_know(orders, tmp_path):
     encoder = write_model(tmp_path / "encoder", head="base")
     keys = SMALL | {"data_folder": str(orders), "source": str(encoder), "output_folder": str(tmp_path / "run")}
     keys |= {"prepare_folder": str(tmp_path / "data")}
     task = "!new:cald_speech.tasks.classification.Classification {labels: [tea, latte]}"
     with pytest.raises(UserError, match=r"train-0\.json: expected the labels tea, latte, got .* for utterance"):
-        start("coffee_orders/teacher.yaml", keys | {"task": task})
+        start("coffee_orders/teacher", keys | {"task": task})
 
 
 def test_what_is_missing_is_named(orders, tmp_path):

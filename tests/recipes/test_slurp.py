@@ -15,8 +15,8 @@ from cald_speech.evaluation import labels
 from cald_speech.recipes.slurp import evaluate
 from cald_speech.recipes.slurp import prepare as recipe
 from cald_speech.tasks.wer import score
-from cald_speech.training.run import run
-from tests.training.miniature import ROOT, write_model
+from tests.recipes.start import start
+from tests.training.miniature import write_model
 
 INTENTS = [("alarm", "set"), ("iot", "hue_lightoff"), ("alarm", "query"), ("play", "music")]
 SENTENCES = ["wake me at six", "what's on, u. s. d.", "jack@gmail dot com", "play tech n9ne"]
@@ -193,11 +193,6 @@ def evaluate_script():
     return evaluate
 
 
-def start(experiment, keys):
-    words = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
-    return run([str(ROOT / "hparams" / experiment), *words, "--noprogressbar"], recipe.prepare)
-
-
 def places(folder, corpus, name):
     common = {"data_folder": str(corpus), "prepare_folder": str(folder / "data")}
     return common | {"output_folder": str(folder / name), "source": str(folder / "encoder")}
@@ -208,7 +203,7 @@ def teacher(trained_on, tmp_path_factory):
     """A folder with a teacher that hparams/slurp/teacher.yaml trained, its waypoints, and what it started from."""
     folder = tmp_path_factory.mktemp("teacher")
     write_model(folder / "encoder", head="base")
-    start("slurp/teacher.yaml", SMALL | places(folder, trained_on, "teacher") | {"waypoint_every_steps": 2})
+    start("slurp/teacher", SMALL | places(folder, trained_on, "teacher") | {"waypoint_every_steps": 2})
     return folder
 
 
@@ -249,7 +244,7 @@ def test_a_student_in_every_guidance_mode(guidance, teacher, trained_on, tmp_pat
         | NARROW
     )
     keys |= {"teacher": str(teacher / "teacher" / "model"), "waypoints": str(teacher / "teacher" / "waypoints")}
-    student = start("slurp/student.yaml", keys)
+    student = start("slurp/student", keys)
     assert type(student.plain).__name__ == "CaldWav2Vec2ForSequenceClassification" and student.optimizer_step == 4
     log = map(json.loads, (student.store.folder / "train_log.jsonl").read_text().splitlines())
     lines = [row for row in log if "loss/layers" in row]
@@ -271,7 +266,7 @@ def test_words_and_intent_from_one_ctc_model(part, teacher, trained_on, tmp_path
         }
     else:
         keys |= NARROW | {"teacher": str(write_model(tmp_path / "speller", letters=letters))}
-    brain = start("slurp/joint.yaml", keys)
+    brain = start("slurp/joint", keys)
     assert type(brain.plain).__name__ == {"teacher": "Wav2Vec2ForCTC", "student": "CaldWav2Vec2ForCTC"}[part]
     assert "_" in brain.models.processor.tokenizer.get_vocab()
     summary = evaluated(evaluate_script, brain.store.folder / "model", trained_on, tmp_path, "--joint")
@@ -327,13 +322,13 @@ def test_labels_that_the_model_does_not_know(teacher, corpus, tmp_path, evaluate
     (corpus / "dataset/slurp/train.jsonl").write_text(path.read_text())
     (corpus / "dataset/slurp/test.jsonl").write_text(path.read_text())
     with pytest.raises(UserError, match=r"train-real\.json: utterance .* as action one of .* got 'iot hue_lightred'"):
-        start("slurp/student.yaml", keys | NARROW | {"guidance": "unguided", "corpus": {"synthetic": False}})
+        start("slurp/student", keys | NARROW | {"guidance": "unguided", "corpus": {"synthetic": False}})
 
 
 def test_labels_of_the_training_set(trained_on, teacher):
     task = "!new:cald_speech.tasks.intent.Intent {groups: [scenario, action]}"
     keys = SMALL | places(teacher, trained_on, "read-labels") | {"task": task, "num_steps": 1}
-    names = start("slurp/teacher.yaml", keys).plain.config.id2label
+    names = start("slurp/teacher", keys).plain.config.id2label
     assert list(names.values()) == [f"scenario:{label}" for label in ("alarm", "iot", "play")] + [
         f"action:{label}" for label in ("hue_lightoff", "music", "query", "set")
     ]

@@ -18,8 +18,7 @@ from cald_speech.evaluation import recognition
 from cald_speech.longform.words import Word
 from cald_speech.recipes.tedlium import prepare as recipe
 from cald_speech.recipes.tedlium.evaluate import main
-from cald_speech.training.run import run
-from tests.training.miniature import ROOT, write_model
+from tests.recipes.start import follow_teacher, write_teacher
 
 TALKS = {"train": ["AnnBee_2001", "CarlDee_2002"], "dev": ["EveFox_2003"], "test": ["GusHay_2004", "IdaJoy_2005"]}
 # Start and end in seconds, and what is said in between, of each talk; the corpus writes times with two decimals.
@@ -59,16 +58,8 @@ def shared(tmp_path_factory):
     """The corpus, an encoder and a teacher that was fine-tuned on it, with its waypoints."""
     folder = tmp_path_factory.mktemp("tedlium")
     write_tedlium(folder / "data")
-    write_model(folder / "encoder", head="base")
-    keys = {"source": str(folder / "encoder"), "output_folder": str(folder / "teacher"), "waypoint_every_steps": 2}
-    start("tedlium/teacher.yaml", folder, keys | {"layer_map": {}})
+    write_teacher(folder, "tedlium", SMALL)
     return folder
-
-
-def start(experiment, folder, keys):
-    keys = SMALL | {"data_folder": str(folder / "data"), "prepare_folder": str(folder / "prepared")} | keys
-    words = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
-    return run([str(ROOT / "hparams" / experiment), *words, "--noprogressbar"], recipe.prepare)
 
 
 @pytest.fixture
@@ -198,15 +189,9 @@ def test_bad_audio_is_dropped_where_the_user_says_so(corpus, tmp_path, caplog):
 # The others run with CTC in tests/training, with classes in test_slurp.py.
 @pytest.mark.parametrize("guidance", ["hybrid", "waypoint"])
 def test_a_student(shared, tmp_path, guidance):
-    keys = {"teacher": str(shared / "teacher" / "model"), "waypoints": str(shared / "teacher" / "waypoints")}
-    keys |= {"source": str(shared / "encoder"), "output_folder": str(tmp_path), "guidance": guidance}
-    brain = start("tedlium/student.yaml", shared, keys)
-    assert brain.optimizer_step == 4 and brain.skipped.count == 0
+    brain = follow_teacher(shared, "tedlium", SMALL, tmp_path, guidance)
     assert brain.models.conversion.layers == ("Bidirectional", "Bidirectional")
     assert set(brain.models.processor.tokenizer.get_vocab()) >= set("'ABCDE")
-    lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
-    followed = [line["loss/layers"] > 0 for line in lines if "loss/layers" in line]
-    assert followed == [True, True, *[guidance != "hybrid"] * 2]
 
 
 @pytest.fixture

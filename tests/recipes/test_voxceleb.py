@@ -14,8 +14,7 @@ from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
 from cald_speech.recipes.voxceleb import prepare as recipe
 from cald_speech.recipes.voxceleb.evaluate import main
-from cald_speech.training.run import run
-from tests.training.miniature import ROOT, write_model
+from tests.recipes.start import follow_teacher, places, start, write_teacher
 
 SPEAKERS = ["id10001", "id10270", "id11251"]
 SETS = {1: 6, 2: 2, 3: 3}  # clips of each speaker
@@ -52,16 +51,8 @@ def shared(tmp_path_factory):
     """The corpus, an encoder and a teacher that was fine-tuned on it, with its waypoints."""
     folder = tmp_path_factory.mktemp("voxceleb")
     write_voxceleb(folder / "data")
-    write_model(folder / "encoder", head="base")
-    keys = {"source": str(folder / "encoder"), "output_folder": str(folder / "teacher"), "waypoint_every_steps": 2}
-    start("voxceleb/teacher.yaml", folder, keys | {"layer_map": {}})
+    write_teacher(folder, "voxceleb", SMALL)
     return folder
-
-
-def start(experiment, folder, keys):
-    keys = SMALL | {"data_folder": str(folder / "data"), "prepare_folder": str(folder / "prepared")} | keys
-    words = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
-    return run([str(ROOT / "hparams" / experiment), *words, "--noprogressbar"], recipe.prepare)
 
 
 def test_the_official_split(corpus, tmp_path):
@@ -160,14 +151,8 @@ def test_there_are_three_sets(corpus, tmp_path):
 # The others run with CTC in tests/training, with classes in test_slurp.py.
 @pytest.mark.parametrize("guidance", ["hybrid", "waypoint"])
 def test_a_student(shared, tmp_path, guidance):
-    keys = {"teacher": str(shared / "teacher" / "model"), "waypoints": str(shared / "teacher" / "waypoints")}
-    keys |= {"source": str(shared / "encoder"), "output_folder": str(tmp_path), "guidance": guidance}
-    brain = start("voxceleb/student.yaml", shared, keys)
-    assert brain.optimizer_step == 4 and brain.skipped.count == 0
+    brain = follow_teacher(shared, "voxceleb", SMALL, tmp_path, guidance)
     assert brain.plain.config.id2label == dict(enumerate(SPEAKERS))
-    lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
-    followed = [line["loss/layers"] > 0 for line in lines if "loss/layers" in line]
-    assert followed == [True, True, *[guidance != "hybrid"] * 2]
 
 
 def test_a_teacher_of_other_speakers_is_refused(shared, tmp_path):
@@ -179,7 +164,7 @@ def test_a_teacher_of_other_speakers_is_refused(shared, tmp_path):
     with pytest.raises(
         UserError, match="tells id10001, id10270, id11251 apart, and the task id10002, id10270, id11251"
     ):
-        start("voxceleb/student.yaml", tmp_path, keys)
+        start("voxceleb/student", SMALL | places(tmp_path) | keys)
 
 
 def test_evaluate(shared, tmp_path, monkeypatch):

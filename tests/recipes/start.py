@@ -1,0 +1,43 @@
+"""Experiments started as the command line would, by the recipe that they name."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cald_speech.training.brain import CaldBrain
+from cald_speech.training.run import run
+from tests.training.miniature import write_model
+
+
+def start(experiment: str, keys: Mapping[str, Any]) -> CaldBrain:
+    """Run hparams/<experiment>.yaml with the keys on top; the Brain after training."""
+    plain = {key: json.dumps(value) if isinstance(value, dict | list | bool) else value for key, value in keys.items()}
+    words = [f"--{key}={value}" for key, value in plain.items()]
+    return run([f"hparams/{experiment}.yaml", *words, "--noprogressbar"])
+
+
+def places(folder: Path) -> dict[str, str]:
+    """Keys: the corpus is <folder>/data, and what is prepared of it goes beside."""
+    return {"data_folder": str(folder / "data"), "prepare_folder": str(folder / "prepared")}
+
+
+def write_teacher(folder: Path, corpus: str, small: Mapping[str, Any]) -> None:
+    """An encoder without a head, and the teacher with waypoints that the corpus's own experiment makes of it."""
+    write_model(folder / "encoder", head="base")
+    keys = {"source": folder / "encoder", "output_folder": folder / "teacher", "waypoint_every_steps": 2}
+    start(f"{corpus}/teacher", {**small, **places(folder), **keys, "layer_map": {}})
+
+
+def follow_teacher(
+    folder: Path, corpus: str, small: Mapping[str, Any], output_folder: Path, guidance: str
+) -> CaldBrain:
+    """A student of four steps, guided by that teacher for two of them (hybrid) or throughout."""
+    keys = {"teacher": folder / "teacher" / "model", "waypoints": folder / "teacher" / "waypoints"}
+    keys |= {"source": folder / "encoder", "output_folder": output_folder, "guidance": guidance}
+    brain = start(f"{corpus}/student", {**small, **places(folder), **keys})
+    assert brain.optimizer_step == 4 and brain.skipped.count == 0
+    lines = [json.loads(line) for line in (output_folder / "train_log.jsonl").read_text().splitlines()]
+    followed = [line["loss/layers"] > 0 for line in lines if "loss/layers" in line]
+    assert followed == [True, True, *[guidance != "hybrid"] * 2]
+    return brain
