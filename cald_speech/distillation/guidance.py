@@ -180,6 +180,11 @@ class Target(Guidance):
     def mode_weights(self, step: int) -> LossWeights:
         return LossWeights(self.alpha_task, self.alpha_layer, self.alpha_logits)
 
+    def check(self, num_steps: int) -> None:
+        super().check(num_steps)
+        if not self.mode_weights(0).runs_student:
+            raise ValueError("alpha_task, alpha_layer, alpha_logits: expected one of them above 0, got none")
+
 
 @dataclass(kw_only=True)
 class Hybrid(Target):

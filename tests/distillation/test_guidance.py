@@ -150,6 +150,12 @@ def test_hybrid_needs_both_phases(switch_step):
         Hybrid(switch_step=switch_step).check(5)
 
 
+@pytest.mark.parametrize("mode", [Target, Trajectory])
+def test_some_loss_is_left(mode):
+    with pytest.raises(ValueError, match=r"^alpha_task, alpha_layer, alpha_logits: expected one of them above 0"):
+        mode(alpha_task=0.0, alpha_layer=0.0).check(5)
+
+
 @pytest.mark.parametrize("layer", [0, 15])
 @pytest.mark.parametrize("logits", [0, 1])
 def test_needs_teacher(layer, logits):
