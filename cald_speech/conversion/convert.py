@@ -15,6 +15,56 @@ from cald_speech.errors import UserError
 from cald_speech.families import family_of
 
 
+def convert(model: PreTrainedModel, layer_map: LayerMap, *, initialise: str = "attention") -> "ConversionReport":
+    """Convert ``model`` in place, and make it a model of the converted class, which saves and loads as such.
+
+    Arguments
+    ---------
+    model : of an architecture known to ``cald_speech.families``, with attention in every layer.
+    layer_map : which layer gets which mixer. A map without any mixer leaves the model as it is.
+    initialise : ``attention`` starts each mixer from the weights it replaces where it can, ``random`` does not.
+
+    Returns
+    -------
+    Which parameters are new, copied, untouched and gone; printed, a summary.
+
+    Raises
+    ------
+    UserError
+        for an architecture not known here, a layer that does not exist, a mixer that would see the future in a causal
+        model, or one whose geometry does not allow a start from the attention weights.
+
+    Example
+    -------
+    >>> from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+    >>> from cald_speech.mixers import Bidirectional
+    >>> config = Wav2Vec2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+    ...     conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+    >>> report = convert(Wav2Vec2ForCTC(config), LayerMap(Bidirectional, {1: None}))
+    >>> report.layers
+    ('Bidirectional', 'attention')
+    """
+    family = family_of(model)
+    if initialise not in STARTS:
+        raise UserError(f"initialise: expected one of {', '.join(STARTS)}, got {initialise!r}")
+    before = {name: p.numel() for name, p in model.named_parameters()}
+    factories = layer_map.factories(len(family.layers(model)))
+    copied = replace_layers(model, family, factories, initialise=initialise)
+    after = {name: p.numel() for name, p in model.named_parameters()}
+    in_mixers = {name for name in after if ".mixer." in name}
+    if any(factories):
+        adopt(model, family, layer_map)
+    return ConversionReport(
+        layers=tuple(type_name(f) for f in factories),
+        untouched=tuple(sorted(after.keys() - in_mixers)),
+        copied=tuple(sorted(copied)),
+        new=tuple(sorted(in_mixers - copied)),
+        removed=tuple(sorted(before.keys() - after.keys())),
+        num_parameters_before=sum(before.values()),
+        num_parameters_after=sum(after.values()),
+    )
+
+
 @dataclass(frozen=True)
 class ConversionReport:
     """Every parameter of the converted model by where its values come from, and what went with the attention."""
@@ -57,49 +107,3 @@ class ConversionReport:
             f"tensors: {len(self.untouched)} untouched, {len(self.copied)} copied from attention, {len(self.new)} new, "
             f"{len(self.removed)} removed"
         )
-
-
-def convert(model: PreTrainedModel, layer_map: LayerMap, *, initialise: str = "attention") -> ConversionReport:
-    """Convert ``model`` in place, and make it a model of the converted class, which saves and loads as such.
-
-    Arguments
-    ---------
-    model : of an architecture known to ``cald_speech.families``, with attention in every layer.
-    layer_map : which layer gets which mixer. A map without any mixer leaves the model as it is.
-    initialise : ``attention`` starts each mixer from the weights it replaces where it can, ``random`` does not.
-
-    Raises
-    ------
-    UserError
-        for an architecture not known here, a layer that does not exist, a mixer that would see the future in a causal
-        model, or one whose geometry does not allow a start from the attention weights.
-
-    Example
-    -------
-    >>> from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
-    >>> from cald_speech.mixers import Bidirectional
-    >>> config = Wav2Vec2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-    ...     conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
-    >>> report = convert(Wav2Vec2ForCTC(config), LayerMap(Bidirectional, {1: None}))
-    >>> report.layers
-    ('Bidirectional', 'attention')
-    """
-    family = family_of(model)
-    if initialise not in STARTS:
-        raise UserError(f"initialise: expected one of {', '.join(STARTS)}, got {initialise!r}")
-    before = {name: p.numel() for name, p in model.named_parameters()}
-    factories = layer_map.factories(len(family.layers(model)))
-    copied = replace_layers(model, family, factories, initialise=initialise)
-    after = {name: p.numel() for name, p in model.named_parameters()}
-    in_mixers = {name for name in after if ".mixer." in name}
-    if any(factories):
-        adopt(model, family, layer_map)
-    return ConversionReport(
-        layers=tuple(type_name(f) for f in factories),
-        untouched=tuple(sorted(after.keys() - in_mixers)),
-        copied=tuple(sorted(copied)),
-        new=tuple(sorted(in_mixers - copied)),
-        removed=tuple(sorted(before.keys() - after.keys())),
-        num_parameters_before=sum(before.values()),
-        num_parameters_after=sum(after.values()),
-    )
