@@ -8,6 +8,14 @@ eq. 1 after discretisation)
 
 With A < 0 and dt > 0 the decay exp(dt A) lies in (0, 1). Heads share B and C in groups: head h reads group
 h // (H / G). ``reverse`` runs the same recurrence from the last valid frame to the first.
+
+Unrolled from S = 0, every output is a weighted sum of the inputs before it, and of its own:
+
+    y_t = sum_{s <= t} (C_t . B_s) exp(sum_{s < r <= t} dt_r A) dt_s x_s + D x_t
+
+That is attention with queries C, keys B, values dt x and a decay in the place of the softmax, the duality of the name.
+A recurrence costs T steps one after the other, attention T^2 products: the fast paths take the attention within chunks
+of frames and the recurrence from chunk to chunk. ``torch_batched.py`` has this as the paper lists it, in four steps.
 """
 
 import torch
