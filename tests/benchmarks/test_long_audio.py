@@ -1,6 +1,7 @@
 """The long-audio benchmark runs, what cannot run is a row, and a figure is drawn."""
 
 import json
+import subprocess
 
 import pytest
 import torch
@@ -91,9 +92,16 @@ def test_a_case_in_too_little_time(tmp_path):
     assert long_audio.run_case({}, 0.01) == {"fault": "more than 0.01 s"}
 
 
-def test_a_case_that_is_wrong_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="KeyError"):
-        long_audio.run_case({}, 100)
+@pytest.mark.parametrize(("status", "said"), [(-9, None), (1, "KeyError: 'model'")], ids=["killed", "wrong"])
+def test_a_case_that_ends_without_an_answer(status, said, monkeypatch):
+    """Killed for its memory it is a row; a wrong one is an error that says what Python said last."""
+    ended = subprocess.CompletedProcess([], status, "", f"Traceback ...\n{said}\n")
+    monkeypatch.setattr(long_audio.subprocess, "run", lambda command, **options: ended)
+    if said is None:
+        assert long_audio.run_case({}, 100) == {"fault": "out of memory"}
+    else:
+        with pytest.raises(UserError, match=f"the case {{}} failed: {said}"):
+            long_audio.run_case({}, 100)
 
 
 @pytest.mark.parametrize(

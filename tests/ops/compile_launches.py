@@ -1,7 +1,8 @@
 """Compiles the kernels of the selective scan, the short convolution and SSD for GPUs that are not there.
 
-Run without TRITON_INTERPRET as ``python -m tests.ops.compile_launches OP DTYPE CAPABILITY``, such as ``short_conv
-bfloat16 90``; prints one line of JSON for each kernel that a training step launches: what the assembler says of it.
+Run without TRITON_INTERPRET as ``python -m tests.ops.compile_launches DTYPE CAPABILITY OP ...``, such as ``bfloat16
+90 short_conv``; prints a line of JSON for each op: what the assembler says of every kernel that a training step
+launches.
 """
 
 import json
@@ -47,10 +48,11 @@ def ssd_pair(dtype: torch.dtype) -> None:
     forward_and_backward("pair", dtype, 64, 64)
 
 
-def main(op: str, dtype: str, capability: str) -> None:
-    step = {"short_conv": short_conv, "selective_scan": selective_scan, "ssd": ssd, "ssd_pair": ssd_pair}[op]
-    for kernel in compiled_kernels(int(capability), lambda: step(getattr(torch, dtype))):
-        print(json.dumps(asdict(usage_of(kernel))), flush=True)
+def main(dtype: str, capability: str, *ops: str) -> None:
+    steps = {"short_conv": short_conv, "selective_scan": selective_scan, "ssd": ssd, "ssd_pair": ssd_pair}
+    for op in ops:
+        kernels = compiled_kernels(int(capability), lambda op=op: steps[op](getattr(torch, dtype)))
+        print(json.dumps([asdict(usage_of(kernel)) for kernel in kernels]), flush=True)
 
 
 if __name__ == "__main__":

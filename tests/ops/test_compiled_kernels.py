@@ -30,17 +30,16 @@ def compiled(tmp_path, *command):
     return done.stdout.splitlines()
 
 
-def usage(op, tmp_path):
-    """What each kernel of an op uses, in the order of its first launch."""
-    return [json.loads(line) for line in compiled(tmp_path, "-m", "tests.ops.compile_launches", op, "bfloat16", "90")]
+def usage(tmp_path, *ops):
+    """For each op what each of its kernels uses, in the order of the first launch."""
+    return map(json.loads, compiled(tmp_path, "-m", "tests.ops.compile_launches", "bfloat16", "90", *ops))
 
 
-@pytest.mark.parametrize("op", KERNELS)
-def test_kernels_compile_for_hopper(op, tmp_path):
-    used = usage(op, tmp_path)
-    assert {one["kernel"] for one in used} == KERNELS[op]
-    assert [one for one in used if one["spilled_bytes"] > MAX_SPILLED_BYTES] == []
-    assert max(one["shared_bytes"] for one in used) <= 48 * 1024
+def test_kernels_compile_for_hopper(tmp_path):
+    for op, used in zip(KERNELS, usage(tmp_path, *KERNELS), strict=True):
+        assert {one["kernel"] for one in used} == KERNELS[op]
+        assert [one for one in used if one["spilled_bytes"] > MAX_SPILLED_BYTES] == []
+        assert max(one["shared_bytes"] for one in used) <= 48 * 1024
 
 
 @pytest.mark.parametrize(("capability", "sizes", "dtype"), [(80, "64x128", "bfloat16"), (90, "3x5", "float32")])
@@ -54,7 +53,7 @@ def test_ssd_kernels_of_both_directions_compile(capability, sizes, dtype, tmp_pa
 
 @pytest.mark.slow
 def test_a_pair_of_scans_takes_the_shared_memory_of_one_and_hardly_spills_more(tmp_path):
-    one, pair = (usage(op, tmp_path) for op in ("ssd", "ssd_pair"))
+    one, pair = usage(tmp_path, "ssd", "ssd_pair")
     assert {kernel["kernel"] for kernel in one} == {f"{name}_kernel" for name in SSD_KERNELS}
     for single, both in zip(one, pair, strict=True):
         assert both["kernel"] == single["kernel"] and both["warps"] == single["warps"]
