@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import cald_speech
+from cald_speech.families import family_of
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.run import run
 from tests.training.miniature import SPLITS, write_corpus, write_experiment
@@ -32,7 +33,9 @@ def test_a_converted_folder_loads_and_puts_out_the_same(name):
     expected = inputs.pop("logits")
     with torch.inference_mode():
         logits = model(**inputs | {"attention_mask": inputs["attention_mask"].long()}).logits
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    frames = [expected.size(1), *(family_of(model).context(model).frames.tolist()[1:])]
+    for alone, before, num_frames in zip(logits, expected, frames, strict=True):
+        torch.testing.assert_close(alone[:num_frames], before[:num_frames], rtol=1e-5, atol=1e-5)
 
 
 def test_a_stopped_run_goes_on(tmp_path):

@@ -33,7 +33,7 @@ def convert(model: str, folder: Path, initialise: str, keep: tuple[int, ...], sh
     layer_map = conversion.LayerMap(mixer, dict.fromkeys(keep))
     report = conversion.convert(student, layer_map, initialise=initialise)
     student.save_pretrained(folder)
-    AutoProcessor.from_pretrained(model).save_pretrained(folder)
+    conversion.save_processor(AutoProcessor.from_pretrained(model), student, folder)
     layers = report.describe_layers()
     facts = {"model": type(student).__name__, "teacher": model, "pipeline": family.pipelines[head]}
     update_facts(folder, **facts, layers=layers, guidance="none: not trained yet")

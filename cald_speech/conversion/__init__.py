@@ -12,6 +12,7 @@ from cald_speech.conversion.classes import (
     from_pretrained,
     load_config,
     register,
+    save_processor,
 )
 from cald_speech.conversion.convert import ConversionReport, convert
 from cald_speech.conversion.layer_map import LayerMap, type_name
@@ -29,6 +30,7 @@ __all__ = [
     "load_config",
     "register",
     "replace_layers",
+    "save_processor",
     "type_name",
 ]
 

@@ -9,12 +9,14 @@ mixers. No file has a ``class`` line for it. :func:`converted_class` makes it, i
 :func:`config_class`, and :func:`register` makes those of every family; each file in ``families/`` names its own.
 """
 
-from functools import cache
+import copy
+from functools import cache, wraps
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, SequenceFeatureExtractor
+from transformers.utils import PushToHubMixin
 
 from cald_speech.conversion.layer_map import LayerMap
 from cald_speech.conversion.replace import replace_layers
@@ -54,12 +56,17 @@ def converted_class(family: Family, base: type[PreTrainedModel]) -> type[PreTrai
             replace_layers(self, family, layer_map.factories(len(family.layers(self))), initialise="random")
         declare_shared(self)
 
+    @wraps(base.forward)
+    def forward(self, *args, **kwargs):
+        return family.settled(self, base.forward(self, *args, **kwargs))
+
     def tie_weights(self, **kwargs):
         base.tie_weights(self, **kwargs)  # in the CTC classes it is about adapters alone
         PreTrainedModel.tie_weights(self, **kwargs)
 
     body = {
         "__init__": __init__,
+        "forward": forward,
         "tie_weights": tie_weights,
         "__doc__": f"A {base.__name__} with linear-time mixers in its layers; built from its config's ``layer_map``.",
         "__module__": __name__,
@@ -187,3 +194,17 @@ def load_config(source: str) -> PretrainedConfig:
         raise UserError(
             f"cannot load a model from {source!r}: {error} Expected a folder with config.json and model.safetensors"
         ) from error
+
+
+def save_processor(processor: PushToHubMixin, model: PreTrainedModel, folder: str | Path) -> None:
+    """Write a model's processor beside it. A converted model's tells its feature extractor to return masks.
+
+    Without a mask nothing can tell padding from silence, and a transcript would change with the batch. transformers'
+    own models whose first norm is over time were trained without one, and are left as they are.
+    """
+    family = family_of(model)
+    extractor = getattr(processor, "feature_extractor", processor)
+    if isinstance(extractor, SequenceFeatureExtractor) and isinstance(model.config, config_class(family)):
+        processor = copy.deepcopy(processor)
+        getattr(processor, "feature_extractor", processor).return_attention_mask = True
+    processor.save_pretrained(folder)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils import ModelOutput
 
 from cald_speech.errors import UserError
 from cald_speech.families.hub import load_checked
@@ -161,6 +162,10 @@ class Family:
     def head(self, model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         """From the final norm's output (B, T, D) to logits (B, T, V). Raises UserError for a model without a head."""
         raise NotImplementedError
+
+    def settled(self, model: PreTrainedModel, outputs: ModelOutput | tuple) -> ModelOutput | tuple:
+        """What a converted model's forward pass returns, made from what the class it was made of would return."""
+        return outputs
 
 
 def weights_by_head(

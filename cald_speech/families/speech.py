@@ -6,15 +6,18 @@ That is the front end, both layer layouts, the slot's place, and an attention th
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForAudioClassification, AutoModelForCTC, PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from cald_speech.errors import UserError
 from cald_speech.families.base import Family, Opened, weights_by_head
 from cald_speech.families.front_end import FrontEnd, LengthAwareGroupNorm, Moments, convolve_normed
 from cald_speech.families.lengths import AudioLengths, MixerSlot
 from cald_speech.mixers import AttentionWeights, Mixer
+from cald_speech.ops import valid_frames
 
 
 class SpeechFamily(Family):
@@ -154,6 +157,26 @@ class SpeechFamily(Family):
         if not isinstance(model, self.classes["ctc"]):
             raise UserError(f"expected a model with a CTC head, got {type(model).__name__}. Load it with head='ctc'")
         return model.lm_head
+
+    def settled(self, model: PreTrainedModel, outputs: ModelOutput | tuple) -> ModelOutput | tuple:
+        """As the base says: a CTC model hears blank, and nothing else, in the padding of a batch.
+
+        transformers' pipeline decodes padded frames like any other, so that letters would be read out of them.
+        """
+        frames = self.context(model).frames
+        if frames is None or not isinstance(model, self.classes["ctc"]):
+            return outputs
+        named = isinstance(outputs, ModelOutput)
+        place = "logits" if named else next(i for i, value in enumerate(outputs) if value.dim() == 3)
+        logits = outputs[place]
+        blank = torch.full_like(logits[0, 0], torch.finfo(logits.dtype).min)
+        blank[model.config.pad_token_id] = 0.0
+        padded = ~valid_frames(frames, logits.size(1)).unsqueeze(-1)
+        logits = torch.where(padded, blank, logits)
+        if named:
+            outputs[place] = logits
+            return outputs
+        return (*outputs[:place], logits, *outputs[place + 1 :])
 
 
 class BlockAttention:

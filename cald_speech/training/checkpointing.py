@@ -30,6 +30,7 @@ from speechbrain.utils.distributed import ddp_barrier
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel
 
+from cald_speech.conversion import save_processor
 from cald_speech.conversion.model_card import update_facts
 from cald_speech.distillation import Guidance
 from cald_speech.errors import UserError
@@ -176,7 +177,7 @@ class ModelStore:
             unfinished.mkdir(parents=True)
             # By the names that the model has now: waypoints are read by them, without a model.
             model.save_pretrained(unfinished, save_original_format=False)
-            self.processor.save_pretrained(unfinished)
+            save_processor(self.processor, model, unfinished)
             update_facts(unfinished, **self.facts | facts)
         # safetensors reports a full disk with an error of its own, which is not an OSError.
         except (OSError, RuntimeError, SafetensorError) as error:
