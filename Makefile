@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # A test process for each core, up to four (each takes some 2 GB); tests/conftest.py gives each one thread.
 PYTEST := $(BIN)/python -m pytest tests -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test quick lint docs clean
+.PHONY: install demo test test-all quick lint docs clean
 
 install: $(STAMP)
 
@@ -21,6 +21,10 @@ demo: install
 	$(BIN)/python recipes/demo/run.py
 
 test: install
+	$(PYTEST) -m "not wide"
+
+# The wide matrices too: every family, format and recipe through everything.
+test-all: install
 	$(PYTEST)
 
 # Between edits: no slow test, and a few cases of each test.

@@ -42,10 +42,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def quick_cases(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Of each test that is not slow, the first case, the last and some evenly between."""
+    """Of each test that is neither slow nor wide, the first case, the last and some evenly between."""
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if not {"slow", "gpu"} & set(item.keywords):
+        if not {"slow", "wide", "gpu"} & set(item.keywords):
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     kept: set[pytest.Item] = set()
     for cases in tests.values():
