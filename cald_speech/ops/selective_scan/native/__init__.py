@@ -1,4 +1,4 @@
-"""The selective scan by the compiled kernels (``cald_speech/ops/native``): strips of channels, frame by frame.
+"""The selective scan by the C beside this file: strips of channels, frame by frame.
 
 Vectors run over 64 channels, whose states stay in a core's first cache while the frames go by; the backward pass starts
 from states kept every few frames. Each thread writes to nobody else's memory, so the result is the same each time; only

@@ -1,4 +1,4 @@
-"""The short convolution by the compiled kernels (``cald_speech/ops/native``): one pass over memory each way.
+"""The short convolution by the C beside this file: one pass over memory each way.
 
 A thread takes a block of frames of one sequence and a strip of its channels at a time. How the work is cut up depends
 on the sizes alone, and nobody adds to what others wrote: the result is the same whatever the number of threads. The

@@ -1,4 +1,4 @@
-"""SSD by the compiled kernels (``cald_speech/ops/native``): chunk by chunk and head by head in a CPU's first caches.
+"""SSD by the C beside this file: chunk by chunk and head by head in a CPU's first caches.
 
 The mathematics is :mod:`~cald_speech.ops.ssd.torch_chunked`'s; what goes is everything between its matrix products.
 Each thread takes one sequence and some heads of a group at a time and writes to nobody else's memory, so the result is
