@@ -101,6 +101,8 @@ def test_equals_the_recurrence_at_borders_of_blocks(way, padded):
 )
 def test_equals_the_recurrence_with_groups_and_options(way, groups, left_out):
     small = way.backend == "triton"
+    if small and (groups == 2 or not left_out):
+        pytest.skip("two heads: one group or a group each; all inputs are there at the borders of blocks")
     units = dict(way.sizes).get("channels", CHANNELS) if way.op == "selective_scan" else 2 if small else 4
     sizes = {"groups": groups or units, "heads": units, "left_out": left_out}
     for options in some_ways(way, reverse=True):
@@ -188,8 +190,9 @@ def test_gradients_of_total_forgetting_keep_their_size(way):
 @ways()
 def test_padding_is_never_read(way):
     """Neither that of the inputs nor, backwards, that of the output's gradient; and it comes out as zeros."""
-    inputs, some = way.inputs(batch=3), way.frames // 2
-    lengths = torch.tensor([way.frames, some, 0])
+    batch = dict(way.sizes).get("batch", 3)
+    inputs, some = way.inputs(), way.frames // 2
+    lengths = torch.tensor([way.frames, some, 0])[-batch:]
     padding = torch.arange(way.frames) >= lengths[:, None]
     poisoned = {name: v.clone() for name, v in inputs.items()}
     for name in filter(is_framewise, poisoned):
@@ -202,12 +205,13 @@ def test_padding_is_never_read(way):
             if name.startswith("y") or is_framewise(name.removeprefix("gradient of ")):
                 assert not v[padding].any(), name
         if "state" in actual:
-            assert torch.equal(actual["state"][2], inputs["initial_state"][2])
+            assert torch.equal(actual["state"][-1], inputs["initial_state"][-1])
 
 
 @ways(ops=CARRYING)
 def test_reverse_is_flipping_within_valid_frames(way):
-    inputs, lengths = way.inputs(batch=3), torch.tensor([way.frames, way.frames - 4, 1])
+    inputs, lengths = way.inputs(), torch.tensor([way.frames, way.frames - 4, 1])
+    lengths = lengths[-dict(way.sizes).get("batch", 3) :]
     flipped = {name: flip_valid(v, lengths) if is_framewise(name) else v for name, v in inputs.items()}
     actual, expected = way.run(inputs, lengths, reverse=True), way.run(flipped, lengths)
     assert relative_error(actual["y"], flip_valid(expected["y"], lengths)) <= TOLERANCE["rounding"]
