@@ -1,6 +1,6 @@
 """Time, memory and WER against duration: converted models against their teacher, in one run.
 
-    python -m cald_speech.benchmarks.long_audio hparams/long_audio.yaml --durations 10 60 600 3600
+    cald-speech benchmark long-audio hparams/long_audio.yaml --durations 10 60 600 3600
 
 Every case runs in a process of its own: its peak memory is the most that process held (resident on a CPU, the model,
 the audio and Python included; allocated on a GPU), its time that of one recording after a short one to warm up. A case
@@ -198,7 +198,11 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="cald-speech benchmark long-audio",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("experiment", type=Path, nargs="?", default=Path("hparams/long_audio.yaml"))
     parser.add_argument("--durations", dest="durations_s", type=float, nargs="+", help="seconds")
     for name in ("teacher", "student", "manifest", "output_folder", "dtype"):

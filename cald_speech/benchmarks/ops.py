@@ -1,4 +1,4 @@
-"""``python -m cald_speech.benchmarks.ops``: how fast every backend of every op is, beside peers and the device's limit.
+"""``cald-speech benchmark ops``: how fast every backend of every op is, beside peers and the device's limit.
 
 It explains itself, prints a table and, last, one line of JSON. ``--bars`` prints the project's own bars instead.
 """
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m cald_speech.benchmarks.ops", description=__doc__)
+    parser = argparse.ArgumentParser(prog="cald-speech benchmark ops", description=__doc__)
     listed = lambda text: tuple(part for part in text.split(",") if part)  # noqa: E731
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ops", type=listed, default=tuple(OPS), help="of " + ", ".join(OPS))

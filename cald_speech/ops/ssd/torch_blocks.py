@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 FRAMES_IN_CACHE = 512  # of a block
-CHUNK_SIZE = (
-    32  # the fastest on AVX-512 cores at head and state sizes of 64 to 128: python -m cald_speech.benchmarks.ops
-)
+# The fastest on AVX-512 cores at head and state sizes of 64 to 128: cald-speech benchmark ops.
+CHUNK_SIZE = 32
 # 2^-150 is 0 in float32: a stronger decay is no different, and 64 of them still sum to an exact multiple of 1/1024.
 STRONGEST_LOG_DECAY = -150.0
 _COARSE = 1024.0
