@@ -12,6 +12,17 @@ from cald_speech.ops.backends import Request, why_not_native
 
 SPEECH = {name: family for name, family in families().items() if isinstance(family, SpeechFamily)}
 TEXT = {name: family for name, family in families().items() if isinstance(family, TextFamily)}
+# In `make test` these stand for every layout of a speech encoder; all others go through the same matrices in
+# `make test-all`, and through tests/families/test_in_short.py everywhere.
+USUAL = ("wav2vec2", "hubert", "wavlm")
+
+
+def wide_unless_usual(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    """The marks of a case of the speech family ``name``."""
+    return () if name in USUAL else (pytest.mark.wide,)
+
+
+SPEECH_CASES = [pytest.param(family, id=name, marks=wide_unless_usual(name)) for name, family in SPEECH.items()]
 
 # Largest difference allowed, as a fraction of the largest expected value.
 TOLERANCE = {
@@ -93,6 +104,11 @@ def tiny_model(family: Family, norm: str = "layer", layers: int = 3, seed: int =
     """A prepared CTC model with random weights, in evaluation mode."""
     torch.manual_seed(seed)
     return family.load(tiny_config(family, norm, layers, **options)).eval()
+
+
+def prefix(family: Family) -> str:
+    """How the names of the base model's parameters begin in a model with a head, e.g. ``unispeech_sat``."""
+    return family.classes["base"].base_model_prefix
 
 
 def audio_batch(samples: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ import cald_speech
 from cald_speech import LayerMap, convert
 from cald_speech.errors import UserError
 from cald_speech.mixers import Bidirectional, Mamba2
-from tests.helpers import SPEECH, TOLERANCE, audio_batch, relative_error, tiny_model
+from tests.helpers import SPEECH, SPEECH_CASES, TOLERANCE, audio_batch, relative_error, tiny_model
 
 FAMILIES = SPEECH
 SHARED = partial(Bidirectional, share_projections=True)
@@ -33,7 +33,7 @@ MAPS = {
     "first kept": LayerMap(Bidirectional, {0: None}),
 }
 SAMPLES = (8000, 5000, 400)
-every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+every_family = pytest.mark.parametrize("family", SPEECH_CASES)
 both_norms = pytest.mark.parametrize("norm", ["group", "layer"])
 every_map = pytest.mark.parametrize("layer_map", MAPS.values(), ids=MAPS)
 
@@ -185,7 +185,7 @@ def folder(request, tmp_path):
     return tmp_path
 
 
-every_folder = pytest.mark.parametrize("folder", FAMILIES.values(), ids=FAMILIES, indirect=True)
+every_folder = pytest.mark.parametrize("folder", SPEECH_CASES, indirect=True)
 
 
 def noise(num_samples: int, seed: int = 0) -> np.ndarray:

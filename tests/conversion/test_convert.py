@@ -11,7 +11,7 @@ from cald_speech import LayerMap, convert
 from cald_speech.conversion import ConversionReport, converted_class
 from cald_speech.errors import UserError
 from cald_speech.mixers import Bidirectional, GatedLinearAttention, Hydra, Linformer, Mamba, Mamba2, WindowedAttention
-from tests.helpers import SPEECH, audio_batch, tiny_model
+from tests.helpers import SPEECH, SPEECH_CASES, audio_batch, prefix, tiny_model
 
 FAMILIES = SPEECH
 SHARED = partial(Bidirectional, share_projections=True)
@@ -21,7 +21,7 @@ MAPS = {
     "first": LayerMap(None, {0: SHARED}),
     "two mixers": LayerMap(SHARED, {0: None, 2: Mamba2}),
 }
-every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+every_family = pytest.mark.parametrize("family", SPEECH_CASES)
 every_map = pytest.mark.parametrize("layer_map", MAPS.values(), ids=MAPS)
 
 
@@ -41,7 +41,7 @@ def test_report_has_every_parameter_once(family, layer_map, initialise):
     assert report.num_parameters_after == sum(p.numel() for p in after.values())
     converted = [factory is not None for factory in layer_map.factories(3)]
     for index, is_converted in enumerate(converted):
-        here = f"{family.model_type}.encoder.layers.{index}.attention."
+        here = f"{prefix(family)}.encoder.layers.{index}.attention."
         assert any(name.startswith(f"{here}q_proj") for name in report.removed) == is_converted
         assert any(name.startswith(f"{here}mixer") for name in report.new) == is_converted
         assert any(name.startswith(here) for name in report.copied) == (is_converted and initialise == "attention")
@@ -73,8 +73,8 @@ def test_copied_parameters_hold_the_attentions_weights(family):
     attention = family.layers(model)[1].attention
     report = convert(model, LayerMap(None, {1: Mamba2}))
     mixer = family.layers(model)[1].attention.mixer
-    prefix = f"{family.model_type}.encoder.layers.1.attention.mixer."
-    assert set(report.copied) == {f"{prefix}{n}.{kind}" for n in ("in_proj", "out_proj") for kind in ("weight", "bias")}
+    here = f"{prefix(family)}.encoder.layers.1.attention.mixer."
+    assert set(report.copied) == {f"{here}{n}.{kind}" for n in ("in_proj", "out_proj") for kind in ("weight", "bias")}
     assert torch.equal(mixer.out_proj.weight, attention.out_proj.weight)
     assert torch.equal(mixer.in_proj.weight[64:96], attention.k_proj.weight)  # after the gate and x
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from cald_speech.distillation import captured_states
-from tests.helpers import SPEECH, audio_batch, tiny_model
+from tests.helpers import SPEECH, SPEECH_CASES, audio_batch, tiny_model
 
 FAMILIES = SPEECH
 every_model = pytest.mark.parametrize("norm", ["group", "layer"])
 
 
 @every_model
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("family", SPEECH_CASES)
 def test_equal_to_hugging_faces(family, norm):
     model = tiny_model(family, norm)
     audio, mask = audio_batch((8000, 5000))

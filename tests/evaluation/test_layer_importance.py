@@ -23,7 +23,7 @@ from cald_speech.evaluation.layer_importance import (
 from cald_speech.families import family_of
 from cald_speech.mixers import Bidirectional, Hydra, Mamba, Mamba2, Mixer
 from tests.evaluation.layerwise import DURATIONS_S, rewrite, write_recordings, write_teacher
-from tests.helpers import SPEECH, audio_batch, padded_batch, relative_error, tiny_model
+from tests.helpers import SPEECH, audio_batch, padded_batch, relative_error, tiny_model, wide_unless_usual
 from tests.training.miniature import write_model
 
 FAMILIES = SPEECH
@@ -115,7 +115,7 @@ def test_padding_does_not_count(importance, place, norm):
 
 
 @pytest.mark.parametrize("index", [0, 2])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=wide_unless_usual(name)) for name in FAMILIES])
 def test_a_layer_alone_is_what_a_layer_map_makes(name, index):
     """WavLM's first layer too, which computes the position bias of the others; and the teacher stays what it was."""
     family = FAMILIES[name]

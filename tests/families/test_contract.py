@@ -17,11 +17,13 @@ from cald_speech.mixers import Bidirectional
 from tests.families.contract import captured_layers, check_alone_is_padded, check_checkpointing, check_opened_layers
 from tests.helpers import (
     SPEECH,
+    SPEECH_CASES,
     TOLERANCE,
     audio_batch,
     relative_error,
     tiny_config,
     tiny_model,
+    wide_unless_usual,
 )
 
 FAMILIES = SPEECH
@@ -37,13 +39,16 @@ MAPS = {
 }
 SAMPLES = (8000, 5000, 400, 3333)
 
-every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+every_family = pytest.mark.parametrize("family", SPEECH_CASES)
 both_norms = pytest.mark.parametrize("norm", NORMS)
 every_map = pytest.mark.parametrize("layer_map", MAPS.values(), ids=MAPS)
 every_attention = pytest.mark.parametrize(
     ("family", "attention"),
-    [(f, a) for f in FAMILIES.values() for a in (("eager",) if f.model_type == "wavlm" else ("eager", "sdpa"))],
-    ids=lambda v: v if isinstance(v, str) else v.model_type,
+    [
+        pytest.param(family, attention, id=f"{name}-{attention}", marks=wide_unless_usual(name))
+        for name, family in FAMILIES.items()
+        for attention in (("eager",) if name == "wavlm" else ("eager", "sdpa"))
+    ],
 )
 
 
@@ -155,8 +160,12 @@ def test_batch_order_does_not_matter(family, norm, layer_map):
 # two layers runs backward again and again (transformers 5.23).
 @pytest.mark.parametrize(
     ("family", "use_reentrant"),
-    [(f, r) for f in FAMILIES.values() for r in (False, True) if not (r and f.model_type == "wavlm")],
-    ids=lambda v: ("reentrant" if v else "not reentrant") if isinstance(v, bool) else v.model_type,
+    [
+        pytest.param(family, r, id=f"{name}-{'' if r else 'not '}reentrant", marks=wide_unless_usual(name))
+        for name, family in FAMILIES.items()
+        for r in (False, True)
+        if not (r and name == "wavlm")
+    ],
 )
 @pytest.mark.parametrize(
     "layer_map", [MAPS["all converted"], MAPS["middle kept"]], ids=["all converted", "middle kept"]

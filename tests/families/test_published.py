@@ -11,6 +11,8 @@ from transformers import (
     HubertConfig,
     LlamaConfig,
     RobertaConfig,
+    UniSpeechConfig,
+    UniSpeechSatConfig,
     Wav2Vec2Config,
     WavLMConfig,
 )
@@ -83,6 +85,9 @@ SPEECH_MODELS = {
     "wav2vec2-large-960h-lv60-self": (Wav2Vec2Config(**SPEECH_LARGE, vocab_size=32), "ctc", 315_471_520),
     "hubert-base-ls960": (HubertConfig(**SPEECH_BASE), "base", 94_371_712),
     "hubert-large-ll60k": (HubertConfig(**SPEECH_LARGE), "base", 315_438_720),
+    "unispeech-1350-en-353-fr-ft-1h": (UniSpeechConfig(**SPEECH_LARGE), "base", 315_438_720),
+    "unispeech-sat-base": (UniSpeechSatConfig(**SPEECH_BASE), "base", 94_371_712),
+    "unispeech-sat-large": (UniSpeechSatConfig(**SPEECH_LARGE | {"conv_bias": False}), "base", 315_435_136),
     "wavlm-base-plus": (WavLMConfig(**SPEECH_BASE), "base", 94_381_936),
     "wavlm-large": (WavLMConfig(**SPEECH_LARGE | {"conv_bias": False}), "base", 315_453_120),
 }

@@ -22,7 +22,7 @@ from cald_speech.mixers import (
     Mixer,
     WindowedAttention,
 )
-from tests.helpers import SPEECH, TOLERANCE, relative_error, tiny_model
+from tests.helpers import SPEECH, SPEECH_CASES, TOLERANCE, relative_error, tiny_model, wide_unless_usual
 
 FAMILIES = SPEECH
 SHARED = partial(Bidirectional, share_projections=True)
@@ -63,17 +63,17 @@ MAPS = {
 # Convolutions, positions, layers; the positional convolution of the tiny models reaches 8 frames to either side.
 SIZES = {"one frame": (1, 1, 1), "odd": (3, 7, 5), "between": (20, 17, 30), "a computer's": (50, 2048, 512)}
 
-every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+every_family = pytest.mark.parametrize("family", SPEECH_CASES)
 both_norms = pytest.mark.parametrize("norm", ["group", "layer"])
 # The families differ in their layers and front ends, not in their mixers: every map in one of them, and in the others
 # the maps that go through all that is theirs.
 EVERYWHERE = ("kept", "all sorts", "one of each")
-MODELS = {
-    f"{family}-{name}": (FAMILIES[family], MAPS[name])
+MODELS = [
+    pytest.param(FAMILIES[family], MAPS[name], id=f"{family}-{name}", marks=wide_unless_usual(family))
     for family in FAMILIES
     for name in (MAPS if family == "wav2vec2" else EVERYWHERE)
-}
-every_model = pytest.mark.parametrize(("family", "layer_map"), MODELS.values(), ids=MODELS)
+]
+every_model = pytest.mark.parametrize(("family", "layer_map"), MODELS)
 
 
 def make(family, norm="group", layer_map=MAPS["shared projections"], layers=2, **options):

@@ -11,12 +11,12 @@ import cald_speech
 from cald_speech import LayerMap, convert
 from cald_speech.errors import UserError
 from cald_speech.mixers import Bidirectional, Linformer
-from tests.helpers import SPEECH, TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
+from tests.helpers import SPEECH, SPEECH_CASES, TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
 
 WIDTH, HEADS = 32, 4
 FAMILIES = SPEECH
 SHARED = partial(Linformer, k=7, max_length=60, sharing="layer")
-every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+every_family = pytest.mark.parametrize("family", SPEECH_CASES)
 
 
 def mixers_of(model, family) -> list[Linformer]:

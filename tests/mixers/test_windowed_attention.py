@@ -10,11 +10,11 @@ from cald_speech import LayerMap, convert
 from cald_speech.errors import UserError
 from cald_speech.mixers import WindowedAttention
 from cald_speech.mixers.windowed_attention import LEAST_QUERIES
-from tests.helpers import SPEECH, TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
+from tests.helpers import SPEECH, SPEECH_CASES, TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
 
 WIDTH, HEADS, HEAD_DIM = 32, 4, 8
 FAMILIES = SPEECH
-every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+every_family = pytest.mark.parametrize("family", SPEECH_CASES)
 
 
 def full_attention(mixer: WindowedAttention, x: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,12 @@ import torch
 from cald_speech import LayerMap, convert
 from cald_speech.mixers import Bidirectional
 from cald_speech.training.optimiser import parameter_groups, step_if_finite
-from tests.helpers import SPEECH, tiny_model
+from tests.helpers import SPEECH, SPEECH_CASES, tiny_model
 
 FAMILIES = SPEECH
 
 
-@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+@pytest.fixture(params=SPEECH_CASES)
 def model(request):
     model = tiny_model(request.param, mask_time_prob=0.1)
     convert(model, LayerMap(partial(Bidirectional, share_projections=True), {1: None}))

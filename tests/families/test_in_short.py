@@ -1,0 +1,73 @@
+"""What every speech family promises, once each, for those whose full matrices run in `make test-all` alone.
+
+test_contract.py says more of each promise.
+"""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCTC
+
+import cald_speech
+from cald_speech import LayerMap, convert
+from cald_speech.longform import AudioSource, stream_logits
+from cald_speech.mixers import Bidirectional, Mamba2
+from tests.families.contract import captured_layers, check_opened_layers, trained
+from tests.helpers import SPEECH, TOLERANCE, USUAL, audio_batch, gradients, relative_error, tiny_model
+
+OTHERS = [family for name, family in SPEECH.items() if name not in USUAL]
+SAMPLES = (6000, 400, 4321)
+PARTIAL = LayerMap(Bidirectional, {1: None, 2: Mamba2})
+
+every_other = pytest.mark.parametrize("family", OTHERS, ids=lambda family: family.model_type)
+
+
+def converted(family, norm="group"):
+    model = tiny_model(family, norm)
+    convert(model, PARTIAL)
+    return model.eval()
+
+
+@every_other
+@torch.no_grad()
+def test_without_mixers_it_is_hugging_faces(family):
+    model = tiny_model(family, "layer")
+    twin = family.classes["ctc"](copy.deepcopy(model.config)).eval()
+    twin.load_state_dict(model.state_dict())
+    convert(model, LayerMap())
+    audio, _ = audio_batch((6000,))
+    assert torch.equal(model(audio).logits, twin(audio).logits)
+
+
+@every_other
+def test_padded_is_alone_in_every_order_and_trains(family):
+    model = converted(family)
+    audio, mask = audio_batch(SAMPLES)
+    with captured_layers(model, family) as states:
+        logits = model(audio, attention_mask=mask).logits
+    with torch.no_grad():
+        check_opened_layers(model, family, PARTIAL, states)
+        turned = model(audio.flip(0), attention_mask=mask.flip(0)).logits.flip(0)
+        frames = model._get_feat_extract_output_lengths(mask.sum(-1)).tolist()
+        for row, (size, length) in enumerate(zip(SAMPLES, frames, strict=True)):
+            alone = model(audio[row : row + 1, :size]).logits[0]
+            for got in (logits, turned):
+                assert relative_error(got[row, :length], alone) <= TOLERANCE["rounding"]
+    logits[0].square().sum().backward()
+    found = gradients(model)
+    assert found.keys() == trained(model) and all(g.isfinite().all() for g in found.values())
+
+
+@every_other
+@torch.no_grad()
+def test_saved_loaded_and_long(family, tmp_path):
+    model = converted(family)
+    model.save_pretrained(tmp_path)
+    audio, mask = audio_batch((12_011, 6000))
+    expected = model(audio, attention_mask=mask).logits
+    for loaded in (AutoModelForCTC.from_pretrained(tmp_path).eval(), cald_speech.from_pretrained(tmp_path)):
+        assert type(loaded) is type(model)
+        assert torch.equal(loaded(audio, attention_mask=mask).logits, expected)
+    parts = stream_logits(loaded, AudioSource.from_samples(audio[0]), do_normalize=False)
+    assert relative_error(torch.cat([logits for _, logits in parts]), expected[0]) <= TOLERANCE["rounding"]
