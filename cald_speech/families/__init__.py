@@ -26,8 +26,8 @@ def families() -> dict[str, Family]:
 
     Example
     -------
-    >>> sorted(families())
-    ['bert', 'gpt_neox', 'hubert', 'llama', 'roberta', 'wav2vec2', 'wavlm']
+    >>> sorted(name for name, family in families().items() if isinstance(family, SpeechFamily))
+    ['hubert', 'unispeech', 'unispeech-sat', 'wav2vec2', 'wavlm']
     """
     modules = [import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__)]
     found = [vars(module)["FAMILY"] for module in modules if "FAMILY" in vars(module)]
