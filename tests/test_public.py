@@ -88,6 +88,7 @@ IN_ANY_ORDER = {
 }
 
 
+@pytest.mark.slow  # a Python process each, which imports transformers
 @pytest.mark.parametrize("code", IN_ANY_ORDER.values(), ids=IN_ANY_ORDER)
 def test_transformers_reads_a_converted_folder_in_any_order_of_imports(code, model, folder):
     ask = "import torch; print(type(model).__name__, model.eval()(torch.arange(9)[None]).logits.sum().item())"
@@ -96,6 +97,7 @@ def test_transformers_reads_a_converted_folder_in_any_order_of_imports(code, mod
     assert float(total) == pytest.approx(model(torch.arange(9)[None]).logits.sum().item(), rel=1e-4)
 
 
+@pytest.mark.slow  # a Python process, which imports transformers
 def test_a_pickle_is_read_where_nothing_was_imported(model, tmp_path):
     (tmp_path / "model.pickle").write_bytes(pickle.dumps(model))
     code = f"import pickle; print(type(pickle.load(open({str(tmp_path / 'model.pickle')!r}, 'rb'))).__name__)"

@@ -58,6 +58,7 @@ def test_every_system_that_can_run_does(experiment, tmp_path, capsys, in_one_pro
     assert (tmp_path / "out" / "long_audio.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow  # a Python process that imports the libraries
 def test_a_case_has_a_process_of_its_own(experiment, tmp_path, capsys):
     (row,) = run(capsys, experiment, tmp_path, "--durations", "1", "--systems", "student, long form")
     assert row["seconds"] > 0 and 0.1 < row["peak GiB"] < 4

@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 
@@ -140,6 +141,7 @@ def _heed_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow  # a Python process that transcribes
 def test_a_real_ctrl_c_ends_with_130(model, talk, repository, tmp_path):
     # ten minutes of audio, so that the signal comes while the encoder runs
     soundfile.write(talk, np.tile(soundfile.read(talk)[0], 50), 16_000)

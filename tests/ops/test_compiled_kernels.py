@@ -35,6 +35,7 @@ def usage(tmp_path, *ops):
     return map(json.loads, compiled(tmp_path, "-m", "tests.ops.compile_launches", "bfloat16", "90", *ops))
 
 
+@pytest.mark.slow  # a Python process that compiles kernels
 def test_kernels_compile_for_hopper(tmp_path):
     for op, used in zip(KERNELS, usage(tmp_path, *KERNELS), strict=True):
         assert {one["kernel"] for one in used} == KERNELS[op]

@@ -270,6 +270,7 @@ def task_files(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # lm-eval is imported
 def test_a_local_task_by_lm_eval(student, task_files, texts, tmp_path, monkeypatch):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'cald-speech[text]'")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -287,6 +288,7 @@ def test_a_local_task_by_lm_eval(student, task_files, texts, tmp_path, monkeypat
     assert json.loads((tmp_path / "out" / "language.json").read_text()) == summary
 
 
+@pytest.mark.slow  # thousands of tasks are listed
 def test_tasks_that_are_not_known(student, tmp_path):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'cald-speech[text]'")
     with pytest.raises(UserError, match="tasks: lm-eval knows no nonsense:"):

@@ -46,6 +46,7 @@ def test_every_loss_term_reaches_the_student(built, alphas):
     assert worst_gradient(guided, step_gradients(plain, padded(dataset, IN_BATCHES)))[0] > 0.01
 
 
+@pytest.mark.slow  # torchrun and two Python processes
 def test_two_ranks_equal_one_process(built, experiment, tmp_path):
     path = experiment(freeze_front_end=False)
     out = tmp_path / "ranks"

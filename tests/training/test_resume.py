@@ -165,6 +165,7 @@ def test_handlers_are_put_back(experiment, start):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+@pytest.mark.slow  # a Python process that trains
 def test_sigterm_to_the_recipe(experiment, start, whole, tmp_path):
     keys = RESTLESS | {"num_steps": 40}
     path, expected = experiment(**keys), whole(**keys).brain
