@@ -27,6 +27,7 @@ FLOORS = {
     "longform": 4,
     "data": 4,
     "shipped": 4,
+    "experiment_yaml": 4,
     "tasks": 5,
     "training": 6,
     "evaluation": 6,
@@ -41,9 +42,10 @@ THIRD_PARTY = {
     "longform": {"soundfile", "tqdm"},  # tqdm comes with huggingface_hub
     "data": {"speechbrain", "soundfile", "torchaudio", "tqdm", "tokenizers"},
     "tasks": {"jiwer"},
-    "training": {"hyperpyyaml", "ruamel", "tensorboard"},
+    "experiment_yaml": {"hyperpyyaml", "ruamel"},
+    "training": {"tensorboard"},
     "evaluation": {"matplotlib", "lm_eval"},
-    "benchmarks": {"matplotlib", "fla", "causal_conv1d", "hyperpyyaml"},
+    "benchmarks": {"matplotlib", "fla", "causal_conv1d"},
     "commands": {"click"},
 }
 INSIDE_A_FUNCTION = {

@@ -27,7 +27,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from transformers import PretrainedConfig
 
 from cald_speech.conversion import LayerMap, convert, from_pretrained
@@ -36,6 +35,7 @@ from cald_speech.data.joining import recordings
 from cald_speech.data.manifests import read_manifest
 from cald_speech.data.text import make_processor, normalise
 from cald_speech.errors import UserError, error_epilogue
+from cald_speech.experiment_yaml import build, check
 from cald_speech.families import family_of
 from cald_speech.files import whole_file
 from cald_speech.shipped import experiment_file
@@ -136,7 +136,9 @@ def run_case(case: dict[str, Any], limit_s: float) -> dict[str, Any]:
 def load(path: Path, overrides: Mapping[str, Any]) -> Experiment:
     """Raises UserError for a file that is not there and for keys that are not known."""
     given = {key: v for key, v in overrides.items() if v is not None}
-    values = load_hyperpyyaml(experiment_file(path).read_text()) | given
+    text = experiment_file(path).read_text()
+    check(text, str(path))
+    values = build(text) | given
     unknown = values.keys() - Experiment.__dataclass_fields__.keys()
     if unknown:
         known = ", ".join(Experiment.__dataclass_fields__)

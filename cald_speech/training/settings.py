@@ -16,13 +16,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_origin, get_type_hints
 
-from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML, YAMLError
 from transformers import PretrainedConfig
 
 from cald_speech.conversion import LayerMap
 from cald_speech.distillation import PRESETS, Guidance, LossForm, Unguided, every_option, options_of
 from cald_speech.errors import UserError
+from cald_speech.experiment_yaml import build, check
 from cald_speech.shipped import hparams_folder
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.ctc import CTC
@@ -120,11 +120,18 @@ class Settings:
             file or does not fit the number of steps.
         """
         path = Path(path)
-        values, referenced = load_experiment(path, overrides)
-        if isinstance(values.get("guidance"), str):
-            values["guidance"] = find_mode(path.parent, values["guidance"])  # known first: its options are keys
+        with _named(path):
+            text = _with_base(path, overrides)
+            check(text, str(path))
+            given, referenced = YAML().load(text), set(re.findall(r"<(\w+)", text + _with_base(path, "")))
+        mode = given.get("guidance")
+        mode = find_mode(path.parent, mode) if isinstance(mode, str) else None  # known first: its options are keys
         keys, shared = {f.name for f in fields(cls) if f.init}, every_option() | LossForm.options()
-        _refuse_unknown(path, values.keys() - referenced, keys | shared)
+        _refuse_unknown(path, {str(key) for key in given} - referenced, keys | shared)
+        with _named(path):
+            values = build(text)
+        if mode is not None:
+            values["guidance"] = mode
         if "output_folder" not in values:
             raise UserError(f"{path}: expected an output_folder, where the run keeps its files; give --output_folder")
         settings = cls(**{key: value for key, value in values.items() if key in keys})
@@ -193,6 +200,7 @@ def find_mode(folder: Path, name: str) -> Callable[..., Guidance]:
         raise UserError(f"guidance: expected one of {', '.join(names)} (the files in {places[-1]}), got {name!r}")
     with _named(path):
         text = path.read_text()
+        check(text, str(path))
         tag = getattr(YAML().load(text).get("guidance"), "tag", None)
         if tag is not None and str(tag.value).startswith("!new:"):
             # Folders of experiments had copies of the shipped files beside them, which listed the options too.
@@ -201,7 +209,7 @@ def find_mode(folder: Path, name: str) -> Callable[..., Guidance]:
                 f"guidance: expected `!name:{cls}`, without the options that its class has by itself, got `!new:`. "
                 f"Delete this file, and the shipped {name} guidance is taken, or write this one line"
             )
-        mode = load_hyperpyyaml(text).get("guidance")
+        mode = build(text).get("guidance")
         _class_of(mode)
     return mode
 
@@ -249,7 +257,10 @@ def _named(path: Path) -> Iterator[None]:
     """What reading a yaml and making its objects raises, as a UserError that names the file."""
     try:
         yield
-    except (YAMLError, ValueError, TypeError, ImportError, AttributeError) as error:
+    except (
+        *(YAMLError, ValueError, TypeError, ImportError, AttributeError),
+        *(ArithmeticError, LookupError, RecursionError, OSError),
+    ) as error:
         hint = ""
         for old, new in RENAMED.items():
             if "cald_speech.distillation" in str(error) and f"argument '{old}'" in str(error):
@@ -257,25 +268,29 @@ def _named(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error}{hint}") from error
 
 
-def load_experiment(path: Path, overrides: Mapping[str, Any] | str) -> tuple[dict[str, Any], set[str]]:
-    """The values of an experiment, and the keys that other keys refer to, even if an override took their place."""
-    with _named(path):
-        text = _with_base(path, overrides)
-        return load_hyperpyyaml(text), set(re.findall(r"<(\w+)", text + _with_base(path, "")))
+def _with_base(path: Path, overrides: Mapping[str, Any] | str, above: tuple[Path, ...] = ()) -> str:
+    """The text of an experiment laid over the experiment it names as its ``base``, with ``overrides`` on top.
 
-
-def _with_base(path: Path, overrides: Mapping[str, Any] | str) -> str:
-    """The text of an experiment laid over the experiment it names as its ``base``, with ``overrides`` on top."""
+    ``above`` are the files that name this one as their base, directly or by way of others.
+    """
     if not path.is_file():
         raise UserError(f"no experiment file {path}: expected a yaml, such as hparams/mamba.yaml")
-    yaml = YAML()
-    tree = yaml.load(path.read_text())
+    if path.resolve() in above:
+        raise UserError(f"{path}: base: expected another experiment, got one that is based on this one")
+    yaml, text = YAML(), path.read_text()
+    check(text, str(path))
+    tree = yaml.load(text)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected keys and values, got {type(tree).__name__}")
-    _lay_over(tree, (yaml.load(overrides) or {}) if isinstance(overrides, str) else overrides)
+    if isinstance(overrides, str):
+        check(overrides, "the command line")
+        overrides = yaml.load(overrides) or {}
+    _lay_over(tree, overrides)
     base = tree.pop("base", None)
     if base is not None:
-        below = yaml.load(_with_base(path.parent / base, ""))
+        if not isinstance(base, str):
+            raise UserError(f"{path}: base: expected the name of another experiment's file, got {base!r}")
+        below = yaml.load(_with_base(path.parent / base, "", (*above, path.resolve())))
         _lay_over(below, tree)
         tree = below
     text = StringIO()

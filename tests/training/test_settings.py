@@ -138,8 +138,9 @@ class Fading(Target):
 
 
 @pytest.mark.parametrize("place", ["beside", "one folder up"])
-def test_a_mode_of_the_users_own(tmp_path, place):
+def test_a_mode_of_the_users_own(tmp_path, place, monkeypatch):
     """One class and one yaml, which may set other defaults; its options are keys, and the shipped modes stay known."""
+    monkeypatch.setenv("CALD_SPEECH_MODULES", "tests")
     experiment = tmp_path / "mine" / "a.yaml"
     guidance = (experiment.parent if place == "beside" else tmp_path) / "guidance"
     guidance.mkdir(parents=True)
