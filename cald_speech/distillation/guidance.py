@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from cald_speech.distillation.options import option
 from cald_speech.distillation.waypoints import Waypoints, take_over
 
 
@@ -56,7 +57,7 @@ class Guidance:
     trains_teacher: ClassVar[bool] = False
     starts_from: ClassVar[str] = "teacher"
 
-    align_steps: int = 0
+    align_steps: int = option(0, at_least=0)
 
     @property
     def needs_teacher(self) -> bool:
@@ -173,9 +174,9 @@ class Target(Guidance):
     align_steps : as in :class:`Guidance`.
     """
 
-    alpha_layer: float = 15.0
-    alpha_logits: float = 0.0
-    alpha_task: float = 1.0
+    alpha_layer: float = option(15.0, at_least=0)
+    alpha_logits: float = option(0.0, at_least=0)
+    alpha_task: float = option(1.0, at_least=0)
 
     def mode_weights(self, step: int) -> LossWeights:
         return LossWeights(self.alpha_task, self.alpha_layer, self.alpha_logits)
@@ -202,7 +203,7 @@ class Hybrid(Target):
     [15.0, 15.0, 0.0, 0.0]
     """
 
-    switch_step: int
+    switch_step: int = option(at_least=1)
 
     def mode_weights(self, step: int) -> LossWeights:
         return super().mode_weights(step) if step < self.switch_step else LossWeights()
@@ -241,7 +242,7 @@ class Trajectory(Target):
     trains_teacher = True
     starts_from = "source"
 
-    teacher_update_every: int = 1
+    teacher_update_every: int = option(1, at_least=1)
 
     def mode_trains_teacher(self, step: int) -> bool:
         return step % self.teacher_update_every == 0
@@ -269,7 +270,7 @@ class Waypoint(Target):
     starts_from = "source"
 
     waypoints: str | Path
-    teacher_steps: float = 1.0
+    teacher_steps: float = option(1.0, above=0)
 
     def __post_init__(self) -> None:
         self.followed: Path | None = None  # of this process: a resumed run takes its waypoint over again

@@ -6,12 +6,13 @@ together is in cald_speech/training/objective.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cald_speech.distillation.options import check_values, option
 from cald_speech.ops import mask_padding
 
 STATE_NORMS = ("none", "layer_norm")
@@ -147,10 +148,6 @@ def logit_loss(
     return total * temperature**2 if scale_by_t2 else total, lengths.sum().float()
 
 
-def _of_preset(default: bool) -> bool:
-    return field(default=default, metadata={"option": False})
-
-
 @dataclass(frozen=True, kw_only=True)
 class LossForm:
     """The form of the distillation terms: one set of options, and the published code's three settings of it.
@@ -182,32 +179,28 @@ class LossForm:
     15
     """
 
-    layer_distance: str = "squared"
-    layer_normalise: str = "layer_norm"
-    layer_weights: Sequence[float] | None = None
-    layer_reduce: str = "mean"
+    layer_distance: str = option("squared", one_of=tuple(DISTANCES))
+    layer_normalise: str = option("layer_norm", one_of=STATE_NORMS)
+    layer_weights: Sequence[float] | None = option(None, at_least=0)
+    layer_reduce: str = option("mean", one_of=REDUCTIONS)
     final_norm_on_last: bool = True
-    temperature: float = 2.0
+    temperature: float = option(2.0, above=0)
     scale_by_t2: bool = False
-    blank_weight: float = 1.0
-    embedding: bool = _of_preset(False)
-    last: bool = _of_preset(True)
-    masked: bool = _of_preset(True)
-    by_characters: bool = _of_preset(True)
+    blank_weight: float = option(1.0, at_least=0)
+    embedding: bool = option(False, settable=False)
+    last: bool = option(True, settable=False)
+    masked: bool = option(True, settable=False)
+    by_characters: bool = option(True, settable=False)
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("layer_distance", DISTANCES),
-            ("layer_normalise", STATE_NORMS),
-            ("layer_reduce", REDUCTIONS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        check_values(self)
+        if self.layer_weights is not None and not any(self.layer_weights):
+            raise ValueError(f"layer_weights: expected one of them above 0, got {list(self.layer_weights)}")
 
     @classmethod
     def options(cls) -> set[str]:
         """What an experiment may set of it."""
-        return {f.name for f in fields(cls) if f.metadata.get("option", True)}
+        return {f.name for f in fields(cls) if f.metadata.get("settable", True)}
 
     def num_states(self, num_layers: int) -> int:
         """How many states of a model with so many layers are compared."""

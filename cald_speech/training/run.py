@@ -4,7 +4,6 @@ import inspect
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from cald_speech.data.batching import StepSampler, batch_loader, step_loader
 from cald_speech.errors import UserError, error_epilogue
 from cald_speech.shipped import experiment_file, recipes_folder
 from cald_speech.tasks.base import Processor
-from cald_speech.training import distributed
+from cald_speech.training import command_line, distributed
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore
 from cald_speech.training.models import Models, build_models
@@ -40,6 +39,9 @@ def train(argv: Sequence[str], prepare: Prepare | None = None) -> None:
     ---------
     prepare : makes the manifests; None: that of the recipe which the experiment names (``recipe``).
     """
+    if {"-h", "--help"} & set(argv):
+        print(f"Usage: train.py EXPERIMENT [--KEY VALUE]...\n\n{command_line.help_text()}", end="")
+        return
     _set_up_logging()
     try:
         with error_epilogue():
@@ -68,15 +70,8 @@ def parse(argv: Sequence[str]) -> tuple[Settings, RunOptions]:
 
     The experiment is a file, or, where there is none, the shipped one of that name (hparams/mamba.yaml).
     """
-    if not argv or argv[0].startswith("--"):
-        raise UserError("expected an experiment file first, such as: train.py hparams/mamba.yaml --data_folder DIR")
-    path, run_opts, overrides = RunOptions.from_command_line_args(list(argv))
-    if not torch.cuda.is_available():
-        # The default, nccl, needs a GPU.
-        run_opts = replace(
-            run_opts, distributed_backend="gloo", overridden_args=run_opts.overridden_args | {"distributed_backend"}
-        )
-    return Settings.load(experiment_file(path), overrides), run_opts
+    line = command_line.read(argv)
+    return Settings.load(experiment_file(line.experiment), line.overrides), line.run_opts
 
 
 def prepare_of(recipe: str | None) -> Prepare:

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from cald_speech.distillation.options import check_values, option
+
 SHAPES = ("constant", "linear", "cosine", "exponential")
 
 
@@ -24,14 +26,13 @@ class WarmupSchedule:
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
 
-    warmup_steps: int = 0
-    decay_steps: int = 1
-    shape: str = "constant"
-    floor: float = 0.0
+    warmup_steps: int = option(0, at_least=0)
+    decay_steps: int = option(1, at_least=0)
+    shape: str = option("constant", one_of=SHAPES)
+    floor: float = option(0.0, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise ValueError(f"schedule.shape: expected one of {', '.join(SHAPES)}, got {self.shape!r}")
+        check_values(self, "schedule.")
         if self.shape == "exponential" and not 0 < self.floor <= 1:
             raise ValueError(f"schedule.floor: an exponential decay needs a floor in (0, 1], got {self.floor}")
 

@@ -6,21 +6,22 @@ those of the distillation terms, in :class:`cald_speech.distillation.LossForm`.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 from transformers import PretrainedConfig
 
 from cald_speech.conversion import LayerMap
 from cald_speech.distillation import PRESETS, Guidance, LossForm, Unguided, every_option, options_of
+from cald_speech.distillation.options import check_values, option
 from cald_speech.errors import UserError
 from cald_speech.experiment_yaml import build, check
 from cald_speech.shipped import hparams_folder
@@ -28,20 +29,6 @@ from cald_speech.tasks.base import Task
 from cald_speech.tasks.ctc import CTC
 from cald_speech.training.schedules import WarmupSchedule
 
-AT_LEAST_ONE = (
-    "num_steps",
-    "accumulation",
-    "join_utterances",
-    "validate_every_epochs",
-    "log_every_steps",
-    "nonfinite_patience",
-)
-# One of so many names: key -> the names.
-CHOICES = {
-    "normalisation": ("per_frame", "reference"),
-    "teacher_mask": ("none", "student"),
-    "decay": ("all", "mixers"),
-}
 # Options of guidance that a mode's class called otherwise before an experiment's names became its own.
 RENAMED = {
     "layer": "alpha_layer",
@@ -55,55 +42,71 @@ RENAMED = {
 class Settings:
     """One experiment. Hub ids and folders are strings; durations are in seconds, counts in optimiser steps."""
 
-    output_folder: str
-    recipe: str | None = None  # a folder in recipes/, whose prepare() makes the manifests for `cald-speech train`
-    data_folder: str = "data"
-    seed: int = 0
-    prepare_folder: str | None = None  # where prepare() writes; default: output_folder
-    corpus: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the recipe's prepare()
-    normaliser: str = "librispeech"
-    unknown_characters: str = "error"  # or "drop"
-    # models: the fine-tuned teacher, and the pretrained weights an unguided student starts from (default: the teacher)
-    teacher: str | None = None
-    source: str | PretrainedConfig | None = None
-    student: str | None = None  # a converted model to go on from (of recipes/align, say); layer_map is then not used
-    processor: str | None = None  # default: the teacher's, the source's, or a new one from the training transcripts
-    model_overrides: Mapping[str, Any] = field(default_factory=dict)  # dropout and SpecAugment of the student
-    freeze_front_end: bool = True
-    licence: str = "that of the teacher's weights"
+    output_folder: str = option(meaning="where the run keeps its checkpoints, models and logs")
+    recipe: str | None = option(None, "a folder in recipes/, whose prepare() makes the manifests")
+    data_folder: str = option("data", "where the corpus is")
+    seed: int = option(0, "of weights, order, dropout and SpecAugment", at_least=-(2**63), at_most=2**63 - 1)
+    prepare_folder: str | None = option(None, "where prepare() writes its manifests; default: output_folder")
+    corpus: Mapping[str, Any] = option(meaning="keyword arguments of the recipe's prepare()", make=dict)
+    normaliser: str = option("librispeech", "how transcripts are written, in training and validation")
+    unknown_characters: str = option(
+        "error", "what a character outside the vocabulary is: an error, or dropped", one_of=("error", "drop")
+    )
+    # models
+    teacher: str | None = option(None, "the fine-tuned model to follow, a folder or hub id")
+    source: str | PretrainedConfig | None = option(
+        None, "pretrained weights that an unguided student starts from; default: the teacher"
+    )
+    student: str | None = option(
+        None, "a converted model to go on from (of recipes/align, say); layer_map is then not used"
+    )
+    processor: str | None = option(
+        None, "whose processor; default: the teacher's, the source's, or a new one from the training transcripts"
+    )
+    model_overrides: Mapping[str, Any] = option(meaning="dropout and SpecAugment of the student", make=dict)
+    freeze_front_end: bool = option(True, "whether the convolutions over the waveform stay as they are")
+    licence: str = option("that of the teacher's weights", "for the model card")
     # conversion
-    layer_map: LayerMap = field(default_factory=LayerMap)
-    initialise: str = "attention"
+    layer_map: LayerMap = option(meaning="which layer gets which mixer; null keeps attention", make=LayerMap)
+    initialise: str = option("attention", "what mixers start from: attention, the weights that they replace, or random")
     # objective
-    task: Task = field(default_factory=CTC)
-    guidance: str | Guidance = field(default_factory=Unguided)  # a name in hparams/guidance/; its options are keys too
-    align_learning_rate: float | None = None  # default: learning_rate; the schedule begins after slot alignment
-    loss: str | LossForm = field(default_factory=LossForm)  # a preset: speech, lm or nlp; its options are keys too
-    normalisation: str = "per_frame"  # or "reference", what the published code divides by
-    teacher_mask: str = "none"  # "student": the teacher hears what the student's SpecAugment leaves
+    task: Task = option(meaning="from head output to loss, hypothesis and metric", make=CTC)
+    guidance: str | Guidance = option(
+        meaning="which teacher is followed, and how strongly; a name in hparams/guidance/", make=Unguided
+    )
+    align_learning_rate: float | None = option(
+        None, "of slot alignment; default: learning_rate; the schedule begins after slot alignment", above=0
+    )
+    loss: str | LossForm = option(meaning="the form of the distillation terms: speech, lm or nlp", make=LossForm)
+    normalisation: str = option(
+        "per_frame", "what sums are divided by; reference: as the published code", one_of=("per_frame", "reference")
+    )
+    teacher_mask: str = option(
+        "none", "student: the teacher hears what the student's SpecAugment leaves", one_of=("none", "student")
+    )
     # optimisation
-    num_steps: int = 1000
-    learning_rate: float = 3e-4
-    weight_decay: float = 5e-3
-    schedule: WarmupSchedule = field(default_factory=WarmupSchedule)
-    max_grad_norm: float = 1.0
-    max_batch_s: float = 60.0  # of audio, padding counted
-    max_batch_tokens: int = 16384  # of text
-    max_batch_utterances: int | None = None
-    join_utterances: int = 1  # up to so many are joined to one, at random, with pauses of up to join_pause_s
-    join_pause_s: float = 0.5
-    accumulation: int = 1
-    num_workers: int = 0
-    precision: str = "fp32"
-    decay: str = "all"  # matrices have weight decay; "mixers": those of the mixers alone
-    gradient_checkpointing: bool = False  # less memory, a third more time
-    nonfinite_patience: int = 10
+    num_steps: int = option(1000, "optimiser steps of the whole run", at_least=1)
+    learning_rate: float = option(3e-4, "at its highest; AdamW", at_least=0)
+    weight_decay: float = option(5e-3, "of matrices; vectors and the scans' parameters have none", at_least=0)
+    schedule: WarmupSchedule = option(meaning="warm-up and decay of the learning rate", make=WarmupSchedule)
+    max_grad_norm: float = option(1.0, "what the gradient's norm is clipped to; .inf: never", above=0, infinite=True)
+    max_batch_s: float = option(60.0, "seconds of audio in a batch, padding counted", above=0)
+    max_batch_tokens: int = option(16384, "tokens of text in a batch, padding counted", at_least=1)
+    max_batch_utterances: int | None = option(None, "utterances in a batch at most; default: any number", at_least=1)
+    join_utterances: int = option(1, "up to so many are joined to one, at random", at_least=1)
+    join_pause_s: float = option(0.5, "the longest pause between joined utterances", at_least=0)
+    accumulation: int = option(1, "batches of one optimiser step", at_least=1)
+    num_workers: int = option(0, "processes that read data", at_least=0)
+    precision: str = option("fp32", "of the forward pass in training", one_of=("fp32", "bf16", "fp16"))
+    decay: str = option("all", "which matrices have weight decay", one_of=("all", "mixers"))
+    gradient_checkpointing: bool = option(False, "less memory, a third more time")
+    nonfinite_patience: int = option(10, "so many skipped steps in a row end the run", at_least=1)
     # validation, checkpoints, logs
-    validate_every_epochs: int = 1
-    checkpoint_every_minutes: float = 15.0
-    checkpoint_every_steps: int = 0
-    waypoint_every_steps: int = 0  # 0: keep none
-    log_every_steps: int = 10
+    validate_every_epochs: int = option(1, "epochs between validations; the last is always validated", at_least=1)
+    checkpoint_every_minutes: float = option(15.0, "minutes between checkpoints inside an epoch; 0: none", at_least=0)
+    checkpoint_every_steps: int = option(0, "steps between them instead; 0: by minutes", at_least=0)
+    waypoint_every_steps: int = option(0, "keep the model so often, for waypoint guidance; 0: never", at_least=0)
+    log_every_steps: int = option(10, "steps between two lines of the log", at_least=1)
     # No key: what the yaml gives of the options of guidance modes and losses, also of those that it does not use.
     options: Mapping[str, Any] = field(default_factory=dict, init=False)
 
@@ -139,11 +142,12 @@ class Settings:
         try:
             settings.guidance = _make_mode(settings.guidance, settings.options)
             settings.loss = _make_form(values.get("loss", "speech"), settings.options)
-            for of in (settings, settings.guidance, settings.loss):
-                _check_types(of)
+            for of in (settings, settings.guidance):
+                check_values(of)
             settings.guidance.check(settings.num_steps)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
+        _refuse_nan(path, values)
         return settings
 
     @property
@@ -168,21 +172,17 @@ def _refuse_unknown(path: Path, given: set[str], known: set[str]) -> None:
         raise UserError(f"{path}: unknown key {key!r}; {hint}")
 
 
-def _check_types(settings: Settings | Guidance | LossForm) -> None:
-    """Raise ValueError for a value of another kind than the setting's, and for counts that no run can have."""
-    words = {int: "an integer", float: "a number", bool: "True or False", str: "text", Mapping: "keys and values"}
-    types = get_type_hints(type(settings))
-    for f in fields(settings):
-        value, kind = getattr(settings, f.name), get_origin(types[f.name]) or types[f.name]
-        if kind is UnionType:  # optional, or of two kinds: judged where it is used
-            continue
-        fits = isinstance(value, int | float if kind is float else kind)
-        if not fits or (isinstance(value, bool) and kind in (int, float)):
-            raise ValueError(f"{f.name}: expected {words.get(kind, f'a {kind.__name__}')}, got {value!r}")
-        if value not in CHOICES.get(f.name, (value,)):
-            raise ValueError(f"{f.name}: expected one of {', '.join(CHOICES[f.name])}, got {value!r}")
-        if f.name in AT_LEAST_ONE and value < 1:
-            raise ValueError(f"{f.name}: expected at least 1, got {value}")
+def _refuse_nan(path: Path, value: Any, place: str = "") -> None:
+    """Also in what is not an option of ours: those of a corpus, a mixer, a model."""
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{path}: {place}: expected a number, got nan")
+    if isinstance(value, partial):
+        value = value.keywords
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, entry in entries:
+        _refuse_nan(path, entry, f"{place}.{name}" if place else str(name))
 
 
 # --- guidance and loss, with the options that the experiment gives ----------------------------------------------------

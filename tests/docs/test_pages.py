@@ -17,13 +17,13 @@ from cald_speech.commands import main
 from cald_speech.distillation import LossForm
 from cald_speech.distillation.guidance import every_option
 from cald_speech.shipped import experiment_file
+from cald_speech.training.command_line import RUN_OPTIONS
 from cald_speech.training.settings import Settings
 from tests.docs.pages import NAMES, PAGES, ROOT, blocks, command_lines, prose, spans
 
 PACKAGE = ROOT / "cald_speech"
 MADE_BY_COMMANDS = ("results", "data", "recordings", "site")  # folders that a reader makes
 SUFFIXES = ["py", "md", "yaml", "yml", "sh", "c", "h", "json", "csv", "cff", "toml", "txt"]
-RUN_OPTIONS = {"device", "precision", "debug"}  # SpeechBrain's own, which `train` takes too
 pages = pytest.mark.parametrize("page", PAGES, ids=NAMES)
 
 
@@ -135,7 +135,7 @@ def options_of_help(*command: str) -> set[str]:
 
 def train_keys(experiment: str) -> set[str]:
     """What `train` takes: every setting, and the keys of this yaml."""
-    keys = {f.name for f in fields(Settings)} | set(every_option()) | set(LossForm.options()) | RUN_OPTIONS
+    keys = {f.name for f in fields(Settings)} | set(every_option()) | set(LossForm.options()) | set(RUN_OPTIONS)
     if re.fullmatch(r"[\w/\-]+\.yaml", experiment) and experiment.startswith("hparams/"):
         keys |= set(re.findall(r"^(\w+):", experiment_file(ROOT / experiment).read_text(), re.MULTILINE))
     return {f"--{key}" for key in keys}

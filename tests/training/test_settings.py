@@ -97,11 +97,6 @@ def test_command_line(folder, name, argv, value):
     assert value(settings)
 
 
-def test_run_options_are_not_settings(folder):
-    settings, options = parse([str(folder / "base.yaml"), "--device", "cpu", "--precision", "bf16", "--seed", "1"])
-    assert (options.device, options.precision, settings.precision, settings.seed) == ("cpu", "bf16", "fp32", 1)
-
-
 @pytest.mark.parametrize(("name", "mode"), [("target", Target), ("hybrid", Hybrid), ("unguided", Unguided)])
 def test_weights_go_to_the_modes_that_know_them(folder, name, mode):
     settings = Settings.load(folder / "base.yaml", {"guidance": name, "alpha_layer": 2.0, "alpha_logits": 0.25})
