@@ -36,12 +36,12 @@ class FrontEnd(NamedTuple):
 
     convolutions: Callable[..., Tensor]  # (B, samples) -> (B, C, T)
     projection: Callable[[Tensor], Tensor]  # (B, T, C) -> (B, T, D)
-    positions: nn.Module  # the positional convolution, (B, T, D) -> (B, T, D)
+    positions: nn.Module  # the positional convolutions, (B, T, D) -> (B, T, D)
     input_norm: nn.Module  # after adding the positions; Identity in pre-norm models
     output_norm: nn.Module  # after the last layer; Identity in post-norm models
     kernels: tuple[int, ...]  # of each convolution, in samples of its input
     strides: tuple[int, ...]
-    positions_reach: int  # frames that the positional convolution sees on either side
+    positions_reach: int  # frames that the positional convolutions see on either side
     normed: nn.Conv1d | None  # the first convolution, where its output is normalised over time
 
     @property

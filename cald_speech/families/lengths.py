@@ -78,6 +78,12 @@ class AudioLengths(Lengths):
         self.samples = lengths
         self.frames = frame_lengths(lengths, self.config)
 
+    def silence(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        """Forward hook of a module that puts out (B, C, T): zeros in the padding, for what reads it next."""
+        if self.frames is None:
+            return output
+        return output.masked_fill(~valid_frames(self.frames, output.size(-1))[:, None], 0)
+
 
 class UnreadableMask(UserError, ValueError):
     """An attention mask from which no lengths can be read."""

@@ -1,4 +1,4 @@
-"""Speech encoders: what wav2vec2, HuBERT and WavLM have in common.
+"""Speech encoders: what wav2vec2, HuBERT, WavLM and their kin have in common.
 
 That is the front end, both layer layouts, the slot's place, and an attention that long form can run block by block.
 """
@@ -53,7 +53,7 @@ class SpeechFamily(Family):
         "expected a model that hears audio, got {got}: {model_type} models read text, and have no front end for audio. "
         "Give a speech encoder"
     )
-    pre_norm_layer: type[nn.Module]
+    pre_norm_layer: type[nn.Module] | tuple[()] = ()
     slot_class: Callable[..., MixerSlot] = MixerSlot
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -64,7 +64,7 @@ class SpeechFamily(Family):
         """Lengths, and the length-aware norm that reads them."""
         context = AudioLengths(base.config)
         first = base.feature_extractor.conv_layers[0]
-        if base.config.feat_extract_norm == "group":
+        if isinstance(first.layer_norm, nn.GroupNorm):
             first.layer_norm = LengthAwareGroupNorm.replacing(first.layer_norm, first.conv, context)
         return context
 
@@ -122,7 +122,7 @@ class SpeechFamily(Family):
                 "(add_adapter in its config). Load the model with add_adapter: false"
             )
         norm, none = base.encoder.layer_norm, nn.Identity()
-        norms = (none, norm) if config.do_stable_layer_norm else (norm, none)
+        norms = (none, norm) if isinstance(base.encoder.layers[0], self.pre_norm_layer) else (norm, none)
         first, *others = base.feature_extractor.conv_layers
 
         def convolutions(audio: Tensor, moments: Moments | None = None) -> Tensor:
@@ -145,9 +145,13 @@ class SpeechFamily(Family):
             *norms,
             kernels=tuple(config.conv_kernel),
             strides=tuple(config.conv_stride),
-            positions_reach=config.num_conv_pos_embeddings // 2,
-            normed=first.conv if config.feat_extract_norm == "group" else None,
+            positions_reach=self.positions_reach(config),
+            normed=first.conv if isinstance(first.layer_norm, nn.GroupNorm) else None,
         )
+
+    def positions_reach(self, config: PretrainedConfig) -> int:
+        """Frames that the positional convolution sees on either side."""
+        return config.num_conv_pos_embeddings // 2
 
     def freeze_front_end(self, model: PreTrainedModel) -> None:
         """Let the convolutions that make frames of audio have no gradient from here on."""

@@ -235,7 +235,7 @@ def _work(front: FrontEnd, config, sizes: BlockSizes, columns: int) -> int:
     convolutions = 3 * sizes.convolutions * front.stride // front.strides[0] * config.conv_dim[0]
     # A piece with its halos: itself, its padding, the convolution's output and the sum; the kernel is made for each
     # from its factors (weight norm), and reordered by the library.
-    kernel = config.hidden_size**2 // config.num_conv_pos_embedding_groups * config.num_conv_pos_embeddings
+    kernel = sum(p.numel() for p in front.positions.parameters())
     positions = 4 * (sizes.positions + 2 * front.positions_reach) * config.hidden_size + 2 * kernel
     layers = sizes.layers * (2 * config.intermediate_size + 4 * columns)
     return max(convolutions, positions, layers)

@@ -151,8 +151,10 @@ def test_a_copy_keeps_padding_invisible_and_lengths_of_its_own(family, norm):
     for copied, context in ((model, ours), (twin, theirs)):
         assert len(copied.base_model._forward_pre_hooks) == 1
         assert all(layer.attention.context is context for layer in family.layers(copied))
-        if norm == "group":
-            assert copied.base_model.feature_extractor.conv_layers[0].layer_norm.context is context
+        first = copied.base_model.feature_extractor.conv_layers[0].layer_norm
+        assert getattr(first, "context", context) is context
+        hooks = [hook for module in copied.modules() for hook in module._forward_hooks.values()]
+        assert all(hook.__self__ is context for hook in hooks)
 
 
 @every_family

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import (
     BertConfig,
+    Data2VecAudioConfig,
     GPTNeoXConfig,
     HubertConfig,
     LlamaConfig,
@@ -73,6 +74,9 @@ def test_a_published_model_converts(config, head, parameters, mixer):
 SPEECH_BASE = {**BASE, "feat_extract_norm": "group", "conv_bias": False, "do_stable_layer_norm": False}
 SPEECH_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 SPEECH_LARGE |= {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
+DATA2VEC = {"conv_bias": False, "num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19}
+DATA2VEC_BASE = BASE | {"feat_extract_norm": "layer"} | DATA2VEC
+DATA2VEC_LARGE = SPEECH_LARGE | DATA2VEC
 SHARED = partial(Bidirectional, share_projections=True)
 
 # (config, head, parameters). They count what the class of that head loads: the encoder with SpecAugment's vector
@@ -83,6 +87,8 @@ SPEECH_MODELS = {
     "wav2vec2-base": (Wav2Vec2Config(**SPEECH_BASE), "base", 94_371_712),
     "wav2vec2-large-lv60": (Wav2Vec2Config(**SPEECH_LARGE), "base", 315_438_720),
     "wav2vec2-large-960h-lv60-self": (Wav2Vec2Config(**SPEECH_LARGE, vocab_size=32), "ctc", 315_471_520),
+    "data2vec-audio-base": (Data2VecAudioConfig(**DATA2VEC_BASE), "base", 93_164_288),
+    "data2vec-audio-large": (Data2VecAudioConfig(**DATA2VEC_LARGE), "base", 313_276_416),
     "hubert-base-ls960": (HubertConfig(**SPEECH_BASE), "base", 94_371_712),
     "hubert-large-ll60k": (HubertConfig(**SPEECH_LARGE), "base", 315_438_720),
     "unispeech-1350-en-353-fr-ft-1h": (UniSpeechConfig(**SPEECH_LARGE), "base", 315_438_720),
@@ -103,6 +109,8 @@ def speech_parameters(config, head: str) -> int:
     projection = 2 * channels[-1] + (channels[-1] + 1) * width
     reach, groups = config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
     positions = width * width // groups * reach + reach + width  # direction, one length for each place, bias
+    if config.model_type == "data2vec-audio":  # several, each of kernel and bias
+        positions = reach * (width * width // groups * config.conv_pos_kernel_size + width)
     layer = 4 * (width + 1) * width + 2 * 2 * width + (width + 1) * inner + (inner + 1) * width
     total = convolutions + biases + norms + projection + width + positions + 2 * width
     total += config.num_hidden_layers * layer
