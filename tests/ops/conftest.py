@@ -32,8 +32,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
             monkeypatch.setattr(native_conv, name, value)
         set_tiles(monkeypatch, frames=16, channels=8, tiles=1)
     if way.op == "selective_scan" and way.backend == "triton":
-        for name in ("UNROLL", "BACKWARD_CHUNK", "CHUNK_SIZE"):
-            monkeypatch.setattr(launch, name, 4)
+        short_chunks(monkeypatch)
         for name in ("FORWARD_CHANNELS", "BACKWARD_CHANNELS"):
             monkeypatch.setattr(launch, name, 8)
     return way
@@ -44,6 +43,12 @@ def set_tiles(monkeypatch: pytest.MonkeyPatch, frames: int, channels: int, tiles
     for name in ("FORWARD", "BACKWARD"):
         monkeypatch.setattr(triton_conv, name, {"BLOCK_T": frames, "BLOCK_D": channels, "num_warps": 1})
     monkeypatch.setattr(triton_conv, "BACKWARD_TILES", tiles)
+
+
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the selective scan in Triton; the interpreter's time goes with the frames, padded to whole chunks."""
+    for name in ("UNROLL", "BACKWARD_CHUNK", "CHUNK_SIZE"):
+        monkeypatch.setattr(launch, name, 4)
 
 
 @pytest.fixture

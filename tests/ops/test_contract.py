@@ -52,14 +52,23 @@ WAYS = [
 ]
 
 
-def ways(*, ops=tuple(OPS), but=()):
-    """Parametrise with the ways through some ops, without some backends."""
+def ways(*, ops=tuple(OPS), but=(), **cases):
+    """Parametrise with the ways through some ops, without some backends.
+
+    cases : one more parameter by its name, as (values, those that Triton's interpreter is asked for as well).
+    """
+    (name, (every, few)) = next(iter(cases.items()), (None, ([None], [None])))
     chosen = [
-        pytest.param(one, id=str(one), marks=[needs_native] if one.backend == "native" else [])
+        pytest.param(
+            *((one, value) if name else (one,)),
+            id=f"{one}, {value}" if name else str(one),
+            marks=[needs_native] if one.backend == "native" else [],
+        )
         for one in WAYS
         if one.op in ops and one.backend not in but
+        for value in (few if one.backend == "triton" else every)
     ]
-    return pytest.mark.parametrize("way", chosen, indirect=True)
+    return pytest.mark.parametrize(["way", name] if name else ["way"], chosen, indirect=["way"])
 
 
 def both_ways(op):
@@ -93,29 +102,29 @@ def test_equals_the_recurrence_at_borders_of_blocks(way, padded):
             assert_same(actual, exact_like(way, num_frames, lengths, options))
 
 
-@ways(but=("naive",))
-@pytest.mark.parametrize(
-    ("groups", "left_out"),
-    [(1, ()), (1, ("D", "bias")), (2, ("initial_state",)), (None, ("D", "bias", "initial_state"))],
-    ids=["one group", "without D or bias", "two groups without state", "group per unit, none of both"],
-)
-def test_equals_the_recurrence_with_groups_and_options(way, groups, left_out):
-    small = way.backend == "triton"
-    if small and (groups == 2 or not left_out):
-        pytest.skip("two heads: one group or a group each; all inputs are there at the borders of blocks")
-    units = dict(way.sizes).get("channels", CHANNELS) if way.op == "selective_scan" else 2 if small else 4
+# Groups, None for one for each unit, and the inputs that are left out.
+OPTIONS = [(1, ()), (1, ("D", "bias")), (2, ("initial_state",)), (None, ("D", "bias", "initial_state"))]
+
+
+@ways(but=("naive",), case=(OPTIONS, OPTIONS[1::2]))
+def test_equals_the_recurrence_with_groups_and_options(way, case):
+    """In the interpreter two heads: one group or a group each."""
+    groups, left_out = case
+    heads = 2 if way.backend == "triton" else 4
+    units = dict(way.sizes).get("channels", CHANNELS) if way.op == "selective_scan" else heads
     sizes = {"groups": groups or units, "heads": units, "left_out": left_out}
     for options in some_ways(way, reverse=True):
         actual = way.run(way.inputs(**sizes), lengths_of(way), **options)
         assert_same(actual, exact_like(way, way.frames, lengths_of(way), options, **sizes))
 
 
-@ways(ops=("short_conv",))
-@pytest.mark.parametrize(("taps", "activation"), [(1, "silu"), (2, "identity"), (5, "silu"), (18, "identity")])
-def test_filters_of_every_length(way, taps, activation):
-    """None before the present frame, fewer than a tile, more; longer than a block."""
-    if way.backend == "triton" and taps > 16:
-        pytest.skip("its kernels go to 16 taps")
+FILTERS = [(1, "silu"), (2, "identity"), (5, "silu"), (18, "identity")]
+
+
+@ways(ops=("short_conv",), case=(FILTERS, FILTERS[:3]))
+def test_filters_of_every_length(way, case):
+    """None before the present frame, fewer than a tile, more; longer than a block, which Triton refuses."""
+    taps, activation = case
     sizes = {"taps": taps} | ({"left_out": ("initial_state",)} if taps == 1 else {})
     for options in both_ways(way.op):
         options |= {"activation": activation}
@@ -137,13 +146,14 @@ def test_gradients_against_finite_differences(way):
         assert torch.autograd.gradcheck(function, list(leaves.values()))
 
 
-@ways()
+@ways(but=("triton",))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("float32_parameters", [False, True], ids=["all half", "x, B and C half"])
 def test_half_precision_inputs(way, dtype, float32_parameters):
-    """Arithmetic is float32 whatever comes in; what comes out has the dtype of x, and each gradient its input's."""
-    if way.backend == "triton" and (way.op.startswith("ssd") or not float32_parameters or dtype == torch.bfloat16):
-        pytest.skip("in test_triton.py, or on a GPU in test_on_gpu.py")
+    """Arithmetic is float32 whatever comes in; what comes out has the dtype of x, and each gradient its input's.
+
+    Triton's, which multiply in half precision, are in test_triton.py.
+    """
     kept = ("dt", "A", "D", "weight", "bias", "initial_state") if float32_parameters else ()
     inputs = {name: v if name.split()[0] in kept else v.to(dtype) for name, v in way.inputs().items()}
     if way.backend == "native":
@@ -156,8 +166,7 @@ def test_half_precision_inputs(way, dtype, float32_parameters):
     assert_same(actual, expected, TOLERANCE[str(dtype).removeprefix("torch.")])
     if way.op in SCANS and "state" in actual:
         assert actual["state"].dtype == torch.float32
-        if way.backend != "triton":
-            assert relative_error(actual["state"], expected["state"]) <= TOLERANCE["parity"]
+        assert relative_error(actual["state"], expected["state"]) <= TOLERANCE["parity"]
 
 
 @ways(but=("triton",))
@@ -218,13 +227,10 @@ def test_reverse_is_flipping_within_valid_frames(way):
     assert relative_error(actual["state"], expected["state"]) <= TOLERANCE["rounding"]
 
 
-@ways(ops=CARRYING)
-@pytest.mark.parametrize("cut", [1, -1, 0.5], ids=["after one frame", "before the last", "half-way"])
+@ways(ops=CARRYING, cut=(["half-way", "after one frame", "before the last"], ["half-way"]))
 def test_pieces_equal_the_whole(way, cut):
-    if way.backend == "triton" and cut != 0.5:
-        pytest.skip("no other code: the kernels know no pieces")
     inputs, frames = way.inputs(), way.frames
-    cut = frames // 2 if cut == 0.5 else cut % frames
+    cut = {"half-way": frames // 2, "after one frame": 1, "before the last": frames - 1}[cut]
     inputs, lengths = {name: v.to(way.device) for name, v in inputs.items()}, lengths_of(way).to(way.device)
     pieces = [(slice(0, cut), lengths.clamp(max=cut)), (slice(cut, frames), (lengths - cut).clamp(min=0))]
     for options in both_ways(way.op):
@@ -240,12 +246,11 @@ def test_pieces_equal_the_whole(way, cut):
         assert relative_error(state, expected["state"]) <= TOLERANCE["rounding"]
 
 
-@ways(ops=SCANS, but=("naive",))
+@ways(ops=SCANS, but=("naive", "triton"))
 @pytest.mark.parametrize("chunk_size", [1, 7, 64, 1000])
 def test_chunk_size_does_not_matter(way, chunk_size):
-    if way.backend == "triton" and (way.op != "selective_scan" or chunk_size != 7):
-        pytest.skip("its table of launches chooses the chunk")
-    for options in some_ways(way, reverse=True):
+    """Of Triton's the selective scan alone listens to it: test_triton.py."""
+    for options in both_ways(way.op):
         actual = way.run(way.inputs(), lengths_of(way), **options, chunk_size=chunk_size)
         assert_same(actual, exact_like(way, way.frames, lengths_of(way), options))
 

@@ -17,7 +17,7 @@ from cald_speech.ops.ssd.triton import warmup as warmup_ssd
 from cald_speech.ops.ssd.triton.outputs import outputs_kernel
 from tests.helpers import TOLERANCE, relative_error
 from tests.ops.cases import TRITON_DEVICE, Way, assert_same, call, exact, is_framewise
-from tests.ops.conftest import set_tiles
+from tests.ops.conftest import set_tiles, short_chunks
 
 ONE, BOTH, PAIR = (Way(op, "triton", sizes={"heads": 1}) for op in ("ssd", "ssd_bidirectional", "ssd_pair"))
 SELECTIVE, CONV = Way("selective_scan", "triton"), Way("short_conv", "triton")
@@ -58,6 +58,17 @@ def test_half_precision_across_chunks(way, dtype, bfloat16_interpreter):
     assert all(v.dtype == dtype for name, v in actual.items() if name.startswith("y"))
     assert all(actual[f"gradient of {name}"].dtype == v.dtype for name, v in inputs.items())
     assert_same(actual, exact(way.op, inputs, lengths), TOLERANCE[str(dtype).removeprefix("torch.")])
+
+
+@pytest.mark.parametrize("way", [SELECTIVE, CONV], ids=str)
+def test_half_precision_inputs(way, monkeypatch):
+    short_chunks(monkeypatch)
+    set_tiles(monkeypatch, frames=16, channels=8, tiles=1)
+    inputs = {name: v.half() for name, v in of(way, 5).items()}
+    actual = way.run(inputs)
+    assert all(v.dtype == torch.float16 for name, v in actual.items() if name != "state")
+    assert actual["state"].dtype == (torch.float32 if way is SELECTIVE else torch.float16)
+    assert_same(actual, exact(way.op, inputs), TOLERANCE["float16"])
 
 
 def test_one_output_of_a_pair_alone_has_gradients():
@@ -111,8 +122,7 @@ def test_real_sizes_of_a_selective_scan():
 @pytest.mark.parametrize("together", [1, 4], ids=["a program each", "one program"])
 def test_blocks_of_channels_of_a_selective_scan(together, monkeypatch):
     """Three blocks of channels, the last one partly filled, whose gradients of B and C are added up."""
-    for name in ("UNROLL", "BACKWARD_CHUNK", "CHUNK_SIZE"):
-        monkeypatch.setattr(launch, name, 4)
+    short_chunks(monkeypatch)
     for name in ("FORWARD_CHANNELS", "BACKWARD_CHANNELS"):
         monkeypatch.setattr(launch, name, 2)
     monkeypatch.setattr(launch, "blocks_together", lambda *shapes: together)
@@ -129,8 +139,7 @@ def test_blocks_are_taken_together_only_where_programs_are_many():
 
 def test_offsets_of_a_selective_scan_past_2_31_elements(monkeypatch):
     """Every framewise input and the output's gradient with frames 2^30 elements apart; only touched pages exist."""
-    for name in ("UNROLL", "BACKWARD_CHUNK", "CHUNK_SIZE"):
-        monkeypatch.setattr(launch, name, 4)
+    short_chunks(monkeypatch)
     far = torch.empty(2**31 + 256, dtype=torch.float16, device=TRITON_DEVICE)
     inputs = of(SELECTIVE, 3, channels=4, d_state=2)
     inputs = {name: v.to(TRITON_DEVICE, torch.float16 if is_framewise(name) else v.dtype) for name, v in inputs.items()}
@@ -204,8 +213,7 @@ def test_sizes_beyond_the_limits_are_refused_by_name(way, sizes, said):
 
 def test_warmups_run_every_direction(monkeypatch):
     set_tiles(monkeypatch, frames=16, channels=8, tiles=1)
-    for name in ("UNROLL", "BACKWARD_CHUNK", "CHUNK_SIZE"):
-        monkeypatch.setattr(launch, name, 4)
+    short_chunks(monkeypatch)
     warmup_ssd(1, 4, 1, 4, torch.float16, TRITON_DEVICE)
     warmup_selective_scan(1, 1, dtype=torch.float16, device=TRITON_DEVICE)
     warmup_short_conv(8, dtype=torch.float16, device=TRITON_DEVICE, padded=(False, True))
