@@ -183,6 +183,7 @@ def test_bars(bar, held):
     assert bar.held is held and str(bar).startswith("held" if held else "NOT HELD")
 
 
+@pytest.mark.slow  # every case of every bar is timed
 def test_bars_are_printed_one_by_one(small_machine, monkeypatch, capsys):
     monkeypatch.setattr(contest, "cpu_peak", lambda *arguments, **options: MIB)
     monkeypatch.setattr(bars, "CPU_CASE", replace(bars.CPU_CASE, num_frames=40))

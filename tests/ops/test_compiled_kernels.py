@@ -43,6 +43,7 @@ def test_kernels_compile_for_hopper(tmp_path):
         assert max(one["shared_bytes"] for one in used) <= 48 * 1024
 
 
+@pytest.mark.slow  # a Python process that compiles kernels
 @pytest.mark.parametrize(("capability", "sizes", "dtype"), [(80, "64x128", "bfloat16"), (90, "3x5", "float32")])
 def test_ssd_kernels_of_both_directions_compile(capability, sizes, dtype, tmp_path):
     """At the largest state on the older GPU, and in float32; Hopper in bfloat16 is the next test's."""

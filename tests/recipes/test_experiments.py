@@ -146,6 +146,7 @@ schedule: !new:cald_speech.training.schedules.WarmupSchedule
 """
 
 
+@pytest.mark.slow  # 300 steps of training
 def test_a_converted_model_learns_four_utterances_by_heart(shared_data, tmp_path):
     path = write_experiment(
         tmp_path / "overfit.yaml",

@@ -32,6 +32,7 @@ def test_two_recipes_in_one_process(corpus, tmp_path):
     assert type(aligned.plain).__name__ == "CaldWav2Vec2Model" and type(student.plain).__name__ == "CaldWav2Vec2ForCTC"
 
 
+@pytest.mark.slow  # a Python process that trains
 def test_a_training_in_a_process_of_its_own(corpus, tmp_path):
     teacher = str(write_model(tmp_path / "teacher"))
     path = write(tmp_path / "a.yaml", corpus, recipe="librispeech", teacher=teacher, corpus={"splits": SPLITS})
