@@ -7,10 +7,11 @@ import click
 from transformers import AutoProcessor
 
 from cald_speech import conversion
-from cald_speech.commands.options import command
+from cald_speech.commands.options import command, target_lang
 from cald_speech.conversion.model_card import update_facts
 from cald_speech.errors import UserError
 from cald_speech.families import family_of
+from cald_speech.families.languages import write_in
 from cald_speech.mixers import Bidirectional, Mamba2
 
 
@@ -21,11 +22,23 @@ from cald_speech.mixers import Bidirectional, Mamba2
 @click.option("--keep", type=int, multiple=True, help="A layer (from 0) that keeps its attention; may be repeated.")
 @click.option("--share/--separate", default=True, show_default=True, help="One projection for both directions, or two.")
 @click.option("--head", help="Which of its heads to keep; default: ctc for speech, masked_lm or lm for text.")
-def convert(model: str, folder: Path, initialise: str, keep: tuple[int, ...], share: bool, head: str | None) -> None:
+@target_lang()
+def convert(
+    model: str,
+    folder: Path,
+    initialise: str,
+    keep: tuple[int, ...],
+    share: bool,
+    head: str | None,
+    target_lang: str | None,
+) -> None:
     """Convert MODEL (a folder or hub id) to Mamba-2, untrained, into FOLDER: bidirectional, unless it is causal."""
     family = family_of(conversion.load_config(model))
     head = head or family.default_head
-    student = conversion.from_pretrained(model, head=head)
+    student = conversion.from_pretrained(model, head=head, target_lang=target_lang)
+    processor = AutoProcessor.from_pretrained(model)
+    if target_lang is not None:
+        write_in(processor.tokenizer, target_lang)
     num_layers = len(family.layers(student))
     if strange := [index for index in keep if not 0 <= index < num_layers]:
         raise UserError(f"--keep: expected layers from 0 to {num_layers - 1}, got {', '.join(map(str, strange))}")
@@ -33,7 +46,7 @@ def convert(model: str, folder: Path, initialise: str, keep: tuple[int, ...], sh
     layer_map = conversion.LayerMap(mixer, dict.fromkeys(keep))
     report = conversion.convert(student, layer_map, initialise=initialise)
     student.save_pretrained(folder)
-    conversion.save_processor(AutoProcessor.from_pretrained(model), student, folder)
+    conversion.save_processor(processor, student, folder)
     layers = report.describe_layers()
     facts = {"model": type(student).__name__, "teacher": model, "pipeline": family.pipelines[head]}
     update_facts(folder, **facts, layers=layers, guidance="none: not trained yet")

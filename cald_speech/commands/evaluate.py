@@ -25,6 +25,7 @@ from cald_speech.tasks.reading import READERS
 @options.evaluation_folder("model")
 @options.beam_search()
 @options.normaliser()
+@options.target_lang()
 @options.max_batch_s()
 @options.device()
 @options.dtype()

@@ -121,6 +121,11 @@ def reports_of(model: str) -> Path:
     return Path("results/evaluation") / model.strip("/.").replace("/", "--")
 
 
+def target_lang() -> Decorator:
+    """``--target_lang``, of models with an adapter for each language."""
+    return click.option("--target_lang", help="The language of an MMS model, such as fra. Default: the checkpoint's.")
+
+
 def max_batch_s() -> Decorator:
     """``--max_batch_s``, of audio."""
     return click.option(

@@ -56,6 +56,7 @@ OUTPUT = options.together(
     click.option("--overwrite", is_flag=True, help="Make transcripts again that are complete."),
 )
 RUN = options.together(
+    options.target_lang(),
     options.device(),
     options.dtype("Of weights and buffers."),
     click.option("--chunk_s", default=10.0, show_default=True, help="Seconds in the front end at once, at most."),
@@ -120,13 +121,14 @@ def _recognise(
     chunk_s: float,
     storage: Path | None,
     force: bool,
+    target_lang: str | None,
 ) -> int:
     """Transcribe each file, or align the one with a text. Raises UserError where nothing could be done."""
     jobs = find_jobs(files, output_folder, FORMATS[form].suffix)
     if text is not None and len(jobs) != 1:
         raise UserError(f"--text is what one file says: expected one file, got {len(jobs)}")
     said = None if text is None else _read(text)
-    recogniser = Recogniser.of(model, dtype=dtype, device=device, force=force)
+    recogniser = Recogniser.of(model, dtype=dtype, device=device, force=force, target_lang=target_lang)
     how = {"margins": Margins(lead_s, tail_s), "chunk_s": chunk_s, "dtype": dtype, "storage": storage}
     if said is None:
         recognise = partial(recogniser.transcribe, decoding=decoding, beam_width=beam_width, **how)

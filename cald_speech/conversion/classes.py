@@ -23,6 +23,7 @@ from cald_speech.conversion.replace import replace_layers
 from cald_speech.errors import UserError
 from cald_speech.families import Family, families, family_of
 from cald_speech.families.hub import check_source
+from cald_speech.families.languages import speak
 from cald_speech.mixers import SCAN_PARAMETERS
 
 
@@ -126,6 +127,7 @@ def from_pretrained(
     head: str = "ctc",
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    target_lang: str | None = None,
     **overrides,
 ) -> PreTrainedModel:
     """A model, converted or not, in evaluation mode and with padding invisible to it.
@@ -136,6 +138,7 @@ def from_pretrained(
     head : one that the family has: ``base``, ``classification``, ``ctc`` (speech), ``lm`` or ``masked_lm`` (text).
     dtype : of the weights; A_log, dt_bias and D of converted models stay in float32.
     device : where the model goes, such as ``cuda`` or ``cuda:1``.
+    target_lang : the language of a model with an adapter for each (MMS); default: the one in the checkpoint.
     overrides : values for the config.
 
     Returns
@@ -145,8 +148,8 @@ def from_pretrained(
     Raises
     ------
     UserError
-        where the model cannot be had, is truncated, is of an architecture not known here, or has no such head; where
-        the device is not there.
+        where the model cannot be had, is truncated, is of an architecture not known here, or has no such head or
+        language; where the device is not there.
 
     Example
     -------
@@ -161,12 +164,15 @@ def from_pretrained(
     base = family.class_with(head)
     model_class = converted_class(family, base) if isinstance(config, config_class(family)) else base
     try:
-        return family.load(source, model_class=model_class, dtype=dtype, **overrides).eval().to(device)
+        model = family.load(source, model_class=model_class, dtype=dtype, **overrides).eval()
     except SafetensorError as error:
         raise UserError(
             f"the weights in {source!r} cannot be read: {error}. Expected whole safetensors files, these are truncated "
             "or damaged. Copy the folder again, or take an earlier checkpoint"
         ) from error
+    if target_lang is not None:
+        speak(model, source, target_lang)
+    return model.to(device)
 
 
 def check_device(device: str | torch.device) -> None:

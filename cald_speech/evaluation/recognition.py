@@ -36,6 +36,7 @@ def evaluate_folder(
     beam_size: int | None = None,
     kenlm_path: str | Path | None = None,
     normaliser: str = "librispeech",
+    target_lang: str | None = None,
     max_batch_s: float = 60.0,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -44,14 +45,16 @@ def evaluate_folder(
     """Evaluate a model folder (or hub id) on a manifest, write the report and update the model's card.
 
     Returns the report's summary. Decoding is greedy unless `beam_size` or `kenlm_path` is given (a beam of 100 where
-    only the latter is). Other arguments as in `evaluate`; the files as in `write_report`.
+    only the latter is). `target_lang` is as in `from_pretrained`, other arguments as in `evaluate`; the
+    files as in `write_report`.
 
     Raises
     ------
     UserError
         for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
     """
-    model, processor = from_pretrained(source, head="ctc", dtype=dtype, device=device), load_processor(source)
+    model = from_pretrained(source, head="ctc", dtype=dtype, device=device, target_lang=target_lang)
+    processor = load_processor(source, target_lang)
     decoder, decoder_name = partial(greedy, tokenizer=processor.tokenizer), "greedy"
     if beam_size is not None or kenlm_path is not None:
         beam_size = 100 if beam_size is None else beam_size

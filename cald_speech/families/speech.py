@@ -48,6 +48,7 @@ class SpeechFamily(Family):
         "label_embs_concat",
         r"final_proj\.",
         "mask_emb",
+        r"adapter\.",  # convolutions after the layers, which a model is asked to do without
     )
     refusal = (
         "expected a model that hears audio, got {got}: {model_type} models read text, and have no front end for audio. "
@@ -57,6 +58,7 @@ class SpeechFamily(Family):
     slot_class: Callable[..., MixerSlot] = MixerSlot
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        check_last_is_layer(model)
         self.context(model)
         return model
 
@@ -115,12 +117,8 @@ class SpeechFamily(Family):
 
     def front_end(self, model: PreTrainedModel) -> FrontEnd:
         """The pieces between audio and layers. Raises UserError for a model with convolutions after its layers."""
+        check_last_is_layer(model)
         base, config = model.base_model, model.base_model.config
-        if getattr(base, "adapter", None) is not None:
-            raise UserError(
-                "expected a speech encoder whose output is its last layer's, got one with convolutions after it "
-                "(add_adapter in its config). Load the model with add_adapter: false"
-            )
         norm, none = base.encoder.layer_norm, nn.Identity()
         norms = (none, norm) if isinstance(base.encoder.layers[0], self.pre_norm_layer) else (norm, none)
         first, *others = base.feature_extractor.conv_layers
@@ -181,6 +179,17 @@ class SpeechFamily(Family):
             outputs[place] = logits
             return outputs
         return (*outputs[:place], logits, *outputs[place + 1 :])
+
+
+def check_last_is_layer(model: PreTrainedModel) -> None:
+    """Raise UserError for a model with convolutions after its layers, which no loss and no long audio knows."""
+    if getattr(model.base_model, "adapter", None) is not None:
+        raise UserError(
+            "expected a speech encoder whose output is its last layer's, got one with convolutions after it "
+            "(add_adapter in its config): its logits have fewer frames than its layers. Give a model without them, or "
+            "fine-tune this one's encoder anew, as hparams/teacher.yaml does, with model_overrides: {add_adapter: "
+            "False}"
+        )
 
 
 class BlockAttention:

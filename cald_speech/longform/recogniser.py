@@ -17,6 +17,7 @@ from transformers import AutoProcessor, PreTrainedModel, Wav2Vec2Processor
 from cald_speech.conversion import check_device, from_pretrained
 from cald_speech.errors import UserError
 from cald_speech.families import SpeechFamily, family_of
+from cald_speech.families.languages import write_in
 from cald_speech.longform.alignment import DEFAULT_BAND, align, labels_of
 from cald_speech.longform.ctc import LogitChunks, beam_search, greedy, numbered
 from cald_speech.longform.encoder import stream_logits
@@ -136,13 +137,14 @@ class Recogniser:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device | None = None,
         force: bool = False,
+        target_lang: str | None = None,
     ) -> "Recogniser":
         """Load what is given as a folder or hub id; arguments and errors as in :func:`transcribe`."""
         if device is not None:
             check_device(device)
         folder = model.name_or_path if isinstance(model, PreTrainedModel) else str(model)
         if not isinstance(model, PreTrainedModel):
-            model = from_pretrained(folder, dtype=dtype)
+            model = from_pretrained(folder, dtype=dtype, target_lang=target_lang)
         family = family_of(model)
         if not force and not any(family.mixer(layer) for layer in family.layers(model)):
             raise UserError(
@@ -152,7 +154,7 @@ class Recogniser:
             )
         if processor is None and not folder:
             raise UserError("the model came from no folder: expected a processor with it (processor=...)")
-        processor = processor or load_processor(folder)
+        processor = processor or load_processor(folder, target_lang)
         vocabulary = Vocabulary.of(processor.tokenizer)
         if model.config.vocab_size > len(vocabulary.tokens):
             raise UserError(
@@ -246,13 +248,19 @@ def _name(source: Source) -> str:
     return str(source) if isinstance(source, str | Path) else "the audio"
 
 
-def load_processor(source: str | Path) -> Wav2Vec2Processor:
-    """The processor beside a model. Raises UserError where its files are not there."""
+def load_processor(source: str | Path, target_lang: str | None = None) -> Wav2Vec2Processor:
+    """The processor beside a model, writing ``target_lang`` where that is given.
+
+    Raises UserError where its files are not there, or it does not know the language.
+    """
     try:
-        return AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{source}: expected the processor's files (preprocessor_config.json, tokenizer_config.json, vocab.json) "
             f"beside the model, but they cannot be loaded: {error}. Copy them from the model it was made from, or give "
             "a processor"
         ) from error
+    if target_lang is not None:
+        write_in(processor.tokenizer, target_lang)
+    return processor

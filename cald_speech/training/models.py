@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cald_speech.conversion import ConversionReport, convert, from_pretrained, load_config
 from cald_speech.errors import UserError
 from cald_speech.families import Family, SpeechFamily, family_of
+from cald_speech.families.languages import write_in
 from cald_speech.tasks.base import Processor
 from cald_speech.training.distributed import sum_gradients
 from cald_speech.training.optimiser import make_optimiser, parameters_of, set_learning_rate, step_if_finite
@@ -54,7 +55,7 @@ def build_models(settings: Settings, train: Path) -> Models:
         teacher = _load_student(start, settings, processor)
         teacher.load_state_dict(student.state_dict())  # a head that is new is the same in both
     elif guidance.needs_teacher:
-        teacher = from_pretrained(settings.teacher, head=settings.task.head)
+        teacher = from_pretrained(settings.teacher, head=settings.task.head, target_lang=settings.target_lang)
     if teacher is not None:
         check_match(teacher, student)
         try:
@@ -97,11 +98,18 @@ def load_processor(settings: Settings, train: Path) -> Processor:
     """That of the first of ``processor``, ``teacher``, ``student``, ``source`` that has one, or a new one."""
     places = [p for p in (settings.teacher, settings.student, settings.source) if isinstance(p, str)]
     folder = Path(settings.output_folder) / "processor"
-    return settings.task.processor(places, settings.processor, folder, train, settings.normaliser)
+    processor = settings.task.processor(places, settings.processor, folder, train, settings.normaliser)
+    if settings.target_lang is not None:
+        write_in(getattr(processor, "tokenizer", processor), settings.target_lang)
+    return processor
 
 
 def _load_student(start: str | PretrainedConfig, settings: Settings, processor: Processor) -> PreTrainedModel:
     task = settings.task
+    if settings.target_lang is not None and isinstance(start, str):
+        model = from_pretrained(start, head=task.head, target_lang=settings.target_lang, **settings.model_overrides)
+        task.head_options(start, model.config, processor)  # the language's head has come with its adapter
+        return model
     config = start if isinstance(start, PretrainedConfig) else load_config(start)
     overrides = {**settings.model_overrides, **task.head_options(str(start), config, processor)}
     if isinstance(start, PretrainedConfig):

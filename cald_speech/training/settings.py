@@ -63,6 +63,9 @@ class Settings:
     processor: str | None = option(
         None, "whose processor; default: the teacher's, the source's, or a new one from the training transcripts"
     )
+    target_lang: str | None = option(
+        None, "the language of teacher and student, of an MMS model's; default: the checkpoint's"
+    )
     model_overrides: Mapping[str, Any] = option(meaning="dropout and SpecAugment of the student", make=dict)
     freeze_front_end: bool = option(True, "whether the convolutions over the waveform stay as they are")
     licence: str = option("that of the teacher's weights", "for the model card")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
-from cald_speech import LayerMap, convert
+from cald_speech import LayerMap, convert, from_pretrained
 from cald_speech.conversion import ConversionReport, converted_class
 from cald_speech.errors import UserError
 from cald_speech.mixers import Bidirectional, GatedLinearAttention, Hydra, Linformer, Mamba, Mamba2, WindowedAttention
-from tests.helpers import SPEECH, SPEECH_CASES, audio_batch, prefix, tiny_model
+from tests.helpers import SPEECH, SPEECH_CASES, audio_batch, prefix, tiny_config, tiny_model
 
 FAMILIES = SPEECH
 SHARED = partial(Bidirectional, share_projections=True)
@@ -65,6 +65,19 @@ def test_wavlms_position_bias_goes_with_the_last_attention():
         assert (name in report.untouched) == stays and (name in report.removed) == (not stays)
         if stays:
             assert torch.equal(model.get_parameter(name), bias)
+
+
+def test_convolutions_behind_the_layers_are_refused_wherever_a_model_comes_in(tmp_path):
+    """At conversion and on loading, not when a loss meets fewer logits than frames; the encoder alone may be used."""
+    family = FAMILIES["wav2vec2"]
+    model = family.classes["ctc"](tiny_config(family, add_adapter=True, output_hidden_size=32))
+    model.save_pretrained(tmp_path)
+    for attempt in (lambda: convert(model, MAPS["all"]), lambda: from_pretrained(tmp_path)):
+        with pytest.raises(UserError, match=r"add_adapter in its config.*model_overrides: \{add_adapter: False\}"):
+            attempt()
+    encoder = from_pretrained(tmp_path, add_adapter=False).base_model
+    assert encoder.adapter is None
+    assert torch.equal(encoder.encoder.layer_norm.weight, model.base_model.encoder.layer_norm.weight)
 
 
 @every_family
