@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cald_speech.errors import UserError
 from cald_speech.families.base import Family, Opened
 from cald_speech.families.front_end import FrontEnd, Moments
+from cald_speech.families.nearest import unknown
 from cald_speech.families.speech import BlockAttention, SpeechFamily
 from cald_speech.families.text import TextFamily
 
@@ -45,7 +46,7 @@ def family_of(model: PreTrainedModel | PretrainedConfig, kind: type[Kind] = Fami
     Raises
     ------
     UserError
-        for an architecture not known here, and for one of the other kind.
+        for an architecture not known here, which names the nearest that is, and for one of the other kind.
 
     Example
     -------
@@ -59,10 +60,7 @@ def family_of(model: PreTrainedModel | PretrainedConfig, kind: type[Kind] = Fami
             if not isinstance(family, kind):
                 raise UserError(kind.refusal.format(got=type(model).__name__, model_type=family.model_type))
             return family
-    raise UserError(
-        f"the architecture {config.model_type!r} is not known: expected one of {', '.join(sorted(families()))}. "
-        "CONTRIBUTING.md tells how to add a family"
-    )
+    raise unknown(config.model_type, families())
 
 
 __all__ = [

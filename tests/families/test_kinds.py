@@ -4,11 +4,22 @@ import inspect
 import sys
 
 import pytest
-from transformers import BertConfig, DistilBertConfig, Wav2Vec2Config
+from transformers import (
+    BertConfig,
+    ElectraConfig,
+    Gemma2Config,
+    HieraConfig,
+    PretrainedConfig,
+    SEWConfig,
+    Wav2Vec2BertConfig,
+    Wav2Vec2Config,
+    WhisperConfig,
+)
 
 from cald_speech.conversion import converted_class
 from cald_speech.errors import UserError
 from cald_speech.families import Family, SpeechFamily, TextFamily, families, family_of
+from cald_speech.families.nearest import RELATIVES
 
 every_family = pytest.mark.parametrize("family", families().values(), ids=families())
 
@@ -35,5 +46,34 @@ def test_the_other_kind_is_refused_with_the_way_out():
         family_of(BertConfig(), SpeechFamily)
     with pytest.raises(UserError, match="wav2vec2 models hear audio: expected one that reads text"):
         family_of(Wav2Vec2Config(), TextFamily)
-    with pytest.raises(UserError, match="'distilbert' is not known: expected one of bert"):
-        family_of(DistilBertConfig(), TextFamily)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            SEWConfig(),
+            "'sew' is not known: .* The nearest is wav2vec2: it squeezes time: its layers run at half the rate",
+        ),
+        (Wav2Vec2BertConfig(), "'wav2vec2-bert' is not known: .* The nearest is wav2vec2: it hears log-mel features"),
+        (WhisperConfig(), "'whisper' is not known: .* The nearest is wav2vec2: its encoder hears 30 s"),
+        (ElectraConfig(), "'electra' is not known: .* The nearest is bert"),
+        (Gemma2Config(), "'gemma2' is not known: .* The nearest is llama"),
+        (HieraConfig(), "'hiera' is not known: expected one of .*wavlm. A family is one file beside .*CONTRIBUTING"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_an_architecture_that_is_not_known_is_told_the_nearest(config, told):
+    with pytest.raises(UserError, match=told):
+        family_of(config)
+
+
+def test_an_architecture_of_nearly_the_same_name():
+    config = Wav2Vec2Config()
+    config.__class__ = type("Other", (PretrainedConfig,), {"model_type": "wav2vec2s"})
+    with pytest.raises(UserError, match=r"The nearest is wav2vec2\. "):
+        family_of(config)
+
+
+def test_the_nearest_is_known():
+    assert {relative for relative, _ in RELATIVES.values()} <= families().keys()

@@ -1,0 +1,62 @@
+"""What a user is told whose architecture is not known here: the nearest one that is, and how to add another."""
+
+import difflib
+from collections.abc import Collection
+
+from cald_speech.errors import UserError
+
+# Hugging Face's model type, the known one whose layers are laid out most alike, and what is in the way, if it is known.
+RELATIVES = {
+    "sew": ("wav2vec2", "it squeezes time: its layers run at half the rate of its logits, which no loss here knows"),
+    "sew-d": ("wav2vec2", "it squeezes time, and its attention is DeBERTa's: positions are part of every score"),
+    "wav2vec2-bert": ("wav2vec2", "it hears log-mel features, not samples"),
+    "seamless_m4t": ("wav2vec2", "its speech encoder hears log-mel features, not samples"),
+    "parakeet_ctc": ("wav2vec2", "it hears log-mel features, not samples"),
+    "parakeet_encoder": ("wav2vec2", "it hears log-mel features, not samples"),
+    "whisper": ("wav2vec2", "its encoder hears 30 s of log-mel features at a time, padded"),
+    "mctct": ("wav2vec2", "it hears log-mel features, not samples"),
+    "albert": ("bert", "its layers are one layer, used again and again"),
+    "camembert": ("roberta", ""),
+    "data2vec-text": ("roberta", ""),
+    "deberta": ("bert", "positions are part of every score of its attention"),
+    "deberta-v2": ("bert", "positions are part of every score of its attention"),
+    "distilbert": ("bert", ""),
+    "electra": ("bert", ""),
+    "ernie": ("bert", ""),
+    "falcon": ("gpt_neox", ""),
+    "gemma": ("llama", ""),
+    "gemma2": ("llama", ""),
+    "gpt2": ("gpt_neox", ""),
+    "gpt_neo": ("gpt_neox", ""),
+    "gptj": ("gpt_neox", ""),
+    "mistral": ("llama", ""),
+    "modernbert": ("bert", ""),
+    "mpnet": ("bert", ""),
+    "olmo": ("llama", ""),
+    "opt": ("gpt_neox", ""),
+    "phi": ("gpt_neox", ""),
+    "phi3": ("llama", ""),
+    "qwen2": ("llama", ""),
+    "qwen3": ("llama", ""),
+    "xlm-roberta": ("roberta", ""),
+    "xlm-roberta-xl": ("roberta", ""),
+}
+
+
+def unknown(model_type: str, known: Collection[str]) -> UserError:
+    """The error for an architecture that is none of the ``known`` ones.
+
+    Example
+    -------
+    >>> print(unknown("wav2vec", ["bert", "wav2vec2"]))
+    the architecture 'wav2vec' is not known: expected one of bert, wav2vec2. The nearest is wav2vec2. A family is one \
+file beside cald_speech/families/hubert.py: "How to add" in CONTRIBUTING.md says how to write it
+    """
+    nearest, hurdle = RELATIVES.get(model_type, ("", ""))
+    if nearest not in known:
+        nearest, hurdle = next(iter(difflib.get_close_matches(model_type, known, n=1)), ""), ""
+    hint = f" The nearest is {nearest}{': ' + hurdle if hurdle else ''}." if nearest else ""
+    return UserError(
+        f"the architecture {model_type!r} is not known: expected one of {', '.join(sorted(known))}.{hint} A family is "
+        'one file beside cald_speech/families/hubert.py: "How to add" in CONTRIBUTING.md says how to write it'
+    )
