@@ -6,11 +6,13 @@ the losses are divided by are known before the first backward pass. The step is 
 """
 
 import logging
+import math
 import signal
 import sys
 
 import torch
 from speechbrain import Brain, Stage
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.run_opts import RunOptions
@@ -18,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cald_speech.distillation import LossWeights
+from cald_speech.errors import UserError, some_of
 from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore, Progress, RandomState, StepLog
 from cald_speech.training.distributed import all_ranks, is_main, sum_gradients, world_size
-from cald_speech.training.guards import Interruption, SkippedSteps
+from cald_speech.training.guards import Interruption, SkippedSteps, finite_items, first_nonfinite
 from cald_speech.training.models import Models, TeacherTraining
 from cald_speech.training.objective import Counts, Losses, Objective, step_values
 from cald_speech.training.optimiser import make_optimiser, set_learning_rate, step_if_finite
@@ -68,6 +71,8 @@ class CaldBrain(Brain):
         self.progress = Progress(settings.guidance, self.skipped)
         self.step_log: StepLog | None = None  # of the main process, once it is known where the run is taken up
         self.has_ended = False
+        self.spoilt: list[str] = []  # utterances of a validation whose outputs are not finite
+        self.stepped = False  # since the newest checkpoint
 
         # What a checkpoint holds, beside the optimiser, the epoch and SpeechBrain's own counters.
         checkpointer.add_recoverable("student", models.student)
@@ -116,10 +121,11 @@ class CaldBrain(Brain):
         if step % self.settings.log_every_steps == 0:
             self._log_step(step, losses, {"gradient_norm": norm, "learning_rate": learning_rate})
         if self.settings.waypoint_every_steps and self.optimizer_step % self.settings.waypoint_every_steps == 0:
+            self._check_weights()
             self.store.save(f"waypoints/step-{self.optimizer_step:07d}", self.plain)
         if self._asked_to_stop():
             self._save_intra_epoch_ckpt()
-            self._stop()
+            self._stop("a checkpoint is saved: the same command goes on from it")
         return torch.stack([loss.total.detach() for loss in losses]).sum().cpu()
 
     def _backward(self, batch: PaddedBatch, weights: LossWeights, counts: Counts, *, last: bool) -> Losses:
@@ -141,8 +147,10 @@ class CaldBrain(Brain):
         norm, taken = step_if_finite(self.optimizer, self.scaler, self.settings.max_grad_norm, losses_are_finite)
         if taken:
             self.skipped.taken()
+            self.stepped = True
         else:
-            self.skipped.skip(self.optimizer_step, [i for b in batches for i in b.id])
+            utterances = [i for b in batches for i in b.id]
+            self.skipped.skip(self.optimizer_step, utterances, self._way_back)
         return norm
 
     def _log_step(self, step: int, losses: list[Losses], values: dict[str, float]) -> None:
@@ -154,12 +162,42 @@ class CaldBrain(Brain):
     def _asked_to_stop(self) -> bool:
         return not all_ranks(self.interruption.signal is None, self.device)
 
-    def _stop(self) -> None:
-        logger.warning(
-            "stopped by a signal after optimiser step %d; a checkpoint is saved: the same command goes on from it",
-            self.optimizer_step,
-        )
+    def _stop(self, how_to_go_on: str) -> None:
+        logger.warning("stopped by a signal after optimiser step %d; %s", self.optimizer_step, how_to_go_on)
         raise SystemExit(128 + (self.interruption.signal or signal.SIGTERM))
+
+    # --- what is kept -----------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, *, end_of_epoch: bool, meta: dict[str, float | bool], **keep) -> None:
+        """A checkpoint, which holds no weight that is not finite, in place of those before it.
+
+        After a step that was skipped the newest one from before it is kept too: what spoilt that step may be in the
+        weights already.
+        """
+        self._check_weights()
+        keep |= {"num_to_keep": 2 if self.skipped.in_a_row else 1, "verbosity": logging.DEBUG}
+        self.checkpointer.save_and_keep_only(meta=meta, end_of_epoch=end_of_epoch, **keep)
+        self.stepped = False
+
+    def _save_intra_epoch_ckpt(self) -> None:
+        flag = {INTRA_EPOCH_CKPT_FLAG: True}
+        self._checkpoint(end_of_epoch=False, meta=flag, ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta)
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
+        return not self.skipped.in_a_row and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+
+    def _check_weights(self) -> None:
+        """Raise UserError for a weight that is not finite, before any of them is saved."""
+        for name, model in (("student", self.plain), ("teacher", self.teacher)):
+            weight = None if model is None else first_nonfinite(model)
+            if weight is not None:
+                raise UserError(
+                    f"after optimiser step {self.optimizer_step} the {name}'s {weight} is not finite, and nothing of "
+                    f"it is saved. Lower learning_rate, or use --precision=fp32. {self.checkpointer.way_back()}"
+                )
+
+    def _way_back(self) -> str:
+        return self.checkpointer.way_back(spoilt=not self.stepped)
 
     # --- SpeechBrain's hooks, in the order in which it calls them -----------------------------------------------------
 
@@ -172,7 +210,9 @@ class CaldBrain(Brain):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if is_main():
-            self.step_log = StepLog(self.store.folder, self.optimizer_step)
+            recovered = self.checkpointer.recovered
+            in_epoch = recovered is not None and not recovered.meta["end-of-epoch"]
+            self.step_log = StepLog(self.store.folder, self.optimizer_step, in_epoch=in_epoch)
         if self.optimizer_step:
             logger.info("resumed at optimiser step %d of %d", self.optimizer_step, self.settings.num_steps)
 
@@ -180,7 +220,7 @@ class CaldBrain(Brain):
         if stage == Stage.TRAIN:
             self.train_sampler.start = self.step
         else:
-            self.results = {}
+            self.results, self.spoilt = {}, []
 
     def _fit_train(self, train_set, epoch: int, enable: bool) -> None:
         # A run that had ended before: its checkpoint is from after its last validation.
@@ -203,6 +243,10 @@ class CaldBrain(Brain):
             outputs = task.outputs(self.plain(**inputs))
             followed = task.outputs(self.teacher(**inputs)) if task.compares else None
             loss = task.loss(outputs, lengths, batch)
+        sound = finite_items(outputs, lengths if task.framewise else None)
+        if not loss.isfinite():
+            sound = [False] * len(sound)
+        self.spoilt += [utterance for utterance, is_sound in zip(batch.id, sound, strict=True) if not is_sound]
         results = task.results(outputs, followed, lengths, batch, self.models.processor)
         self.results.update(zip(batch.id, results, strict=True))
         return loss.detach().cpu() / max(1, int(task.units(batch).sum()))
@@ -214,14 +258,40 @@ class CaldBrain(Brain):
         name = self.settings.task.metric
         unit = self.settings.task.unit
         logger.info("epoch %d, step %d: validation %s %.2f%s", epoch, self.optimizer_step, name, metric, unit)
+        # SpeechBrain leaves losses that are not finite out of its mean.
+        values = {f"valid/{name}": metric, "valid/loss": math.nan if self.spoilt else float(stage_loss)}
+        if not all_ranks(not self.spoilt and not math.isnan(metric), self.device):
+            self._leave_out(values)
+            return
         if metric <= self.progress.best_metric:
+            self._check_weights()
             self.progress.best_metric = metric
             self.store.save("model", self.plain, valid={name: metric, "step": self.optimizer_step})
             if self.teacher_training is not None:
                 self.store.save("teacher", self.teacher, teacher="none: it is the teacher, fine-tuned in the same run")
-        self.checkpointer.save_and_keep_only(meta={name: metric}, min_keys=[name], verbosity=logging.DEBUG)
+        # The log first: of a run that is killed in between, the line is written again, and not lost.
+        self._log_validation(values)
+        self._checkpoint(end_of_epoch=True, meta={name: metric}, min_keys=[name])
+        if self._asked_to_stop():
+            self._stop("a checkpoint is saved: the same command goes on from it")
+
+    def _log_validation(self, values: dict[str, float]) -> None:
         if self.step_log is not None:
             # With the last step before it, since a resumed run keeps the log of the steps before its first.
-            self.step_log.write(self.optimizer_step - 1, {f"valid/{name}": metric, "valid/loss": float(stage_loss)})
+            self.step_log.write(self.optimizer_step - 1, values)
+
+    def _leave_out(self, values: dict[str, float]) -> None:
+        """What comes of a validation that is not finite: no model and no checkpoint. Raises UserError at the end."""
+        self._check_weights()
+        self._log_validation(values)
+        utterances = some_of(self.spoilt, separator=" ") or "none by itself"
+        what = (
+            f"the validation after step {self.optimizer_step} is not finite (utterances: {utterances}): neither model "
+            "nor checkpoint is saved of it"
+        )
+        if self._optimizer_step_limit_exceeded:
+            ways = "Look at these utterances, lower learning_rate, or use --eval_precision=fp32"
+            raise UserError(f"{what}. {ways}. {self._way_back()}")
+        logger.warning("%s", what)
         if self._asked_to_stop():
-            self._stop()
+            self._stop(self._way_back())

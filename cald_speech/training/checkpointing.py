@@ -52,6 +52,7 @@ class AtomicCheckpointer(Checkpointer):
 
     def __init__(self, checkpoints_dir: Path, **kwargs):
         super().__init__(checkpoints_dir, **kwargs)
+        self.recovered: Checkpoint | None = None  # what the run was taken up from
         if is_main():
             for left_over in self.checkpoints_dir.glob(f"{UNFINISHED}*"):
                 shutil.rmtree(left_over)
@@ -70,8 +71,8 @@ class AtomicCheckpointer(Checkpointer):
                 shutil.rmtree(left_over)
             free = shutil.disk_usage(self.checkpoints_dir).free / 2**20
             raise UserError(
-                f"cannot save a checkpoint in {self.checkpoints_dir}: {error}. The disk has {free:,.0f} MiB free. The "
-                "last good checkpoint is still there: make room and start the same command again to go on from it"
+                f"cannot save a checkpoint in {self.checkpoints_dir}: {error}. The disk has {free:,.0f} MiB free. Make "
+                f"room. {self.way_back()}"
             ) from error
         if saved is not None:
             final = saved.path.with_name(saved.path.name.removeprefix(UNFINISHED))
@@ -81,6 +82,22 @@ class AtomicCheckpointer(Checkpointer):
         ddp_barrier()
         return saved
 
+    def way_back(self, *, spoilt: bool = False) -> str:
+        """From where the same command goes on, for a message.
+
+        Arguments
+        ---------
+        spoilt : True, where the newest checkpoint has the weights that the run could not go on with.
+        """
+        saved = self.find_checkpoints()
+        if not saved:
+            return "There is no checkpoint yet: the same command starts anew"
+        newest, *older = (checkpoint.path for checkpoint in saved)
+        if not spoilt:
+            return f"The last good checkpoint is still there: the same command goes on from {newest}"
+        before = f"delete it, to go on from {older[0]}" if older else "there is none before it: delete it to start anew"
+        return f"The newest checkpoint, {newest}, has these same weights: {before}"
+
     def save_and_keep_only(self, *args, importance_keys=(), **kwargs) -> None:
         # SpeechBrain appends to its default list of keys, one more with each checkpoint, and then sorts by all of them.
         super().save_and_keep_only(*args, importance_keys=[*importance_keys], **kwargs)
@@ -88,7 +105,8 @@ class AtomicCheckpointer(Checkpointer):
     def recover_if_possible(self, *args, **kwargs) -> Checkpoint | None:
         """As SpeechBrain's; raises UserError for a checkpoint that is truncated or of another model."""
         try:
-            return super().recover_if_possible(*args, **kwargs)
+            self.recovered = super().recover_if_possible(*args, **kwargs)
+            return self.recovered
         except DAMAGES as error:
             what = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -197,7 +215,8 @@ class StepLog:
     """Writes numbers to ``train_log.jsonl`` (one JSON object a line) and to ``tensorboard/`` in ``folder``.
 
     Lines at or after ``first_step``, left by a run that was killed after its last checkpoint, are dropped, and so is
-    a last line that it did not finish.
+    a last line that it did not finish. ``in_epoch`` says that the run is taken up inside an epoch, whose validation is
+    done again even if it stands in the log as that of the step before.
 
     Raises
     ------
@@ -214,11 +233,17 @@ class StepLog:
     '{"step": 0, "loss/task": 3.5}\\n'
     """
 
-    def __init__(self, folder: Path, first_step: int):
+    def __init__(self, folder: Path, first_step: int, *, in_epoch: bool = False):
         self.path = folder / "train_log.jsonl"
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines(True) if line.endswith("\n")]
-            kept = [line for line in lines if json.loads(line)["step"] < first_step]
+            known = [json.loads(line) for line in lines]
+            kept = [
+                line
+                for line, values in zip(lines, known, strict=True)
+                if values["step"] < first_step
+                and not (in_epoch and values["step"] == first_step - 1 and "valid/loss" in values)
+            ]
             with whole_file(self.path) as unfinished:
                 unfinished.write_text("".join(kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)

@@ -1,13 +1,43 @@
-"""What a long run is guarded against: steps that are not finite, and signals that come in the middle of one."""
+"""What a long run is guarded against: numbers that are not finite, and signals that come in the middle of a step."""
 
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
+from torch import Tensor, nn
+
 from cald_speech.errors import UserError
+from cald_speech.ops import mask_padding
 
 logger = logging.getLogger(__name__)
+
+
+def first_nonfinite(model: nn.Module) -> str | None:
+    """The name of the first parameter or buffer that holds NaN or infinity; None where all are finite.
+
+    Example
+    -------
+    >>> model = nn.Linear(2, 2)
+    >>> model.bias.data[0] = float("nan")
+    >>> first_nonfinite(model)
+    'bias'
+    """
+    tensors = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+    finite = torch.stack([t.isfinite().all() for t in tensors.values()]).tolist()
+    return next((name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite), None)
+
+
+def finite_items(outputs: Tensor, lengths: Tensor | None) -> list[bool]:
+    """Of each utterance, whether all its outputs (B, ...) are finite; of (B, T, V) in its ``lengths`` frames.
+
+    Example
+    -------
+    >>> finite_items(torch.tensor([[[1.0], [float("nan")]]] * 2), torch.tensor([1, 2]))
+    [True, False]
+    """
+    return mask_padding(outputs, lengths).isfinite().flatten(1).all(1).tolist()
 
 
 class SkippedSteps:
@@ -16,7 +46,7 @@ class SkippedSteps:
     Example
     -------
     >>> skipped = SkippedSteps(patience=2)
-    >>> skipped.skip(7, ["a", "b"])
+    >>> skipped.skip(7, ["a", "b"], way_back=str)
     >>> skipped.taken()  # a good step in between
     >>> skipped.count
     1
@@ -29,8 +59,8 @@ class SkippedSteps:
         """A step was finite."""
         self.in_a_row = 0
 
-    def skip(self, step: int, utterances: Sequence[str]) -> None:
-        """A step was not. Raises UserError, with its utterances, at the end of the patience."""
+    def skip(self, step: int, utterances: Sequence[str], way_back: Callable[[], str]) -> None:
+        """A step was not. Raises UserError, with its utterances and the way back, at the end of the patience."""
         self.count += 1
         self.in_a_row += 1
         logger.warning(
@@ -41,7 +71,7 @@ class SkippedSteps:
             raise UserError(
                 f"{self.in_a_row} optimiser steps in a row had a loss or gradient that is not finite, the last at "
                 f"step {step}, with the utterances {' '.join(utterances)}. Look at these utterances, lower "
-                "learning_rate, or use --precision=fp32. The last checkpoint is from before"
+                f"learning_rate, or use --precision=fp32. {way_back()}"
             )
 
 

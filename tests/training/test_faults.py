@@ -5,9 +5,13 @@ import json
 import resource
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
+from speechbrain import Stage
 from transformers import PreTrainedModel
 
 import cald_speech
@@ -74,7 +78,85 @@ def test_too_many_in_a_row_stop_the_run(experiment, start, spoilt):
     with pytest.raises(UserError, match=r"3 optimiser steps in a row .* step 3, .* 1-7-00\d\d") as stop:
         start(experiment(num_steps=6, nonfinite_patience=3))
     assert len(weights) == 4 and same(weights[1], weights[3])
-    assert "learning_rate" in str(stop.value)
+    assert "learning_rate" in str(stop.value) and "There is no checkpoint yet" in str(stop.value)
+
+
+def spoil_weight(brain: CaldBrain) -> None:
+    brain.plain.lm_head.weight.data[0, 0] = float("nan")
+
+
+def spoil_outputs(brain: CaldBrain) -> None:
+    """The weights are finite, what comes of them in validation is not, and the loss does not show it."""
+    brain.plain.lm_head.register_forward_hook(lambda m, a, logits: logits if m.training else logits * float("nan"))
+
+
+def spoil_validation_after(monkeypatch, step: int, spoil) -> None:
+    """From the validation after so many steps on."""
+    start_stage = CaldBrain.on_stage_start
+
+    def spoilt_from(brain, stage, epoch=None):
+        if stage == Stage.VALID and brain.optimizer_step >= step:
+            spoil(brain)
+        start_stage(brain, stage, epoch)
+
+    monkeypatch.setattr(CaldBrain, "on_stage_start", spoilt_from)
+
+
+@pytest.mark.parametrize("spoil", [spoil_weight, spoil_outputs])
+def test_nan_never_becomes_the_best_model(experiment, start, monkeypatch, spoil):
+    """Neither the model, nor any checkpoint that is kept, nor what the same command ends with once it is mended."""
+    path = experiment(num_steps=7, checkpoint_every_steps=1)
+    folder = path.parents[1] / "run"
+    with monkeypatch.context() as patch:
+        spoil_validation_after(patch, 5, spoil)
+        with pytest.raises(UserError, match=r"finite.* checkpoint.* (the same|has these same)") as stop:
+            start(path)
+    (named,) = [word.strip(",") for word in str(stop.value).split() if "checkpoints/" in word]
+    assert Path(named).is_dir()
+    for checkpoint in (folder / "checkpoints").iterdir():
+        state = torch.load(checkpoint / "student.ckpt")
+        assert all(value.isfinite().all() for value in state.values())
+    if (folder / "model").exists():
+        assert all(v.isfinite().all() for v in load_file(folder / "model/model.safetensors").values())
+    assert same(start(path).plain.state_dict(), start(path, "whole").plain.state_dict())
+
+
+def test_a_validation_that_is_not_finite_ends_no_run_in_its_middle(experiment, start, monkeypatch, caplog):
+    path = experiment(num_steps=9, accumulation=4)
+    evaluate_batch = CaldBrain.evaluate_batch
+
+    def once(brain, batch, stage):
+        handle = spoil_loss(brain) if brain.optimizer_step < 9 else None
+        try:
+            return evaluate_batch(brain, batch, stage)
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    monkeypatch.setattr(CaldBrain, "evaluate_batch", once)
+    brain = start(path)
+    assert "is not finite (utterances: 2-7-" in caplog.text and "neither model nor checkpoint" in caplog.text
+    valid = [line for line in lines_of(brain.store.folder) if "valid/loss" in line]
+    assert [line["valid/loss"] > 0 for line in valid] == [False] * (len(valid) - 1) + [True]
+    assert json.loads((brain.store.folder / "model/cald.json").read_text())["valid"]["step"] == 9
+
+
+def test_the_checkpoint_before_the_first_skipped_step_is_kept(experiment, start, spoilt, monkeypatch):
+    """Also where a signal saves another: what spoils the steps may be in its weights."""
+    spoilt(3, 4, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(CaldBrain, "_asked_to_stop", lambda brain: brain.optimizer_step == 4)
+        with pytest.raises(SystemExit):
+            start(experiment(num_steps=6, nonfinite_patience=3, checkpoint_every_steps=1, max_batch_s=2.0))
+    with pytest.raises(UserError, match=r"The newest checkpoint, (\S+), has these same weights: delete it") as stop:
+        start(experiment(num_steps=6, nonfinite_patience=2, checkpoint_every_steps=1, max_batch_s=2.0))
+    named = [Path(word.strip(",")) for word in str(stop.value).split() if "checkpoints/" in word]
+    assert len(named) == 2 and all(path.is_dir() for path in named)
+    assert [yaml.safe_load((path / "brain.ckpt").read_text())["optimizer_step"] for path in named] == [4, 3]
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------
@@ -131,7 +213,9 @@ def test_full_disk_at_a_checkpoint(experiment, start, whole, monkeypatch, troubl
     path, expected = experiment(**keys), whole(**keys).brain
     with monkeypatch.context() as patch:
         from_step(patch, 3, trouble)
-        with pytest.raises(UserError, match=r"cannot save a checkpoint .* MiB free\. The last good checkpoint"):
+        with pytest.raises(
+            UserError, match=r"cannot save a checkpoint .* MiB free\. Make room\. The last good checkpoint"
+        ):
             start(path)
     checkpoints = path.parents[1] / "run" / "checkpoints"
     assert [p.name.split("+")[0] for p in checkpoints.iterdir()] == ["CKPT"]
