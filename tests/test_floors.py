@@ -40,7 +40,7 @@ THIRD_PARTY = {
     "families": {"transformers", "huggingface_hub"},
     "conversion": {"safetensors"},
     "longform": {"soundfile", "tqdm"},  # tqdm comes with huggingface_hub
-    "data": {"speechbrain", "soundfile", "torchaudio", "tqdm", "tokenizers"},
+    "data": {"speechbrain", "soundfile", "torchaudio", "tqdm", "tokenizers", "datasets"},
     "tasks": {"jiwer"},
     "experiment_yaml": {"hyperpyyaml", "ruamel"},
     "training": {"tensorboard"},
@@ -50,6 +50,7 @@ THIRD_PARTY = {
 }
 INSIDE_A_FUNCTION = {
     "tasks": {"speechbrain"},  # its beam search takes seconds to import, and greedy decoding does without it
+    "data": {"datasets"},  # of the extra `data`
     "evaluation": {"lm_eval"},  # of the extra `text`
     "benchmarks": {"fla", "causal_conv1d"},  # peers, where they are installed
 }

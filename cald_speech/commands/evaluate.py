@@ -21,7 +21,7 @@ from cald_speech.tasks.reading import READERS
 
 @options.command()
 @click.argument("model")
-@click.argument("manifest", type=Path)
+@options.manifest()
 @options.evaluation_folder("model")
 @options.beam_search()
 @options.normaliser()
@@ -31,7 +31,9 @@ from cald_speech.tasks.reading import READERS
 @options.dtype()
 @options.progress()
 def evaluate(model: str, manifest: Path, output_folder: Path, dtype: torch.dtype, **how: Any) -> None:
-    """WER and CER of MODEL (a folder or hub id) on the utterances of MANIFEST, a recipe's JSON file.
+    """WER and CER of MODEL (a folder or hub id) on the utterances of MANIFEST, a corpus in any format.
+
+    That is a recipe's JSON file, a table, a folder and more: docs/howto/own_data.md.
 
     Writes <manifest>.json, the summary, and <manifest>.jsonl, every utterance with its edits, which `report` compares.
     Prints a table and, as its last line, the summary as JSON.
@@ -58,12 +60,12 @@ def report(folders: tuple[Path, ...], split: str | None) -> None:
 
 @options.command()
 @click.argument("model")
-@click.argument("manifest", type=Path)
+@options.manifest()
 @click.option("--report", type=Path, help="Where label and guess of each utterance go. Default: beside the model.")
 @options.max_batch_s()
 @options.device()
 def labels(model: str, manifest: Path, report: Path | None, max_batch_s: float, device: str) -> None:
-    """Accuracy of MODEL, a classifier, on the utterances of MANIFEST, a recipe's JSON file whose "text" is the label.
+    """Accuracy of MODEL, a classifier, on the utterances of MANIFEST, a corpus in any format whose "text" is the label.
 
     Prints one JSON line: how many are right, of how many, the accuracy in percent and its 95 % bootstrap interval;
     where the head has several groups of labels, the accuracy in each of them too.
@@ -89,7 +91,7 @@ def perplexity(model: str, tokens: Path, max_batch_tokens: int, device: str) -> 
 
 @options.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option("--manifest", type=Path, required=True, help="Utterances to join, with their texts.")
+@options.manifest("--manifest", meaning="Utterances to join, with their texts: a corpus in any format.")
 @click.option(
     "--joins",
     type=options.Listed(click.INT),
@@ -124,7 +126,7 @@ def by_length(models: tuple[str, ...], manifest: Path, output_folder: Path, **ho
 
 @options.command()
 @click.argument("model")
-@click.option("--manifest", type=Path, required=True, help="Utterances to join, with their texts.")
+@options.manifest("--manifest", meaning="Utterances to join, with their texts: a corpus in any format.")
 @click.option(
     "--lookaheads_s",
     type=options.Listed(click.FloatRange(min=0)),

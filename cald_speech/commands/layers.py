@@ -20,7 +20,7 @@ UTTERANCES = click.option(
 @options.command()
 @click.argument("teacher")
 @click.argument("source")
-@click.argument("manifest", type=Path)
+@options.manifest(or_tokens=True)
 @click.option("--waypoints", type=Path, help="Folder with step-<number> checkpoints of the fine-tuning.")
 @UTTERANCES
 @options.max_batch_s()
@@ -50,7 +50,7 @@ def drift(output_folder: Path, **what: Any) -> None:
 
 @options.command()
 @click.argument("teacher")
-@click.argument("manifest", type=Path)
+@options.manifest()
 @click.option("--student", help="Converted model whose trained mixers are measured, instead of untrained ones.")
 @click.option("--mixer", help=f"Untrained mixer: class name or JSON.  [default: {layer_importance.MIXER}]")
 @click.option(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import torch
 
+from cald_speech.data.readers import manifest_of
 from cald_speech.errors import UserError, error_epilogue
 from cald_speech.files import whole_file
 
@@ -18,6 +19,10 @@ Decorator = Callable[[Callable], Callable]
 
 class Command(click.Command):
     """A command that ends as all do (`cald_speech.errors.error_epilogue`); a number that it returns is its status."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with error_epilogue():  # of what an option's callback finds out
+            return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> None:
         with error_epilogue():
@@ -88,6 +93,48 @@ def evaluation_folder(of: str = "folder") -> Decorator:
         callback=lambda ctx, param, given: given or reports_of(ctx.params[of]),
         help=f"Default: results/evaluation/ and the path of {of.upper()}, joined by --.",
     )
+
+
+def manifest(*names: str, meaning: str | None = None, required: bool = True, or_tokens: bool = False) -> Decorator:
+    """The argument MANIFEST, or with ``names`` such as ``--manifest`` the option, and ``--columns``.
+
+    A corpus in any format that `cald_speech.data.readers` knows is given on as the path of a manifest made of it. ``or_tokens``: a
+    JSON file may also be a set of tokens, and is given on as it is.
+    """
+
+    def read(ctx: click.Context, param: click.Parameter, source: str | None) -> Path | None:
+        columns = ctx.meta.get("columns")
+        if source is None and columns:
+            raise UserError("--columns: expected a manifest with columns, but none was given")
+        if source is None or (or_tokens and source.endswith(".json") and not columns):
+            return source and Path(source)
+        return manifest_of(source, columns)
+
+    if names:
+        argument = click.option(*names, callback=read, required=required, help=meaning)
+    else:
+        argument = click.argument("manifest", callback=read, required=required)
+    columns = click.option(
+        "--columns",
+        is_eager=True,
+        expose_value=False,
+        callback=lambda ctx, param, given: ctx.meta.update(columns=_columns(given)),
+        metavar="KEY=NAME,...",
+        help="Which columns of MANIFEST hold what, where their names do not tell: audio=path,text=sentence.",
+    )
+    return together(argument, columns)
+
+
+def _columns(given: str | None) -> dict[str, str | list[str]]:
+    """{"text": ["a", "b"]} of ``text=a+b``. Raises UserError for what is no such list."""
+    found: dict[str, str | list[str]] = {}
+    for part in (given or "").split(",") if given else ():
+        key, _, name = part.partition("=")
+        if not key.strip() or not name.strip():
+            raise UserError(f"--columns: expected such as audio=path,text=sentence, got {given!r}")
+        names = name.strip().split("+")
+        found[key.strip()] = names if len(names) > 1 else names[0]
+    return found
 
 
 def beam_search() -> Decorator:

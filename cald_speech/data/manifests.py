@@ -13,17 +13,23 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from cald_speech.data.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, audio_info
 from cald_speech.errors import UserError, some_of
-from cald_speech.files import whole_file
+from cald_speech.files import read_text, whole_file
 
 logger = logging.getLogger(__name__)
 Entry = Mapping[str, Any]
-_MEND = "Delete the file and prepare the data again, or mend it by hand."
+_MANY = 64  # files, from which on they are looked at several at once
+_MEND = "Prepare the data again, or mend the file by hand."
 
 
 def write_manifest(path: str | Path, entries: Mapping[str, Entry]) -> None:
@@ -57,8 +63,8 @@ def read_manifest(path: str | Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such manifest. Prepare the data first, or correct the path.")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        entries = json.loads(read_text(path, "a JSON manifest"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected a JSON manifest, but it cannot be parsed ({error}). {_MEND}") from error
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{path}: expected at least one utterance, as {{id: {{...}}}}, but there is none. {_MEND}")
@@ -98,8 +104,7 @@ def prepare_once(
     manifest = Path(manifest)
     record = manifest.with_name(f".{manifest.stem}.prepared")
     fingerprint = _fingerprint(sources, settings)
-    is_there = record.is_file() and manifest.is_file()
-    if is_there and json.loads(record.read_text()) == {"files": fingerprint, "manifest": manifest_hash(manifest)}:
+    if _recorded(record) == fingerprint and _recorded(record, "manifest") == _hash_if_whole(manifest):
         return
     write_manifest(manifest, make())
     with whole_file(record) as unfinished:
@@ -120,15 +125,28 @@ def usable_s(path: Path, *, rate: int | None = None) -> float:
     return num_samples / its_rate
 
 
+def look_up(paths: Iterable[Path], *, rate: int | None = None) -> dict[Path, float | AudioError]:
+    """The duration of each file as `usable_s`, or what is wrong with it; of many files several at once, with a bar."""
+
+    def one(path: Path) -> float | AudioError:
+        try:
+            return usable_s(path, rate=rate)
+        except AudioError as error:
+            return error
+
+    paths = list(paths)
+    if len(paths) < _MANY:
+        return {path: one(path) for path in paths}
+    bar = partial(tqdm, total=len(paths), desc="durations", unit="file", disable=None, leave=False)
+    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:  # disks and networks answer several at once
+        return dict(zip(paths, bar(pool.map(one, paths)), strict=True))
+
+
 def durations_s(paths: Iterable[Path], *, rate: int | None = None) -> tuple[dict[Path, float], list[str]]:
     """The duration of each file that `usable_s` accepts, and what is wrong with the others."""
-    found, faults = {}, []
-    for path in paths:
-        try:
-            found[path] = usable_s(path, rate=rate)
-        except AudioError as error:
-            faults.append(str(error))
-    return found, faults
+    found = look_up(paths, rate=rate)
+    faults = [str(error) for error in found.values() if isinstance(error, AudioError)]
+    return {path: value for path, value in found.items() if not isinstance(value, AudioError)}, faults
 
 
 def refuse(name: str, expected: str, what: str, culprits: Sequence[str], way_out: str) -> None:
@@ -165,10 +183,28 @@ def _fault(entry: Any) -> str:
     return ""
 
 
+def _recorded(record: Path, what: str = "files") -> str | None:
+    """What the record of a preparation says; None where there is none, or it is damaged."""
+    try:
+        return json.loads(record.read_text()).get(what)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _hash_if_whole(manifest: Path) -> str:
+    try:
+        return manifest_hash(manifest)
+    except UserError:
+        return ""
+
+
 def _fingerprint(sources: Sequence[Path], settings: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for path in sources:
-        stat = path.stat() if path.exists() else None
+        try:
+            stat = os.stat(path)
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            stat = None
         digest.update((f"{path} missing\n" if stat is None else f"{path} {stat.st_size} {stat.st_mtime_ns}\n").encode())
     if settings:
         digest.update(json.dumps(settings, sort_keys=True).encode())

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cald_speech.data.batching import Text
 from cald_speech.errors import UserError
-from cald_speech.files import whole_file
+from cald_speech.files import read_text, whole_file
 
 logger = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 4096
@@ -52,10 +52,8 @@ def read_table(path: str | Path) -> dict[str, dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such table. Prepare the data first, or correct the path.")
-    rows = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file):
-            rows[str(number)] = _row(path, number + 1, line)
+    lines = read_text(path, "a table of JSON lines").removesuffix("\n").split("\n")
+    rows = {str(number): _row(path, number + 1, line) for number, line in enumerate(lines) if line or len(lines) > 1}
     if not rows:
         raise UserError(f"{path}: expected at least one row, but there is none. Prepare the data again.")
     return rows
@@ -200,7 +198,7 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
         texts, label = (row["text"], row["pair"]), row["label"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}, line {number}: expected text, pair and label as JSON, got {line[:80]!r}") from error
     if not (isinstance(texts[0], str) and isinstance(texts[1], str | None) and isinstance(label, str)):
         raise UserError(f"{path}, line {number}: expected text, pair (or null) and label in words, got {line[:80]!r}")

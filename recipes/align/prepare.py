@@ -42,7 +42,7 @@ def prepare(
     if faults:
         raise UserError(
             f"expected audio that can be read, but {len(faults)} of {len(files)} files cannot, the first: {faults[0]} "
-            "Remove them, or copy them again"
+            "Copy them again, or give a folder without them"
         )
     if len(entries) < 2:
         raise UserError(

@@ -1,7 +1,7 @@
 """LibriSpeech's folders to manifests; any corpus in the same layout will do.
 
-<data_folder>[/LibriSpeech]/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<utterance>.flac, and in each chapter one
-<speaker>-<chapter>.trans.txt with a line "<utterance id> <TRANSCRIPT>" for each of its files.
+<data_folder>[/LibriSpeech]/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<utterance>.flac (or .wav, .ogg, .opus), and
+in each chapter one <speaker>-<chapter>.trans.txt with a line "<utterance id> <TRANSCRIPT>" for each of its files.
 """
 
 import logging
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from cald_speech.data.manifests import durations_s, prepare_once, refuse
+from cald_speech.data.readers.folders import audio_among, files_in, match_chapters
 from cald_speech.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ def _files(root: Path, split: str) -> list[Path]:
             f"expected the split {split} in the folder {folder}, but it is not there (folders that are: {present}). "
             f"Choose other splits, or get it. {_WAY_OUT}"
         )
-    files = sorted(path for path in folder.rglob("*") if path.suffix == ".flac" or path.name.endswith(".trans.txt"))
-    count = sum(path.suffix == ".flac" for path in files)
+    files = files_in(folder)
+    count = len(audio_among(files))
     if count == 0:
         raise UserError(f"expected {split}/<speaker>/<chapter>/*.flac under {root}, but there is none. {_WAY_OUT}")
     expected = OFFICIAL_COUNTS.get(split, count)
@@ -78,31 +79,23 @@ def _files(root: Path, split: str) -> list[Path]:
 
 def _entries(name: str, sources: Sequence[Path]) -> dict[str, dict]:
     """Match audio with transcripts; everything that is wrong is told at once."""
-    audio = {path.stem: path for path in sources if path.suffix == ".flac"}
-    texts: dict[str, str] = {}
-    for path in sources:
-        if path.suffix == ".txt":
-            texts.update(_read_transcripts(path))
-    _refuse(name, "audio files without a transcript", [str(audio[u]) for u in audio if not texts.get(u)])
-    _refuse(name, "transcripts without an audio file", [u for u in texts if u not in audio])
-    durations, faults = durations_s(audio.values())
+    audio, texts = match_chapters(sources)
+    silent = [path for path in audio if not texts.get(path, ("", ""))[1]]
+    _refuse(name, "audio files without a transcript", [str(path) for path in silent])
+    _refuse(name, "transcripts without an audio file", [path.stem for path in texts if path not in set(audio)])
+    durations, faults = durations_s(audio)
     _refuse(name, "audio files that cannot be used", faults)
     return {
-        utterance: {
+        path.stem: {
             "audio": path,
             "duration_s": durations[path],
-            "text": texts[utterance],
-            "speaker": utterance.split("-")[0],
+            "text": texts[path][1],
+            "speaker": path.stem.split("-")[0],
         }
-        for utterance, path in audio.items()
+        for path in audio
     }
 
 
-def _read_transcripts(path: Path) -> dict[str, str]:
-    lines = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    return {parts[0]: parts[1].strip() if len(parts) == 2 else "" for parts in lines}
-
-
 def _refuse(name: str, what: str, culprits: Sequence[str]) -> None:
-    way_out = "Unpack the archive of this split again, or remove what has no counterpart."
+    way_out = "Unpack the archive of this split again, or add what is missing."
     refuse(name, "one transcript and one readable audio file for each utterance", what, culprits, way_out)

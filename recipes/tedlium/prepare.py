@@ -81,7 +81,7 @@ def _entries(split: str, stm: Sequence[Path], sph: Sequence[Path], drop_bad_audi
         elif path in durations:
             utterance = f"{segment.recording}-{1000 * segment.start_s:08.0f}-{1000 * segment.end_s:08.0f}"
             if utterance in entries:
-                raise UserError(f"{segment.place}: the talk has this segment twice. Delete one of the lines.")
+                raise UserError(f"{segment.place}: the talk has this segment twice. Leave out one of the lines.")
             duration_s = min(segment.end_s, durations[path]) - segment.start_s
             seconds = {"start_s": segment.start_s, "duration_s": duration_s}
             entries[utterance] = {"audio": path, **seconds, "text": segment.text, "speaker": segment.speaker}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cald_speech.errors import UserError
+from cald_speech.files import read_text
 
 _LINE = "<recording> <channel> <speaker> <start> <end> <labels> <transcript>"
 # Such a segment is there to be left out of a score: music, another language, what could not be understood.
@@ -41,10 +42,7 @@ def read_stm(path: str | Path) -> list[Segment]:
     >>> read_stm(path)[0][1:]
     ('talk', 'speaker', 1.5, 3.25, "it 's on")
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected an STM file in UTF-8, but {error}. Copy the file again.") from error
+    lines = read_text(path, "an STM file").split("\n")
     numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
     return [_segment(f"{path}:{number}", line) for number, line in numbered if not line.startswith(";;")]
 

@@ -1,0 +1,91 @@
+"""JSON: our manifests and SpeechBrain's ({id: {...}}), NeMo's (an object a line) and lhotse's cuts (.gz too)."""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cald_speech.data.readers import cuts
+from cald_speech.data.readers.records import Columns, Format, Record
+from cald_speech.errors import UserError
+from cald_speech.files import decoded, read_text
+
+_KEY = re.compile(r'\s*\{?\s*("(?:[^"\\]|\\.)*")\s*:\s*\{')  # of an utterance, at the start of its line
+
+
+def objects_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of each line of a file of JSON lines, which may be compressed with gzip."""
+    if path.suffix == ".gz":
+        try:
+            text = decoded(gzip.decompress(path.read_bytes()), path, "JSON lines")
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: expected a file compressed with gzip, but {error}. Copy it again.") from error
+    else:
+        text = read_text(path, "JSON lines")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            place = f"{path}:{number}"
+            yield place, object_of(line, place, "an object in one line")
+
+
+def read_lines(source: str, columns: Columns) -> Iterator[Record]:
+    path = Path(source)
+    for place, row in objects_of(path):
+        if cuts.is_cut(row):
+            yield cuts.record(row, place, path.absolute().parent)
+        else:
+            yield columns.record(row, place, path.absolute().parent)
+
+
+def read_whole(source: str, columns: Columns) -> Iterator[Record]:
+    path = Path(source)
+    text = read_text(path, "a JSON manifest")
+    numbered = enumerate(text.split("\n"), start=1)
+    lines = {match[1]: number for number, line in numbered if (match := _KEY.match(line))}
+    rows = object_of(text, str(path), "a JSON manifest {id: {...}}")
+    for name, row in rows.items():
+        line = lines.get(json.dumps(name)) or lines.get(json.dumps(name, ensure_ascii=False))
+        place = f"{path}: utterance {name!r}" if line is None else f"{path}:{line}: utterance {name!r}"
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: expected an object with audio and text, got {row!r:.80}. Mend it.")
+        yield columns.record(row, place, path.absolute().parent, name=name)
+
+
+def object_of(text: str, place: str, what: str) -> dict[str, Any]:
+    """The object that a text is. Raises UserError for what is none, or has a key twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            lines = [str(n) for n, line in enumerate(text.split("\n"), start=1) if json.dumps(twice) in line]
+            where = f" (lines {' and '.join(lines[:2])})" if len(lines) > 1 else ""
+            raise UserError(f"{place}: expected each key once, but {twice!r} is there twice{where}. Rename one.")
+        return found
+
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        inside = f"{place}:{error.lineno}" if error.lineno > 1 else place
+        raise UserError(f"{inside}: expected {what}, but it cannot be parsed ({error}). Mend it.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: expected {what}, but it cannot be parsed ({error}). Mend it.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{place}: expected {what}, got {type(found).__name__}. Mend it.")
+    return found
+
+
+def _is(source: str, *endings: str) -> bool:
+    return source.lower().endswith(endings) and Path(source).is_file()
+
+
+LINES = Format(
+    "JSON lines of NeMo or with columns of your own, or lhotse's cuts (.jsonl, .jsonl.gz)",
+    lambda source: _is(source, ".jsonl", ".jsonl.gz", ".ndjson"),
+    read_lines,
+)
+WHOLE = Format("a JSON manifest, ours or SpeechBrain's", lambda source: _is(source, ".json"), read_whole)
