@@ -98,8 +98,8 @@ def evaluation_folder(of: str = "folder") -> Decorator:
 def manifest(*names: str, meaning: str | None = None, required: bool = True, or_tokens: bool = False) -> Decorator:
     """The argument MANIFEST, or with ``names`` such as ``--manifest`` the option, and ``--columns``.
 
-    A corpus in any format that `cald_speech.data.readers` knows is given on as the path of a manifest made of it. ``or_tokens``: a
-    JSON file may also be a set of tokens, and is given on as it is.
+    A corpus in any format that `cald_speech.data.readers` knows is given on as the path of a manifest made of it.
+    ``or_tokens``: a JSON file may also be a set of tokens, and is given on as it is.
     """
 
     def read(ctx: click.Context, param: click.Parameter, source: str | None) -> Path | None:
@@ -120,7 +120,7 @@ def manifest(*names: str, meaning: str | None = None, required: bool = True, or_
         expose_value=False,
         callback=lambda ctx, param, given: ctx.meta.update(columns=_columns(given)),
         metavar="KEY=NAME,...",
-        help="Which columns of MANIFEST hold what, where their names do not tell: audio=path,text=sentence.",
+        help="Which columns of it hold what, where their names do not tell: audio=path,text=sentence.",
     )
     return together(argument, columns)
 

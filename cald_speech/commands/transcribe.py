@@ -9,6 +9,7 @@ import torch
 
 from cald_speech.commands import options
 from cald_speech.commands.jobs import find_jobs, run_jobs
+from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError
 from cald_speech.longform.formats import FORMATS
 from cald_speech.longform.recogniser import Recogniser
@@ -127,7 +128,7 @@ def _recognise(
     jobs = find_jobs(files, output_folder, FORMATS[form].suffix)
     if text is not None and len(jobs) != 1:
         raise UserError(f"--text is what one file says: expected one file, got {len(jobs)}")
-    said = None if text is None else _read(text)
+    said = None if text is None else read_text(text, "a text file")
     recogniser = Recogniser.of(model, dtype=dtype, device=device, force=force, target_lang=target_lang)
     how = {"margins": Margins(lead_s, tail_s), "chunk_s": chunk_s, "dtype": dtype, "storage": storage}
     if said is None:
@@ -135,10 +136,3 @@ def _recognise(
     else:
         recognise = partial(recogniser.align, text=said, unknown=unknown, **how)
     return run_jobs(jobs, recognise, FORMATS[form], overwrite=overwrite)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a text file in UTF-8, which cannot be read: {error}") from error

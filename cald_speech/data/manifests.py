@@ -23,8 +23,9 @@ from typing import Any
 from tqdm import tqdm
 
 from cald_speech.data.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, audio_info
+from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError, some_of
-from cald_speech.files import read_text, whole_file
+from cald_speech.files import whole_file
 
 logger = logging.getLogger(__name__)
 Entry = Mapping[str, Any]

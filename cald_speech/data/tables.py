@@ -20,8 +20,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cald_speech.data.batching import Text
+from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError
-from cald_speech.files import read_text, whole_file
+from cald_speech.files import whole_file
 
 logger = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 4096

@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError
-from cald_speech.files import read_text
 
 _LINE = "<recording> <channel> <speaker> <start> <end> <labels> <transcript>"
 # Such a segment is there to be left out of a score: music, another language, what could not be understood.

@@ -120,7 +120,7 @@ def prepare_corpus(
         records = list(records)
         files += [record.audio for record in records]
     make = partial(_entries, manifest.stem, records, audio, drop_bad_audio)
-    settings = {"sources": [str(source) for source in sources], "columns": columns or {}, "drop": drop_bad_audio}
+    settings = {"given": [str(source) for source in sources], "columns": columns or {}, "drop": drop_bad_audio}
     prepare_once(manifest, files, make, **settings)
     hours = total_duration_s(manifest) / 3600
     logger.info("%s: %d utterances, %.2f h (%s)", manifest.stem, len(read_manifest(manifest)), hours, forms[0].name)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import soundfile
 
+from cald_speech.data.encodings import read_text
 from cald_speech.data.readers import hugging_face, json_files, tables
 from cald_speech.data.readers.records import Columns, Format, Record
 from cald_speech.errors import UserError
-from cald_speech.files import read_text
 
 ENDINGS = frozenset({f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}) | {
     ".opus",

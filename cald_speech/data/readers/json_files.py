@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cald_speech.data.encodings import decoded, read_text
 from cald_speech.data.readers import cuts
 from cald_speech.data.readers.records import Columns, Format, Record
 from cald_speech.errors import UserError
-from cald_speech.files import decoded, read_text
 
 _KEY = re.compile(r'\s*\{?\s*("(?:[^"\\]|\\.)*")\s*:\s*\{')  # of an utterance, at the start of its line
 

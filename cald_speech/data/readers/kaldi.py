@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from cald_speech.data.encodings import read_text
 from cald_speech.data.readers.records import Columns, Format, Record, path_of, seconds
 from cald_speech.errors import UserError
-from cald_speech.files import read_text
 
 _FILES = ("wav.scp", "text", "segments", "utt2spk", "utt2dur")
 

@@ -9,12 +9,12 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from cald_speech.data.encodings import decoded
 from cald_speech.data.readers import cuts
 from cald_speech.data.readers.folders import ENDINGS
 from cald_speech.data.readers.json_files import object_of, objects_of
 from cald_speech.data.readers.records import Columns, Format, Record
 from cald_speech.errors import UserError
-from cald_speech.files import decoded
 
 TARS = (".tar", ".tar.gz", ".tgz")
 _TEXTS = (".txt", ".cls")
@@ -88,7 +88,8 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
             if path.suffix == ".tar" and archive.offset + 512 > path.stat().st_size:
                 raise UserError(f"{path}: the archive is cut off, its end is missing. Copy it again.")
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(f"{path}: expected a tar archive, but it cannot be read ({error}). Copy it again.") from error
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{path}: expected a tar archive, but it cannot be read ({why}). Copy it again.") from error
 
 
 def _archives(source: str) -> list[Path]:

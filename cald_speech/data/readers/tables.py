@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cald_speech.data.encodings import read_text
 from cald_speech.data.readers.records import Columns, Format, Record
 from cald_speech.errors import UserError
-from cald_speech.files import read_text
 
 
 def rows_of(path: Path) -> Iterator[tuple[str, dict[str, str]]]:

@@ -1,0 +1,225 @@
+"""Corpora in every format give the same utterances; what is malformed is named with file and line."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from cald_speech.data import manifests
+from cald_speech.data.audio import read_entry
+from cald_speech.data.manifests import read_manifest
+from cald_speech.data.readers import manifest_of, prepare_corpus, read_corpus
+from cald_speech.errors import UserError
+from tests.data.corpora import FORMATS, miniature, write
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same(tmp_path, name):
+    said = miniature()
+    prepare_corpus(tmp_path / "out" / "a.json", write(name, tmp_path / "corpus", said))
+    entries = read_manifest(tmp_path / "out" / "a.json")
+    assert {key: entry["text"] for key, entry in entries.items()} == {u.id: u.text for u in said}
+    for u in said:
+        assert entries[u.id].get("speaker", u.speaker) == u.speaker and ("speaker" in entries[u.id]) == (
+            name != "text beside"
+        )
+        assert entries[u.id]["duration_s"] == pytest.approx(u.duration_s, abs=1e-4)
+        assert ("start_s" in entries[u.id]) == (name == "Kaldi")
+        audio = read_entry(entries[u.id])
+        assert torch.allclose(audio, torch.from_numpy(u.samples).float(), atol=1e-4)
+
+
+def write_wav(path, seconds=0.5, rate=16_000):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.zeros(round(seconds * rate)), rate)
+    return path
+
+
+def entries_of(folder, source, **how):
+    prepare_corpus(folder / "made.json", source, **how)
+    return read_manifest(folder / "made.json")
+
+
+def test_columns_are_named_and_labels_are_joined(tmp_path):
+    write_wav(tmp_path / "a.wav")
+    (tmp_path / "a.csv").write_text("where;what;how;accent\na.wav;alarm;set;none\n")
+    columns = {"audio": "where", "text": ["what", "how"], "dialect": "accent"}
+    entry = entries_of(tmp_path, tmp_path / "a.csv", columns=columns)["a"]
+    assert entry == {"audio": str(tmp_path / "a.wav"), "duration_s": 0.5, "text": "alarm set", "dialect": "none"}
+
+
+def test_folders_as_labels(tmp_path):
+    for label in ("yes", "no"):
+        write_wav(tmp_path / "data" / label / "a.wav")
+    entries = entries_of(tmp_path, tmp_path / "data", columns={"text": "folder"})
+    assert {key: entry["text"] for key, entry in entries.items()} == {"yes/a": "yes", "no/a": "no"}
+
+
+def test_parts_of_a_file_in_samples_and_in_seconds(tmp_path):
+    write_wav(tmp_path / "a.wav", 2.0, rate=8_000)
+    (tmp_path / "sb.csv").write_text("ID,wav,start,stop,wrd\nu,a.wav,4000,12000,YES\n")
+    (tmp_path / "s.jsonl").write_text('{"id": "u", "audio": "a.wav", "start": 0.5, "end": 1.5, "text": "YES"}\n')
+    first, second = (entries_of(tmp_path, tmp_path / name)["u"] for name in ("sb.csv", "s.jsonl"))
+    assert first == second and (first["start_s"], first["duration_s"]) == (0.5, 1.0)
+
+
+def test_work_is_done_once(tmp_path, monkeypatch):
+    source, looked_up = write("CSV", tmp_path / "corpus", miniature()), []
+    real = manifests.usable_s
+    monkeypatch.setattr(manifests, "usable_s", lambda path, **how: looked_up.append(path) or real(path, **how))
+    monkeypatch.setattr(manifests, "_MANY", 2)  # several at once
+    for _ in range(2):
+        entries_of(tmp_path, source)
+    assert len(looked_up) == 3
+    write_wav(tmp_path / "corpus" / "clips" / "3-7-0001.wav", 0.7)
+    assert entries_of(tmp_path, source)["3-7-0001"]["duration_s"] == 0.7
+
+
+def test_audio_in_archives_is_written_again_when_it_is_gone(tmp_path):
+    source = write("WebDataset", tmp_path / "corpus", miniature())
+    for entry in entries_of(tmp_path, source).values():
+        Path(entry["audio"]).unlink()
+    assert all(read_entry(entry).numel() for entry in entries_of(tmp_path, source).values())
+
+
+def test_commands_keep_manifests_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALD_SPEECH_CACHE", str(tmp_path / "cache"))
+    source = write("NeMo", tmp_path / "corpus", miniature())
+    path = manifest_of(source)
+    assert path.stem == "a" and path.is_relative_to(tmp_path / "cache") and path == manifest_of(source)
+    assert manifest_of(path) == path  # one of ours already
+    relative = write("our JSON", tmp_path / "ours", miniature())
+    assert manifest_of(relative) != relative and len(read_manifest(manifest_of(relative))) == 3
+
+
+def test_several_sources_are_one_set(tmp_path):
+    said = miniature()
+    one, other = write("CSV", tmp_path / "a", said[:2]), write("Kaldi", tmp_path / "b", said[2:])
+    prepare_corpus(tmp_path / "out.json", one, other)
+    assert list(read_manifest(tmp_path / "out.json")) == [u.id for u in said]
+    with pytest.raises(UserError, match=r"b/text:1.* '3-7-0000' is in .*a\.csv:2 too|a\.csv:2"):
+        prepare_corpus(tmp_path / "out.json", one, write("Kaldi", tmp_path / "b", said))
+
+
+def test_hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_parquet(str(write("parquet", tmp_path / "corpus", miniature())))
+    asked = []
+
+    def load(name, config, *, split, revision, streaming):
+        asked.append((name, config, split, revision, streaming))
+        return table.to_iterable_dataset() if streaming else table
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = "hf://owner/name?split=test&config=en&limit=2"
+    for address in (source, source + "&streaming=yes&revision=main"):
+        assert sorted(entries_of(tmp_path, address)) == ["3-7-0000", "3-7-0001"]
+    assert asked == [("owner/name", "en", "test", None, False), ("owner/name", "en", "test", "main", True)]
+    for wrong in (
+        "hf://owner/name",
+        "hf://?split=test",
+        "hf://owner/name?split=test&limit=0",
+        "hf://o/n?split=a&slit=b",
+    ):
+        with pytest.raises(UserError, match=r"expected hf://owner/name\?split=train"):
+            list(read_corpus(wrong))
+
+
+def plain(folder, name, content):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder / name
+
+
+FAULTS = {
+    "no file": ("none.csv", None, "no such manifest or folder. Formats: .*CSV.*Kaldi"),
+    "unknown ending": ("a.xlsx", "x", "in one of the formats known"),
+    "empty": ("a.csv", "", "a.csv: expected a first line with the names"),
+    "no text": ("a.csv", "path,said\na.wav,hello\n", r"a.csv:2: expected a column with the text.*'said'.*--columns"),
+    "fields": ("a.csv", "path,text\na.wav,one, two\n", "a.csv:2: expected 2 fields.*got 3.*quotes"),
+    "open quote": ("a.csv", 'path,text\n"a.wav,one\nb.wav,two\n', r"a.csv:2: expected a line of a table, but"),
+    "latin 1": ("a.csv", b"path,text\na.wav,na\xefve\n", r"a.csv:2: expected a table in UTF-8.*0xEF"),
+    "half of UTF-16": ("a.csv", "path,text\na.wav,x\n".encode("utf-16")[:-1], r"a.csv:\d: expected a table"),
+    "column twice": ("a.csv", "path,text,text\na,b,c\n", "'text' is there twice"),
+    "duration": ("a.csv", "path,text,duration\na.wav,x,-1\n", "a.csv:2: expected seconds from 0 on as duration"),
+    "not a number": ("a.jsonl", '{"audio": "a.wav", "text": "x", "duration": NaN}', "a.jsonl:1: expected seconds"),
+    "stop": ("a.csv", "path,text,start,end\na.wav,x,2,1\n", "a.csv:2: expected start < stop"),
+    "same id": ("a.csv", "id,path,text\nu,a.wav,x\nu,b.wav,y\n", "a.csv:3: expected each utterance once.*a.csv:2"),
+    "same key": ("a.json", '{"u": {},\n "u": {}}', r"'u' is there twice \(lines 1 and 2\)"),
+    "broken JSON": ("a.json", '{"u": {"audio"', "a.json: expected a JSON manifest.*cannot be parsed"),
+    "deep JSON": ("a.json", "[" * 100_000, "a.json: expected a JSON manifest"),
+    "no object": ("a.json", '{"u":\n 3}', "utterance 'u': expected an object"),
+    "line of JSON": ("a.jsonl", '{"audio": "a.wav", "text": "x"}\n[]\n', "a.jsonl:2: expected an object in one line"),
+    "surrogate": ("a.jsonl", '{"audio": "a.wav", "text": "\\ud800"}\n', "a.jsonl:1: expected text as text"),
+    "address": ("a.csv", "path,text\nhttps://x.org/a.wav,x\n", "a.csv:2: .*Download it first"),
+    "no path": ("a.csv", "path,text\n,x\n", "a.csv:2: expected the path of an audio file"),
+    "no audio": ("a.csv", "path,text\nb.wav,x\n", r"1 that cannot be used: .*a.csv:2: .*b.wav: there is no such audio"),
+    "beyond the end": ("a.csv", "path,text,start,end\na.wav,x,0.2,9\n", "a.csv:2: the segment ends at 9 s.* at 0.5 s"),
+    "short": ("a.csv", "path,text,start,end\na.wav,x,0.2,0.21\n", "a.csv:2: .*shorter than one frame"),
+    "mixed cut": ("a.jsonl", '{"id": "u", "type": "MixedCut"}\n', "a.jsonl:1: expected a MonoCut"),
+    "gzip": ("a.jsonl.gz", b"\x1f\x8b\x08junk", "compressed with gzip"),
+    "tar": ("a.tar", b"junk" * 200, "expected a tar archive"),
+    "parquet": ("a.parquet", b"PAR1junk", "expected a parquet file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_malformed_is_named(tmp_path, fault):
+    name, content, told = FAULTS[fault]
+    write_wav(tmp_path / "a.wav")
+    source = tmp_path / name if content is None else plain(tmp_path, name, content)
+    with pytest.raises(UserError, match=told) as caught:
+        entries_of(tmp_path, source)
+    assert "\n" not in str(caught.value) and "elete" not in str(caught.value) and "emove" not in str(caught.value)
+    assert not (tmp_path / "made.json").exists()
+
+
+FOLDERS = {
+    "pipe": ({"wav.scp": "r sph2pipe -f wav x.sph |\n", "text": "r hello\n"}, "wav.scp:1: .*got a pipe"),
+    "archive": ({"wav.scp": "r wav.ark:17\n", "text": "r hello\n"}, "wav.scp:1: .*part of an archive"),
+    "no text": ({"wav.scp": "r a.wav\n", "text": ""}, "wav.scp:1: expected r in .*text too"),
+    "no recording": ({"wav.scp": "r a.wav\n", "text": "r x\ns y\n"}, "text:2: expected s in wav.scp too"),
+    "segment": ({"wav.scp": "r a.wav\n", "text": "u x\n", "segments": "u q 0 1\n"}, "segments:1: expected a recording"),
+    "twice": ({"wav.scp": "r a.wav\nr b.wav\n", "text": "r x\n"}, "wav.scp:2: expected each name once.*wav.scp:1"),
+    "no text beside": ({"b.txt": "hello"}, "a.wav: expected its transcript in a.txt"),
+    "no audio beside": ({"a.txt": "hello", "b.txt": "hello"}, "b.txt: expected audio of that name"),
+    "no transcript": ({"3.trans.txt": "b hello\n"}, "a.wav: expected a transcript in a .trans.txt"),
+    "no utterance": ({"3.trans.txt": "a hello\nb hello\n"}, "3.trans.txt:2: expected audio beside it for b"),
+    "utterance twice": ({"3.trans.txt": "a hello\na hello\n"}, "3.trans.txt:2: .*3.trans.txt:1 too"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FOLDERS)
+def test_folders_that_do_not_fit(tmp_path, fault):
+    files, told = FOLDERS[fault]
+    write_wav(tmp_path / "data" / "a.wav")
+    for name, content in files.items():
+        plain(tmp_path / "data", name, content)
+    with pytest.raises(UserError, match=told):
+        entries_of(tmp_path, tmp_path / "data")
+
+
+def test_what_cannot_be_used_is_left_out_where_that_is_said(tmp_path, caplog):
+    write_wav(tmp_path / "a.wav")
+    plain(tmp_path, "b.wav", "no audio")
+    source = plain(tmp_path, "a.csv", "path,text\na.wav,x\nb.wav,y\n")
+    assert list(entries_of(tmp_path, source, drop_bad_audio=True)) == ["a"]
+    assert "left out 1" in caplog.text and "a.csv:3" in caplog.text
+
+
+def test_a_field_may_have_line_breaks(tmp_path):
+    write_wav(tmp_path / "a.wav")
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "text"], ["a.wav", "one\ntwo"], ["c.wav", "x"]])
+    with pytest.raises(UserError, match=r"a\.csv:4: .*c\.wav"):
+        entries_of(tmp_path, tmp_path / "a.csv")
+
+
+def test_our_manifest_in_other_encodings(tmp_path):
+    rows = {"a": {"audio": "/a.wav", "duration_s": 1.0, "text": "É"}}
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "m.json").write_text(json.dumps(rows, ensure_ascii=False), encoding=encoding)
+        assert read_manifest(tmp_path / "m.json") == rows
