@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from cald_speech.benchmarks.stopwatch import free_bytes, is_out_of_memory, resident, seconds_of
 from cald_speech.conversion import from_pretrained
 from cald_speech.data.audio import read_audio
-from cald_speech.longform import load_processor
+from cald_speech.families.hub import load_processor
 from cald_speech.tasks.reading import READERS
 
 CANNOT_RUN = (ImportError, ValueError)  # what transformers raises for an attention that is not installed or not known

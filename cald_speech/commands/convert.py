@@ -4,14 +4,13 @@ from functools import partial
 from pathlib import Path
 
 import click
-from transformers import AutoProcessor
 
 from cald_speech import conversion
 from cald_speech.commands.options import command, target_lang
 from cald_speech.conversion.model_card import update_facts
 from cald_speech.errors import UserError
 from cald_speech.families import family_of
-from cald_speech.families.languages import write_in
+from cald_speech.families.hub import load_processor
 from cald_speech.mixers import Bidirectional, Mamba2
 
 
@@ -36,9 +35,7 @@ def convert(
     family = family_of(conversion.load_config(model))
     head = head or family.default_head
     student = conversion.from_pretrained(model, head=head, target_lang=target_lang)
-    processor = AutoProcessor.from_pretrained(model)
-    if target_lang is not None:
-        write_in(processor.tokenizer, target_lang)
+    processor = load_processor(model, target_lang)
     num_layers = len(family.layers(student))
     if strange := [index for index in keep if not 0 <= index < num_layers]:
         raise UserError(f"--keep: expected layers from 0 to {num_layers - 1}, got {', '.join(map(str, strange))}")

@@ -11,6 +11,7 @@ from cald_speech.data.audio import SAMPLE_RATE, AudioError, read_entry
 from cald_speech.data.manifests import Entry, read_manifest
 from cald_speech.data.text import encode, normalise
 from cald_speech.errors import UserError
+from cald_speech.families.vocabulary import Vocabulary
 
 OUTPUT_KEYS = ("id", "wav", "labels", "text", "duration_s")
 
@@ -42,16 +43,19 @@ def make_dataset(
     >>> item["wav"].shape, item["labels"].tolist(), item["text"]
     (torch.Size([16000]), [5, 6], 'NO')
     """
-    tokenizer = processor.tokenizer
+    vocabulary = Vocabulary.of(processor.tokenizer)
 
     # The normalised text replaces the manifest's here, because a dynamic item may not have the name of a stored one.
     entries = read_manifest(manifest_path)
     for utterance, entry in entries.items():
         entry["text"] = normalise(entry["text"], normaliser)
-        encode(entry["text"], tokenizer, utterance_id=utterance, unknown=unknown)
+        if vocabulary.delimiter is None:
+            # Such a model writes no spaces, and cannot be wrong about them.
+            entry["text"] = "".join(entry["text"].split())
+        encode(entry["text"], vocabulary, utterance_id=utterance, unknown=unknown)
 
     def labels(utterance: str, text: str) -> torch.Tensor:
-        return torch.tensor(encode(text, tokenizer, utterance_id=utterance, unknown=unknown), dtype=torch.int64)
+        return torch.tensor(encode(text, vocabulary, utterance_id=utterance, unknown=unknown), dtype=torch.int64)
 
     return labelled_dataset(entries, processor.feature_extractor, labels)
 

@@ -2,13 +2,17 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.errors import UserError
+from cald_speech.families.vocabulary import Vocabulary
 from cald_speech.files import whole_file
 
 WORD_DELIMITER = "|"
@@ -31,18 +35,35 @@ def _tedlium(text: str) -> str:
     return _SPLIT.sub("", _collapse_spaces(_MARKS.sub(" ", text))).upper()
 
 
+# In Turkish and Azerbaijani I and ı, İ and i are two letters: to bring them to one would hide every confusion.
+_TURKIC = (("i", "İ"), ("\N{LATIN SMALL LETTER DOTLESS I}", "I"))
+
+
+def _turkic(text: str, *, upper: bool) -> str:
+    for small, capital in _TURKIC:
+        text = text.replace(small, capital) if upper else text.replace(capital, small)
+    return _collapse_spaces(text.upper() if upper else text.lower())
+
+
 # The name travels with every published WER: two WERs compare only if their normalisers are the same.
 NORMALISERS: Mapping[str, Callable[[str], str]] = {
     "librispeech": lambda text: _collapse_spaces(text.upper()),
     # Upper case, since that is what wav2vec2's published vocabularies write.
     "tedlium": _tedlium,
     "lower": lambda text: _collapse_spaces(text.lower()),
+    "turkic_upper": partial(_turkic, upper=True),
+    "turkic_lower": partial(_turkic, upper=False),
+    # transformers' own, of the Whisper paper; the English one without its table of spellings, which a model ships.
+    "whisper_basic": BasicTextNormalizer(),
+    "whisper_english": EnglishTextNormalizer({}),
     "none": lambda text: text,
 }
 
 
 def normalise(text: str, name: str) -> str:
-    """Apply the normaliser called `name` (a key of `NORMALISERS`). Raises: UserError, where there is none of that name.
+    """Apply the normaliser called `name` (a key of `NORMALISERS`), and Unicode's composed form (NFC) with every one.
+
+    Raises: UserError, where there is none of that name.
 
     Example
     -------
@@ -55,7 +76,7 @@ def normalise(text: str, name: str) -> str:
         raise UserError(
             f"expected a text normaliser ({', '.join(NORMALISERS)}), but came {name!r}. Choose one of these."
         )
-    return NORMALISERS[name](text)
+    return unicodedata.normalize("NFC", NORMALISERS[name](unicodedata.normalize("NFC", text)))
 
 
 def character_vocabulary(texts: Iterable[str]) -> dict[str, int]:
@@ -99,10 +120,11 @@ def make_processor(
     return processor
 
 
-def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, utterance_id: str, unknown: str = "error") -> list[int]:
-    """Turn a normalised transcript into CTC labels, one for each character; a space becomes the word delimiter.
+def encode(text: str, vocabulary: Vocabulary, *, utterance_id: str, unknown: str = "error") -> list[int]:
+    """Turn a normalised transcript into CTC labels, as the model's own tokenizer writes each word.
 
-    A tokenizer with `do_lower_case` (whose vocabulary is upper case, whatever the name says) gets upper-cased text.
+    A token may have several characters. A space becomes the word delimiter, or nothing where the vocabulary has none.
+    A tokenizer with `do_lower_case` (whose vocabulary is upper case, whatever the name says) gets either case.
     `unknown` says what becomes of characters outside the vocabulary: "error" refuses them, "drop" leaves them out.
     <unk> is never a label: no model can learn to hear it. A literal word delimiter in the text counts as unknown.
 
@@ -111,23 +133,20 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, utterance_id: str, 
     Example
     -------
     >>> import tempfile
-    >>> tokenizer = make_processor(tempfile.mkdtemp(), ["ONE TWO"]).tokenizer
-    >>> encode("TWO ONE!", tokenizer, utterance_id="a", unknown="drop")
+    >>> vocabulary = Vocabulary.of(make_processor(tempfile.mkdtemp(), ["ONE TWO"]).tokenizer)
+    >>> encode("TWO ONE!", vocabulary, utterance_id="a", unknown="drop")
     [8, 9, 7, 4, 7, 6, 5]
     """
     if unknown not in ("error", "drop"):
         raise UserError(f'expected "error" or "drop" for characters outside the vocabulary, but came {unknown!r}.')
-    vocabulary = tokenizer.get_vocab()
-    delimiter = tokenizer.word_delimiter_token
-    cased = text.upper() if tokenizer.do_lower_case else text
-    strange = {c for c in cased if c != " " and (c not in vocabulary or c == delimiter)}
+    spelled = [vocabulary.spell(word) for word in (text.lower() if vocabulary.lower_case else text).split()]
+    strange = sorted(set().union(*(left for _, left in spelled)))
     if strange and unknown == "error":
         raise UserError(
             f"utterance {utterance_id}: the transcript {text!r} has characters outside the tokenizer's vocabulary: "
-            f"{' '.join(map(repr, sorted(strange)))}. Choose a text normaliser that fits the tokenizer "
+            f"{' '.join(map(repr, strange))}. Choose a text normaliser that fits the tokenizer "
             f"({', '.join(NORMALISERS)}), or leave such characters out with unknown_characters: drop in the experiment."
         )
-    if strange:
-        # what stood between two spaces leaves one space, not two
-        cased = _collapse_spaces("".join(c for c in cased if c not in strange))
-    return [vocabulary[delimiter if c == " " else c] for c in cased]
+    between = [] if vocabulary.delimiter is None else [vocabulary.delimiter]
+    labels = [label for word, _ in spelled if word for label in (*word, *between)]
+    return labels[: len(labels) - len(between)]

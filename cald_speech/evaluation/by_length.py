@@ -18,7 +18,7 @@ from cald_speech.data.joining import Recording, join_recording, recordings
 from cald_speech.data.manifests import read_manifest
 from cald_speech.data.text import normalise
 from cald_speech.errors import moved
-from cald_speech.longform import load_processor
+from cald_speech.families.hub import load_processor
 from cald_speech.tasks.reading import READERS, Reader
 from cald_speech.tasks.wer import score
 

@@ -33,7 +33,7 @@ from cald_speech.evaluation.forward import (
     states_and_output,
 )
 from cald_speech.evaluation.report import format_table
-from cald_speech.longform import load_processor
+from cald_speech.families.hub import load_processor
 
 Models = Mapping[str, PreTrainedModel]
 Pair = tuple[str, str]

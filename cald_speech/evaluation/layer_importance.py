@@ -47,7 +47,7 @@ from cald_speech.evaluation.forward import (
 )
 from cald_speech.evaluation.report import format_table
 from cald_speech.families import family_of
-from cald_speech.longform import load_processor
+from cald_speech.families.hub import load_processor
 from cald_speech.mixers import Mixer, MixerFactory, factory_from
 from cald_speech.tasks.decoding import greedy
 from cald_speech.tasks.wer import EvaluationResult, compare, score

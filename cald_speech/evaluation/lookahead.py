@@ -13,7 +13,8 @@ from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import moved
 from cald_speech.evaluation.by_length import evaluate_condition, joined
-from cald_speech.longform import latency_s, load_processor, stream
+from cald_speech.families.hub import load_processor
+from cald_speech.longform import latency_s, stream
 from cald_speech.tasks.decoding import greedy
 from cald_speech.tasks.reading import Reader, whole
 

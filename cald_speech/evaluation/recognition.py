@@ -21,7 +21,8 @@ from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
 from cald_speech.evaluation.forward import batches, check_finite, naming
 from cald_speech.evaluation.report import run_facts, write_report
-from cald_speech.longform import AudioSource, load_processor, transcribe
+from cald_speech.families.hub import load_processor
+from cald_speech.longform import AudioSource, transcribe
 from cald_speech.longform.words import Word
 from cald_speech.tasks.decoding import BeamSearch, Decoder, greedy
 from cald_speech.tasks.wer import EvaluationResult, score

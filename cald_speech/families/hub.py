@@ -13,10 +13,20 @@ from typing import Any
 
 from huggingface_hub import HfApi, get_session, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2Processor,
+)
 from transformers.utils import logging
 
 from cald_speech.errors import UserError
+from cald_speech.families.languages import write_in
 
 TIMEOUT_S = 10
 
@@ -48,6 +58,34 @@ def check_source(source: str | Path) -> None:
             f"{str(error).strip().splitlines()[0]}. Without a network, download the model elsewhere (`hf download "
             f"{source}`) and give its folder; `make demo` needs neither"
         ) from error
+
+
+def load_processor(source: str | Path, target_lang: str | None = None) -> ProcessorMixin | PreTrainedTokenizerBase:
+    """The processor beside a model; of one that carries an n-gram model, the parts that greedy decoding needs.
+
+    ``target_lang`` is the language that it is to write, of those that it has vocabularies for (MMS).
+
+    Raises
+    ------
+    UserError
+        where its files are not there or cannot be read, or it does not know the language.
+    """
+    options = {"trust_remote_code": False}
+    try:
+        try:
+            processor = AutoProcessor.from_pretrained(source, **options)
+        except ImportError:  # Wav2Vec2ProcessorWithLM needs packages for its language model
+            extractor = AutoFeatureExtractor.from_pretrained(source, **options)
+            processor = Wav2Vec2Processor(extractor, Wav2Vec2CTCTokenizer.from_pretrained(source, **options))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{source}: expected the processor's files (preprocessor_config.json, tokenizer_config.json, vocab.json) "
+            f"beside the model, but they cannot be loaded: {error}. Copy them from the model it was made from, or give "
+            "a processor"
+        ) from error
+    if target_lang is not None:
+        write_in(processor.tokenizer, target_lang)
+    return processor
 
 
 def load_checked(

@@ -8,7 +8,7 @@ of it, ``layers`` runs each layer over all frames, ``encoder`` is the whole, ``l
 
 from cald_speech.longform.encoder import encode_long, predicted_peak_bytes, stream_logits
 from cald_speech.longform.live import latency_s, stream
-from cald_speech.longform.recogniser import Recogniser, align_text, load_processor, transcribe
+from cald_speech.longform.recogniser import Recogniser, align_text, transcribe
 from cald_speech.longform.source import AudioSource
 from cald_speech.longform.words import Word
 
@@ -19,7 +19,6 @@ __all__ = [
     "align_text",
     "encode_long",
     "latency_s",
-    "load_processor",
     "predicted_peak_bytes",
     "stream",
     "stream_logits",

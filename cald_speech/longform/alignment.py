@@ -102,17 +102,18 @@ def labels_of(text: str, vocabulary: Vocabulary, *, unknown: str = "error") -> t
     >>> labels_of("Ab, b", vocabulary, unknown="drop")
     ([2, 3, 1, 3], ['Ab,', 'b'])
     """
-    ids = {token: place for place, token in enumerate(vocabulary.tokens) if len(token) == 1}
-    ids = {token: place for token, place in ids.items() if place not in (vocabulary.blank, vocabulary.delimiter)}
-    ids = {other: place for token, place in ids.items() for other in (token.upper(), token.lower())} | ids
-    strange = sorted(set("".join(text.split())) - ids.keys())
+    spelled, strange = [], set()
+    for word in text.split():
+        tokens, unwritten = vocabulary.spell(word, any_case=True)
+        strange |= set(unwritten)
+        if tokens:
+            spelled.append((word, tokens))
     if strange and unknown != "drop":
         raise UserError(
-            f"the text has characters that the model does not write: {' '.join(map(repr, strange[:20]))}. Spell "
-            "numbers and signs out, or leave such characters out of the alignment with unknown='drop' (--unknown drop)"
+            f"the text has characters that the model does not write: {' '.join(map(repr, sorted(strange)[:20]))}. "
+            "Spell numbers and signs out, or leave such characters out of the alignment with unknown='drop' (--unknown "
+            "drop)"
         )
-    spelled = [(word, [ids[c] for c in word if c in ids]) for word in text.split()]
-    spelled = [(word, tokens) for word, tokens in spelled if tokens]
     between = [] if vocabulary.delimiter is None else [vocabulary.delimiter]
     labels = [token for _, tokens in spelled for token in (*tokens, *between)]
     return labels[: len(labels) - len(between)], [word for word, _ in spelled]

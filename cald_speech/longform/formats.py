@@ -4,7 +4,7 @@ SRT is the SubRip format, WebVTT the W3C's (https://www.w3.org/TR/webvtt1/), CTM
 """
 
 import json
-import textwrap
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -48,8 +48,21 @@ def cues(words: Iterable[Word]) -> Iterator[Cue]:
 
 
 def _lines(words: list[Word]) -> tuple[str, ...]:
-    text = " ".join(word.text for word in words)
-    return tuple(textwrap.wrap(text, LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False))
+    """As many words a line as fit; a line breaks where a space stands, or between words that are joined."""
+    lines = [""]
+    for word in words:
+        space = "" if word.joined or not lines[-1] else " "
+        if lines[-1] and _width(lines[-1] + space + word.text) > LINE_CHARACTERS:
+            lines.append(word.text)
+        else:
+            lines[-1] += space + word.text
+    return tuple(lines)
+
+
+def _width(text: str) -> int:
+    """In columns: Chinese, Japanese and Korean characters take two, marks above a letter none."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
 
 
 def timestamp(seconds: float, separator: str) -> str:
@@ -66,7 +79,7 @@ def timestamp(seconds: float, separator: str) -> str:
 
 
 def as_text(words: Iterable[Word], recording: str = "audio") -> Iterator[str]:
-    """The words with spaces between them, and a new line after a pause of 2 s.
+    """The words with spaces between them, where the script writes any, and a new line after a pause of 2 s.
 
     Example
     -------
@@ -76,7 +89,7 @@ def as_text(words: Iterable[Word], recording: str = "audio") -> Iterator[str]:
     end_s = None
     for word in words:
         if end_s is not None:
-            yield "\n" if word.start_s - end_s >= PARAGRAPH_PAUSE_S else " "
+            yield "\n" if word.start_s - end_s >= PARAGRAPH_PAUSE_S else "" if word.joined else " "
         yield word.text
         end_s = word.end_s
     if end_s is not None:
@@ -96,8 +109,8 @@ def as_json(words: Iterable[Word], recording: str = "audio") -> Iterator[str]:
     for word in words:
         yield ",\n" if texts else "\n"
         yield json.dumps(_rounded(asdict(word)), ensure_ascii=False)
-        texts.append(word.text)
-    yield f'\n], "text": {json.dumps(" ".join(texts), ensure_ascii=False)}}}\n'
+        texts.append(word.text if word.joined or not texts else f" {word.text}")
+    yield f'\n], "text": {json.dumps("".join(texts), ensure_ascii=False)}}}\n'
 
 
 def as_srt(words: Iterable[Word], recording: str = "audio") -> Iterator[str]:

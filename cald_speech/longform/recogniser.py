@@ -5,24 +5,24 @@
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedModel, Wav2Vec2Processor
+from transformers import PreTrainedModel, Wav2Vec2Processor
 
 from cald_speech.conversion import check_device, from_pretrained
 from cald_speech.errors import UserError
 from cald_speech.families import SpeechFamily, family_of
-from cald_speech.families.languages import write_in
+from cald_speech.families.hub import load_processor
 from cald_speech.longform.alignment import DEFAULT_BAND, align, labels_of
 from cald_speech.longform.ctc import LogitChunks, beam_search, greedy, numbered
 from cald_speech.longform.encoder import stream_logits
 from cald_speech.longform.live import stream
-from cald_speech.longform.source import AudioSource
+from cald_speech.longform.source import SAMPLE_RATE, AudioSource
 from cald_speech.longform.words import DEFAULT_MARGINS, FrameTimes, Margins, TokenSpan, Vocabulary, Word, words
 
 Source = str | Path | AudioSource | Tensor
@@ -155,6 +155,11 @@ class Recogniser:
         if processor is None and not folder:
             raise UserError("the model came from no folder: expected a processor with it (processor=...)")
         processor = processor or load_processor(folder, target_lang)
+        rate = processor.feature_extractor.sampling_rate
+        if rate != SAMPLE_RATE:
+            raise UserError(
+                f"{folder or 'the processor'}: expected a processor for {SAMPLE_RATE} Hz, got one for {rate} Hz"
+            )
         vocabulary = Vocabulary.of(processor.tokenizer)
         if model.config.vocab_size > len(vocabulary.tokens):
             raise UserError(
@@ -208,7 +213,8 @@ class Recogniser:
                 f"{len(text.split()) - len(spelled)} words have no letter that the model writes", stacklevel=2
             )
         find = partial(align, labels=labels, blank=self.vocabulary.blank, band=band, storage=options.get("storage"))
-        found = self._words(open_source(source), _name(source), find, margins, options)
+        sizes = [len(self.vocabulary.spell(word, any_case=True)[0]) for word in spelled]
+        found = self._words(open_source(source), _name(source), find, margins, options, sizes)
         return (replace(word, text=as_given) for word, as_given in zip(found, spelled, strict=False))
 
     def _decoder(self, decoding: str, beam_width: int) -> Callable[[LogitChunks], Iterator[TokenSpan]]:
@@ -224,11 +230,12 @@ class Recogniser:
         decode: Callable[[LogitChunks], Iterator[TokenSpan]],
         margins: Margins,
         options: dict,
+        sizes: Sequence[int] | None = None,
     ) -> Iterator[Word]:
         count = 0
         if family_of(self.model, SpeechFamily).front_end(self.model).num_frames(audio.num_samples):
             logits = stream_logits(self.model, audio, do_normalize=self.do_normalize, **options)
-            for word in words(decode(logits), self.vocabulary, FrameTimes.of(self.model), margins):
+            for word in words(decode(logits), self.vocabulary, FrameTimes.of(self.model), margins, sizes):
                 count += 1
                 yield replace(word, end_s=min(word.end_s, audio.duration_s))
         if audio.fault is not None:
@@ -246,21 +253,3 @@ def open_source(source: Source) -> AudioSource:
 
 def _name(source: Source) -> str:
     return str(source) if isinstance(source, str | Path) else "the audio"
-
-
-def load_processor(source: str | Path, target_lang: str | None = None) -> Wav2Vec2Processor:
-    """The processor beside a model, writing ``target_lang`` where that is given.
-
-    Raises UserError where its files are not there, or it does not know the language.
-    """
-    try:
-        processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{source}: expected the processor's files (preprocessor_config.json, tokenizer_config.json, vocab.json) "
-            f"beside the model, but they cannot be loaded: {error}. Copy them from the model it was made from, or give "
-            "a processor"
-        ) from error
-    if target_lang is not None:
-        write_in(processor.tokenizer, target_lang)
-    return processor

@@ -5,12 +5,15 @@ on few frames (Graves et al., 2006, section 3), mostly inside the sound it stand
 than the word: :class:`Margins` widens them.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise, repeat
+from math import inf
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from cald_speech.families import SpeechFamily, family_of
+from cald_speech.families.vocabulary import Vocabulary
 from cald_speech.longform.source import SAMPLE_RATE
 
 
@@ -36,35 +39,17 @@ class Character:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word and its extent; ``confidence`` is the mean of its characters', each a mean posterior in [0, 1]."""
+    """A word and its extent; ``confidence`` is the mean of its characters', each a mean posterior in [0, 1].
+
+    ``joined`` says that no space stands before it: in a script without spaces every character is a word.
+    """
 
     text: str
     start_s: float
     end_s: float
     confidence: float
     characters: tuple[Character, ...]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a CTC head's outputs mean: the written form of each token, the blank, the word delimiter."""
-
-    tokens: tuple[str, ...]
-    blank: int
-    delimiter: int | None
-    lower_case: bool = False
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
-        """That of a Hugging Face CTC tokenizer, whose pad token is the blank."""
-        ids = tokenizer.get_vocab()
-        tokens = tokenizer.convert_ids_to_tokens(range(max(ids.values()) + 1))
-        delimiter = ids.get(tokenizer.word_delimiter_token)
-        return cls(tuple(tokens), tokenizer.pad_token_id, delimiter, tokenizer.do_lower_case)
-
-    def write(self, token: int) -> str:
-        """The token as it stands in a transcript."""
-        return self.tokens[token].lower() if self.lower_case else self.tokens[token]
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,12 +99,20 @@ class Margins:
 
 
 DEFAULT_MARGINS = Margins()
+PAUSE_WITHIN_WORD_S = 1.0
 
 
 def words(
-    spans: Iterable[TokenSpan], vocabulary: Vocabulary, times: FrameTimes, margins: Margins = DEFAULT_MARGINS
+    spans: Iterable[TokenSpan],
+    vocabulary: Vocabulary,
+    times: FrameTimes,
+    margins: Margins = DEFAULT_MARGINS,
+    sizes: Iterable[int] | None = None,
 ) -> Iterator[Word]:
-    """Group spans into words at the word delimiter; each word is given out as soon as the delimiter after it has come.
+    """Group spans into words at the word delimiter; each word is given out as soon as it is known to be complete.
+
+    Without a delimiter among the outputs every token is a word, or so many as ``sizes`` says one after the other, where
+    the text is known.
 
     Example
     -------
@@ -130,17 +123,42 @@ def words(
     AB 0.06 0.3 0.8
     A 0.56 0.74 0.5
     """
-    pending: list[TokenSpan] = []
+    groups = _between_delimiters(spans, vocabulary.delimiter)
+    if vocabulary.delimiter is None:
+        groups = _of_sizes(spans, repeat(1) if sizes is None else sizes)
     earliest_s = 0.0
+    for group, end in groups:
+        word = _word(group, vocabulary, times, margins, earliest_s, inf if end is None else times.start_s(end))
+        earliest_s = word.end_s
+        yield replace(word, joined=vocabulary.delimiter is None and sizes is None)
+
+
+Group = tuple[list[TokenSpan], int | None]
+"""The spans of a word, and the frame that it may not reach beyond, if it is known."""
+
+
+def _between_delimiters(spans: Iterable[TokenSpan], delimiter: int | None) -> Iterator[Group]:
+    pending: list[TokenSpan] = []
     for span in spans:
-        if span.token != vocabulary.delimiter:
+        if span.token != delimiter:
             pending.append(span)
         elif pending:
-            word = _word(pending, vocabulary, times, margins, earliest_s, times.start_s(span.first_frame))
-            earliest_s, pending = word.end_s, []
-            yield word
+            yield pending, span.first_frame
+            pending = []
     if pending:
-        yield _word(pending, vocabulary, times, margins, earliest_s, float("inf"))
+        yield pending, None
+
+
+def _of_sizes(spans: Iterable[TokenSpan], sizes: Iterable[int]) -> Iterator[Group]:
+    spans = iter(spans)
+    pending: list[TokenSpan] = []
+    for size in sizes:
+        group = [*pending, *islice(spans, size - len(pending))]
+        pending = list(islice(spans, 1))
+        if group:
+            yield group, pending[0].first_frame if pending else None
+        if not pending:
+            return
 
 
 def _word(
@@ -155,10 +173,24 @@ def _word(
         Character(vocabulary.write(s.token), times.start_s(s.first_frame), times.end_s(s.last_frame), s.confidence)
         for s in spans
     )
+    body = _body(characters)
     return Word(
         text="".join(c.text for c in characters),
-        start_s=min(max(earliest_s, characters[0].start_s - margins.lead_s), characters[0].end_s),
-        end_s=max(characters[-1].end_s, min(latest_s, characters[-1].end_s + margins.tail_s)),
+        start_s=min(max(earliest_s, body[0].start_s - margins.lead_s), body[0].end_s),
+        end_s=max(body[-1].end_s, min(latest_s, body[-1].end_s + margins.tail_s)),
         confidence=sum(c.confidence for c in characters) / len(characters),
         characters=characters,
     )
+
+
+def _body(characters: Sequence[Character]) -> Sequence[Character]:
+    """The characters that a word's extent is taken from: of the runs without a long pause, the surest.
+
+    Nobody pauses for seconds within a word. A letter that a model writes far from the others, mostly in silence and
+    with little confidence, stays in the text and in the characters, and the word does not last until then.
+    """
+    cuts = [
+        place for place, (a, b) in enumerate(pairwise(characters), start=1) if b.start_s - a.end_s > PAUSE_WITHIN_WORD_S
+    ]
+    runs = [characters[a:b] for a, b in zip([0, *cuts], [*cuts, len(characters)], strict=True)]
+    return max(runs, key=lambda run: sum(c.confidence for c in run))

@@ -57,15 +57,19 @@ class CTC(Task):
         return lambda items, seed: joiner(self.perturbation(items, seed), seed)
 
     def head_options(self, start: str, config: PretrainedConfig, processor: Wav2Vec2Processor) -> dict[str, Any]:
-        """A checkpoint without a head gets one of the tokenizer's size; one with a head must fit it."""
-        vocab_size = len(processor.tokenizer)
+        """A checkpoint without a head gets one of the tokenizer's size; one with a head must fit it.
+
+        A head need have no output for what a tokenizer adds to its own vocabulary (<s> and </s>, a delimiter that the
+        script does not write): no label is one of these.
+        """
+        own, whole = processor.tokenizer.vocab_size, len(processor.tokenizer)
         has_head = any("ForCTC" in name for name in config.architectures or ())
-        if has_head and config.vocab_size != vocab_size:
+        if has_head and not own <= config.vocab_size <= whole:
             raise UserError(
-                f"the head of {start!r} has {config.vocab_size} outputs and the tokenizer {vocab_size} tokens: give "
-                "the model's own tokenizer with --processor"
+                f"the head of {start!r} has {config.vocab_size} outputs and the tokenizer {whole} tokens: give the "
+                "model's own tokenizer with --processor"
             )
-        return {"vocab_size": vocab_size}
+        return {"vocab_size": config.vocab_size if has_head else whole}
 
     def units(self, batch: PaddedBatch) -> Tensor:
         return item_lengths(batch.labels)

@@ -6,6 +6,7 @@ and an instance of `BeamSearch` is another.
 
 import importlib.util
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import Wav2Vec2CTCTokenizer
 
 from cald_speech.errors import UserError
+from cald_speech.families.vocabulary import Vocabulary
 from cald_speech.ops.lengths import check_lengths, valid_frames
 
 Decoder = Callable[[Tensor, Tensor], list[str]]
@@ -99,6 +101,7 @@ class BeamSearch:
             raise UserError(f"expected a beam of at least 1 hypothesis, got {beam_size}: 100 is a usual size.")
         self._description = f"beam_size={beam_size}"
         if kenlm_path is not None:
+            _check_letters(Path(kenlm_path), tokenizer)
             _check_kenlm(Path(kenlm_path))
             self._description += f", kenlm_path={str(kenlm_path)!r}, alpha={alpha}, beta={beta}"
         self._lower_case = tokenizer.do_lower_case
@@ -150,9 +153,26 @@ def _check(logits: Tensor, lengths: Tensor) -> None:
     check_lengths(lengths, logits.size(0), logits.size(1))
 
 
-def _check_kenlm(path: Path) -> None:
+def _check_letters(path: Path, tokenizer: Wav2Vec2CTCTokenizer) -> None:
+    """Refuse a model none of whose words can be said; of a binary one nothing can be read without kenlm."""
     if not path.is_file():
         raise UserError(f"{path}: expected a KenLM model (.arpa or binary), but there is no such file.")
+    vocabulary = Vocabulary.of(tokenizer)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if "data" not in file.readline():
+            return
+        fields = (line.split() for line in islice(file, 10_000))
+        words = [row[1] for row in fields if len(row) in (2, 3) and row[0].startswith("-") and row[1][0] != "<"]
+    if words and all(vocabulary.spell(word)[1] for word in words):
+        cased = sum(not vocabulary.spell(word, any_case=True)[1] for word in words)
+        way_out = "Write its words in the other case" if cased > len(words) / 2 else "Give one of the model's language"
+        raise UserError(
+            f"{path}: expected an n-gram model of words that the tokenizer writes, and it writes none of its first "
+            f"{len(words)}, such as {words[0]!r}: every word would be unknown to it. {way_out}"
+        )
+
+
+def _check_kenlm(path: Path) -> None:
     missing = [name for name in ("kenlm", "pygtrie") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(

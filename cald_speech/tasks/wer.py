@@ -1,9 +1,11 @@
 """Word and character error rates with every count behind them, of a corpus and of each utterance (jiwer 4).
 
 A rate is 100 * (substitutions + insertions + deletions) / (hits + substitutions + deletions), the counts summed over
-the corpus before the division. Runs of white space count as one space, which is one character of the CER.
+the corpus before the division. Runs of white space count as one space, which is one character of the CER; texts are
+compared in Unicode's composed form (NFC).
 """
 
+import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -127,13 +129,18 @@ def score(
         _check_ids(references, durations_s, "duration")
     utterances = []
     for key in sorted(references):
-        reference, hypothesis = " ".join(references[key].split()), " ".join(hypotheses[key].split())
+        reference, hypothesis = (_uniform(texts[key]) for texts in (references, hypotheses))
         words = jiwer.process_words(reference, hypothesis)
         characters = jiwer.process_characters(reference, hypothesis)
         duration_s = None if durations_s is None else float(durations_s[key])
         scores = _counts(words), _counts(characters)
         utterances.append(Utterance(key, reference, hypothesis, *scores, _alignment(words), duration_s))
     return EvaluationResult(utterances)
+
+
+def _uniform(text: str) -> str:
+    """White space made single, and letters composed: a letter and its accent are one character, however written."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def compare(

@@ -22,7 +22,7 @@ from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.evaluation.labels import classify_folder, group_names, summarise
 from cald_speech.evaluation.recognition import evaluate
 from cald_speech.evaluation.report import format_table, write_report
-from cald_speech.longform import load_processor
+from cald_speech.families.hub import load_processor
 from cald_speech.recipes.slurp.prepare import prepare
 from cald_speech.tasks.wer import score
 

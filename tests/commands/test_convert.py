@@ -5,7 +5,7 @@ import pytest
 from cald_speech import from_pretrained
 from cald_speech.conversion.model_card import read_facts
 from cald_speech.families import family_of
-from cald_speech.longform import load_processor
+from cald_speech.families.hub import load_processor
 from cald_speech.mixers import Bidirectional
 
 

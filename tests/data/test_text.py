@@ -7,6 +7,7 @@ from transformers import AutoProcessor, Wav2Vec2CTCTokenizer
 
 from cald_speech.data.text import character_vocabulary, encode, make_processor, normalise
 from cald_speech.errors import UserError
+from cald_speech.families.vocabulary import Vocabulary
 
 TEXTS = ["HELLO WORLD", "IT'S ME"]
 
@@ -43,7 +44,7 @@ def test_tedlium(text, expected):
 
 
 def test_unknown_normaliser_lists_the_known():
-    with pytest.raises(UserError, match=r"librispeech, tedlium, lower, none.*'whisper'"):
+    with pytest.raises(UserError, match=r"librispeech, tedlium, lower.*none.*'whisper'"):
         normalise("a", "whisper")
 
 
@@ -66,36 +67,37 @@ def test_processor_comes_back_from_its_folder(tmp_path):
 
 @pytest.mark.parametrize("text", [*TEXTS, "ME", "OLD MELLOW WELL"])
 def test_labels_are_the_tokenizers_own(tokenizer, text):
-    labels = encode(text, tokenizer, utterance_id="a")
+    labels = encode(text, Vocabulary.of(tokenizer), utterance_id="a")
     assert labels == tokenizer(text).input_ids
     assert tokenizer.decode(labels, group_tokens=False) == text
 
 
 def test_do_lower_case_means_upper_case_labels(tmp_path, tokenizer):
     tolerant = Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), do_lower_case=True)
-    assert encode("hello", tolerant, utterance_id="a") == encode("HELLO", tokenizer, utterance_id="a")
-    assert encode("hello", tolerant, utterance_id="a") == tolerant("hello").input_ids
+    labels = encode("hello", Vocabulary.of(tolerant), utterance_id="a")
+    assert labels == encode("HELLO", Vocabulary.of(tokenizer), utterance_id="a")
+    assert labels == tolerant("hello").input_ids
 
 
 def test_the_delimiter_of_the_tokenizer_counts(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "<unk>": 1, "_": 2, "A": 3}))
     other = Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), word_delimiter_token="_")
-    assert encode("A A", other, utterance_id="a") == [3, 2, 3]
+    assert encode("A A", Vocabulary.of(other), utterance_id="a") == [3, 2, 3]
 
 
 @pytest.mark.parametrize("text", ["hello", "HELLO, WORLD!", "HE|LO", "HELLÖ"])
 def test_characters_outside_the_vocabulary_are_refused(tokenizer, text):
     with pytest.raises(UserError, match=r"utterance 1-2-3.*normaliser.*unknown_characters: drop") as caught:
-        encode(text, tokenizer, utterance_id="1-2-3")
-    assert tokenizer.unk_token_id not in encode(text, tokenizer, utterance_id="a", unknown="drop")
+        encode(text, Vocabulary.of(tokenizer), utterance_id="1-2-3")
+    assert tokenizer.unk_token_id not in encode(text, Vocabulary.of(tokenizer), utterance_id="a", unknown="drop")
     assert repr(sorted(set(text) - set("".join(TEXTS)))[0]) in str(caught.value)
 
 
 def test_dropping_leaves_single_spaces(tokenizer):
-    labels = encode("HELLO - WORLD !", tokenizer, utterance_id="a", unknown="drop")
-    assert labels == encode("HELLO WORLD", tokenizer, utterance_id="a")
+    labels = encode("HELLO - WORLD !", Vocabulary.of(tokenizer), utterance_id="a", unknown="drop")
+    assert labels == encode("HELLO WORLD", Vocabulary.of(tokenizer), utterance_id="a")
 
 
 def test_unknown_takes_two_values(tokenizer):
     with pytest.raises(UserError, match="'ignore'"):
-        encode("ME", tokenizer, utterance_id="a", unknown="ignore")
+        encode("ME", Vocabulary.of(tokenizer), utterance_id="a", unknown="ignore")

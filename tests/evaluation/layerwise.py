@@ -7,7 +7,7 @@ import torch
 from cald_speech.conversion import from_pretrained
 from cald_speech.data.audio import SAMPLE_RATE, read_audio, write_audio
 from cald_speech.data.manifests import write_manifest
-from cald_speech.longform import load_processor
+from cald_speech.families.hub import load_processor
 from cald_speech.tasks.reading import whole
 from tests.training.miniature import write_model
 

@@ -9,7 +9,7 @@ from cald_speech.data.manifests import write_manifest
 from cald_speech.errors import UserError
 from cald_speech.evaluation import lookahead
 from cald_speech.families import families
-from cald_speech.longform import load_processor
+from cald_speech.families.hub import load_processor
 from cald_speech.mixers import Bidirectional
 from tests.training.miniature import write_model
 

@@ -11,7 +11,7 @@ from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec
 from cald_speech import LayerMap, convert, from_pretrained
 from cald_speech.errors import UserError
 from cald_speech.evaluation.recognition import evaluate_folder
-from cald_speech.longform import load_processor
+from cald_speech.families.hub import load_processor
 from cald_speech.longform.recogniser import Recogniser
 from cald_speech.mixers import Bidirectional
 from cald_speech.training.models import build_models

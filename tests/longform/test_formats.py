@@ -141,3 +141,13 @@ def test_a_word_longer_than_a_line_is_shown_whole():
 
 def test_a_word_longer_than_a_cue_is_a_cue():
     assert [cue.end_s for cue in cues([word("LONG", 0.0, 60.0), word("NEXT", 60.1, 60.4)])] == [60.0, 60.4]
+
+
+def test_scripts_without_spaces_break_lines_and_join_words():
+    characters = [
+        Word(c, 0.1 * i, 0.1 * i + 0.1, 1.0, (), joined=True) for i, c in enumerate("今天气很好我们去公园" * 5)
+    ]
+    assert "".join(FORMATS["text"].write(characters)) == "今天气很好我们去公园" * 5 + "\n"
+    assert json.loads("".join(FORMATS["json"].write(characters)))["text"] == "今天气很好我们去公园" * 5
+    lines = [line for cue in cues(characters) for line in cue.lines]
+    assert {len(line) for line in lines[:-1]} == {21}, "a Chinese character is two columns wide"

@@ -1,6 +1,9 @@
 """From audio to words, by function: tiny random models, real speech where there is some."""
 
+import json
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from transformers import Wav2Vec2Processor
 from cald_speech import LayerMap, convert
 from cald_speech.errors import UserError
 from cald_speech.families import families
+from cald_speech.families.hub import load_processor
 from cald_speech.longform import AudioSource, align_text, transcribe
 from cald_speech.longform.recogniser import Recogniser
 from cald_speech.mixers import Bidirectional, Mamba2
@@ -123,3 +127,21 @@ def test_real_speech_of_any_rate(model, shared_data, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert list(transcribe(model, tmp_path / "stereo.wav")) == list(transcribe(model, clip))
+
+
+def test_a_processor_of_another_rate_is_refused(model):
+    folder = Path(model)
+    processor = load_processor(folder)
+    processor.feature_extractor.sampling_rate = 8_000
+    with pytest.raises(UserError, match="expected a processor for 16000 Hz, got one for 8000 Hz"):
+        Recogniser.of(str(folder), processor)
+
+
+def test_a_processor_with_a_language_model_serves_without_it(model, tmp_path):
+    """Its class needs packages that greedy decoding does not."""
+    folder = tmp_path / "with_lm"
+    shutil.copytree(model, folder)
+    (folder / "processor_config.json").unlink()
+    options = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "processor_class": "Wav2Vec2ProcessorWithLM"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(options))
+    assert load_processor(folder).tokenizer.get_vocab() == load_processor(model).tokenizer.get_vocab()

@@ -78,3 +78,21 @@ def test_frames_stand_about_the_centre_of_what_they_see():
     assert frame_lengths(samples, model.config).tolist() == [0, 1]
     assert (times.start_s(0) + times.end_s(0)) / 2 * 16_000 == pytest.approx(times.receptive_field / 2)
     assert times.start_s(50) - times.start_s(0) == pytest.approx(1.0)
+
+
+def test_without_a_delimiter_every_character_is_a_word():
+    """As soon as the next has come; a known text says how many make one of its words."""
+    vocabulary = Vocabulary(("<pad>", *"今天好"), blank=0, delimiter=None)
+    spans = [TokenSpan(token, frame, frame, 0.9) for token, frame in ((1, 3), (2, 6), (3, 90))]
+    found = list(words(iter(spans), vocabulary, TIMES, OWN_FRAMES))
+    assert [(word.text, word.joined) for word in found] == [("今", True), ("天", True), ("好", True)]
+    assert found[0].end_s <= found[1].start_s
+    found = list(words(iter(spans), vocabulary, TIMES, OWN_FRAMES, sizes=[2, 1]))
+    assert [(word.text, word.joined) for word in found] == [("今天", False), ("好", False)]
+
+
+def test_a_letter_after_a_long_pause_is_text_and_not_time():
+    spans = [TokenSpan(t, f, f, 0.9) for t, f in zip((2, 3, 4), (127, 129, 131), strict=True)]
+    (word,) = words([*spans, TokenSpan(5, 630, 630, 0.05), TokenSpan(1, 632, 633, 0.9)], VOCABULARY, TIMES)
+    assert (word.text, len(word.characters)) == ("ABCD", 4)
+    assert word.end_s - word.start_s < 0.3

@@ -73,6 +73,15 @@ def test_a_head_narrower_than_the_tokenizer_decodes(tokenizer):
         BeamSearch(tokenizer)(torch.zeros(1, 3, len(tokenizer) + 1), lengths)
 
 
+def test_a_language_model_in_the_other_case_is_refused(tokenizer, tmp_path):
+    """Every word would be unknown to it, and the search would say nothing."""
+    (tmp_path / "lm.arpa").write_text(
+        "\\data\\\nngram 1=3\n\n\\1-grams:\n-1\t<unk>\t0\n-1\tcab\t0\n-2\tba\t0\n\\end\\\n"
+    )
+    with pytest.raises(UserError, match=r"lm\.arpa: expected .* such as 'cab'.* in the other case"):
+        BeamSearch(tokenizer, kenlm_path=tmp_path / "lm.arpa")
+
+
 def test_missing_kenlm_says_how_to_get_it(tokenizer, tmp_path, monkeypatch):
     (tmp_path / "lm.arpa").write_text("")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

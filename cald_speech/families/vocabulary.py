@@ -1,0 +1,109 @@
+"""What the outputs of a CTC head mean, by the model's own tokenizer: text to labels, and labels to text."""
+
+import unicodedata
+from dataclasses import dataclass
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The written form of each output, the blank, and the word delimiter.
+
+    Arguments
+    ---------
+    tokens : the written form of each output, which may have several characters (``TH``, ``ING``).
+    blank : the output that writes nothing.
+    delimiter : the output that stands between words; None for scripts that write no spaces.
+    lower_case : True writes lower case, whatever the tokens say.
+    special : outputs that no text is spelled with, beside the blank and the delimiter.
+
+    Example
+    -------
+    >>> vocabulary = Vocabulary(("<pad>", "|", "A", "TH", "T", "H"), blank=0, delimiter=1)
+    >>> vocabulary.spell("HATTH")
+    ([5, 2, 4, 3], '')
+    >>> vocabulary.spell("hat!", any_case=True)
+    ([5, 2, 4], '!')
+    """
+
+    tokens: tuple[str, ...]
+    blank: int
+    delimiter: int | None
+    lower_case: bool = False
+    special: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
+        """That of a Hugging Face CTC tokenizer, whose pad token is the blank.
+
+        A delimiter that its own vocabulary has not, and transformers has added behind it, is none: no head has an
+        output for it.
+        """
+        ids = tokenizer.get_vocab()
+        tokens = tokenizer.convert_ids_to_tokens(range(max(ids.values()) + 1))
+        delimiter = ids.get(tokenizer.word_delimiter_token)
+        if delimiter is not None and delimiter >= tokenizer.vocab_size:
+            delimiter = None
+        special = frozenset(tokenizer.all_special_ids) - {delimiter}
+        return cls(tuple(tokens), tokenizer.pad_token_id, delimiter, tokenizer.do_lower_case, special)
+
+    def write(self, token: int) -> str:
+        """The token as it stands in a transcript."""
+        return self.tokens[token].lower() if self.lower_case else self.tokens[token]
+
+    def spell(self, word: str, *, any_case: bool = False) -> tuple[list[int], str]:
+        """The outputs that write a word, the longest token first, and the characters that none writes.
+
+        A letter may be written composed or decomposed (Unicode's NFC and NFD), whichever the tokens are. ``any_case``
+        takes a letter that the tokens have in the other case alone.
+        """
+        labels, strange, place = [], "", 0
+        word = unicodedata.normalize("NFC", word)
+        while place < len(word):
+            for size in range(min(self._longest, len(word) - place), 0, -1):
+                found = self._lookup(word[place : place + size], any_case and size == 1)
+                if found is not None:
+                    labels += found
+                    place += size
+                    break
+            else:
+                strange += word[place]
+                place += 1
+        return labels, strange
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        unwritten = {self.blank, self.delimiter} | self.special
+        written = ((self.write(place), place) for place in range(len(self.tokens)) if place not in unwritten)
+        # Of two outputs with one and the same form, the first.
+        return {unicodedata.normalize("NFC", token): place for token, place in reversed(list(written))}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._ids), default=1)
+
+    @cached_property
+    def _other_case(self) -> dict[str, int]:
+        return {other: place for token, place in self._ids.items() for other in (token.upper(), token.lower())}
+
+    def _lookup(self, text: str, any_case: bool) -> list[int] | None:
+        """The outputs of one token, or of one character's parts."""
+        if text in self._ids:
+            return [self._ids[text]]
+        if len(text) > 1:
+            return None
+        if any_case and text in self._other_case:
+            return [self._other_case[text]]
+        for form in (unicodedata.normalize("NFD", text), *(_cases(text) if any_case else ())):
+            ids = [self._ids.get(part) for part in form]
+            if ids and None not in ids:
+                return ids
+        return None
+
+
+def _cases(letter: str) -> tuple[str, ...]:
+    """How a letter is written in the other case, its nearest kin included: İ as i, the final ς as Σ, ß as SS."""
+    lower, upper = letter.lower(), letter.upper()
+    return lower, lower.replace("\N{COMBINING DOT ABOVE}", ""), upper, upper.lower()

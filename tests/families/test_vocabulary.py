@@ -1,0 +1,78 @@
+# ruff: noqa: RUF001
+"""Labels are the tokenizer's own, in every script, and what a model writes of its own words is these words."""
+
+import json
+import unicodedata
+
+import pytest
+from transformers import Wav2Vec2CTCTokenizer
+
+from cald_speech.data.text import encode
+from cald_speech.families.vocabulary import Vocabulary
+from cald_speech.tasks.wer import score
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
+# Script: what the vocabulary holds beside the special tokens, and a text that it writes.
+SCRIPTS = {
+    "Latin": (["|", *"ABDEHLORSTUW'"], "HOLD THE WORLD'S AUTHOR"),
+    "lower case": (["|", *"abdehlortuw"], "hold the world"),
+    "several characters": (["|", "TH", "ING", *"ABDEGHILNORTUW"], "THE THING WITH NOTHING AT BATH"),
+    "subwords": (["|", "HE", "LLO", "WOR", "LD", *"DEHLORW"], "HELLO WORLD HELD"),
+    "Turkish": (["|", *"abdıirkmsşzüğç"], "kız ısırdı şirazi"),
+    "German": (["|", *"abdeghinorstuäöüß"], "straße grün übergoss"),
+    "Russian": (["|", *"абвгдежзийклмнопрстуыьюя"], "добрый день йога"),
+    "Greek": (["|", *"αβγδεζηικλνοόςστύ"], "λόγος κύκλος"),
+    "Chinese": ([*"今天气很好我们去公园"], "今天天气很好"),
+    "Japanese": ([*"きょうはいてんですガ"], "きょうはいいてんガ"),
+    "Arabic": (["|", *"ابتسلمرحيكو"], "مرحبا سلام"),
+    "Devanagari": (["|", *"नमस्तेदुिया"], "नमस्ते दुनिया"),
+    "a space as delimiter": ([" ", *"ABC"], "AB CAB"),
+}
+
+
+def make_tokenizer(folder, tokens, **options) -> Wav2Vec2CTCTokenizer:
+    vocabulary = {token: place for place, token in enumerate([*SPECIAL, *tokens])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    return Wav2Vec2CTCTokenizer(str(folder / "vocab.json"), **options)
+
+
+@pytest.mark.parametrize(("tokens", "text"), SCRIPTS.values(), ids=SCRIPTS)
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_labels_are_the_tokenizers_and_its_words_come_back(tmp_path, tokens, text, form):
+    tokenizer = make_tokenizer(tmp_path, tokens, word_delimiter_token=" " if " " in tokens else "|")
+    vocabulary = Vocabulary.of(tokenizer)
+    labels = encode(unicodedata.normalize(form, text), vocabulary, utterance_id="a")
+    # Word by word: at a token of several characters the tokenizer swallows the space beside it.
+    words = [tokenizer(word, add_special_tokens=False).input_ids for word in text.split()]
+    own = [[vocabulary.delimiter, *word] if place else word for place, word in enumerate(words)]
+    assert labels == [label for word in own for label in word]
+    assert score({"a": text}, {"a": tokenizer.decode(labels, group_tokens=False)}).words.rate == 0
+
+
+def test_a_decomposed_vocabulary_writes_composed_text(tmp_path):
+    tokens = ["|", *sorted(set(unicodedata.normalize("NFD", "tiếng việt")) - {" "})]
+    vocabulary = Vocabulary.of(make_tokenizer(tmp_path, tokens))
+    labels = encode("tiếng việt", vocabulary, utterance_id="a")
+    assert (
+        score({"a": "tiếng việt"}, {"a": "".join(vocabulary.write(t) for t in labels).replace("|", " ")}).words.rate
+        == 0
+    )
+
+
+def test_what_no_head_has_an_output_for_is_no_label(tmp_path):
+    """transformers adds a delimiter behind a vocabulary that has none."""
+    tokenizer = make_tokenizer(tmp_path, [*"今天"])
+    assert tokenizer.get_vocab()["|"] == tokenizer.vocab_size
+    vocabulary = Vocabulary.of(tokenizer)
+    assert vocabulary.delimiter is None
+    assert encode("今 天", vocabulary, utterance_id="a") == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"), [("İZMİR", "izmr"), ("STRAẞE", "aerstß"), ("λόγος", "ΛΌΓΟΣ"), ("straße", "STRAẞE")]
+)
+def test_a_letter_is_taken_in_the_case_that_the_vocabulary_has(text, letters):
+    vocabulary = Vocabulary(("<pad>", "|", *letters), blank=0, delimiter=1)
+    labels, strange = vocabulary.spell(text, any_case=True)
+    assert (len(labels), strange) == (len(text), "")
+    assert vocabulary.spell(text)[1], "without any_case it is refused"
