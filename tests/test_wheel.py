@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 import pytest
 
+from tests.conftest import once_for_all_workers
 from tests.training.miniature import ROOT, SPLITS, write_corpus, write_model
 
 NEEDED = 77  # of setuptools, as pyproject.toml says
@@ -26,22 +27,24 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """Built from a copy of the sources: building leaves files beside them."""
-    folder = tmp_path_factory.mktemp("wheel")
-    sources = folder / "sources"
-    for name in ("cald_speech", "recipes", "hparams"):
-        shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, sources)
-    pip(folder, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, sources)
-    (path,) = folder.glob("*.whl")
+
+    def build(folder):
+        sources = folder / "sources"
+        for name in ("cald_speech", "recipes", "hparams"):
+            shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, sources)
+        pip(folder, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, sources)
+
+    (path,) = once_for_all_workers(tmp_path_factory, "wheel", build).glob("*.whl")
     return path
 
 
 @pytest.fixture(scope="module")
-def installed(wheel):
+def installed(wheel, tmp_path_factory):
     """The folder that it was installed to."""
-    folder = wheel.parent / "installed"
-    pip(wheel.parent, "install", "--no-index", "--no-deps", "--target", folder, wheel)
+    folder = tmp_path_factory.mktemp("installed")
+    pip(folder, "install", "--no-index", "--no-deps", "--target", folder, wheel)
     return folder
 
 

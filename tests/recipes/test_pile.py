@@ -20,6 +20,7 @@ from cald_speech.mixers import Linformer, Mamba, Mamba2
 from cald_speech.recipes.pile import evaluate
 from cald_speech.recipes.pile import prepare as recipe
 from cald_speech.training.run import run
+from tests.conftest import once_for_all_workers
 from tests.training.miniature import ROOT
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -239,13 +240,15 @@ def test_the_piles_experiments_run(name, teacher, tmp_path):
 
 @pytest.fixture(scope="module")
 def student(texts, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("student")
-    model = "GPT-NeoX to Mamba-2"
-    keys = keys_of(model, texts, folder, output_folder=str(folder / "run"), num_steps=60, learning_rate=0.01)
-    brain = start(model, keys | {"guidance": "unguided"}, folder, convert=False)
-    keys = keys_of(model, texts, folder, output_folder=str(folder / "student"), num_steps=60, learning_rate=0.01)
-    keys |= {"teacher": str(brain.store.folder / "model"), "guidance": "target"}
-    return start(model, keys, folder, convert=True).store.folder / "model"
+    model, length = "GPT-NeoX to Mamba-2", {"num_steps": 60, "learning_rate": 0.01}
+
+    def train(folder):
+        keys = keys_of(model, texts, folder, output_folder=str(folder / "teacher"), **length)
+        start(model, keys | {"guidance": "unguided"}, folder, convert=False)
+        keys = keys_of(model, texts, folder, output_folder=str(folder / "student"), **length)
+        start(model, keys | {"teacher": str(folder / "teacher" / "model"), "guidance": "target"}, folder, convert=True)
+
+    return once_for_all_workers(tmp_path_factory, "pile", train) / "student" / "model"
 
 
 @pytest.fixture(scope="module")
