@@ -79,7 +79,10 @@ def worst_gradient(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> tu
 
 
 # What makes a family's models small, beside what does so in all.
-SMALL = {"data2vec-audio": {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 5}}
+SMALL = {
+    "data2vec-audio": {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 5},
+    "wav2vec2-conformer": {"conv_depthwise_kernel_size": 5, "max_source_positions": 20, "conformer_conv_dropout": 0.0},
+}
 
 
 def tiny_config(family: Family, norm: str = "layer", layers: int = 3, **options) -> PretrainedConfig:
@@ -114,6 +117,13 @@ def tiny_model(family: Family, norm: str = "layer", layers: int = 3, seed: int =
 def prefix(family: Family) -> str:
     """How the names of the base model's parameters begin in a model with a head, e.g. ``unispeech_sat``."""
     return family.classes["base"].base_model_prefix
+
+
+def names_in_attention(family: Family) -> tuple[str, str, str, str, str]:
+    """The slot's name in a layer, and those of the projections q, k, v and o in an attention there."""
+    if family.model_type == "wav2vec2-conformer":
+        return "self_attn", "linear_q", "linear_k", "linear_v", "linear_out"
+    return "attention", "q_proj", "k_proj", "v_proj", "out_proj"
 
 
 def audio_batch(samples: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:

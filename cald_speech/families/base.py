@@ -20,11 +20,15 @@ from cald_speech.ops import valid_frames
 
 
 class Opened(NamedTuple):
-    """A layer in three pieces: ``after(x, slot(before(x), **arguments)) == layer(x, **arguments)`` to the bit."""
+    """A layer in three pieces: ``after(x, slot(before(x), **arguments)) == layer(x, **arguments)`` to the bit.
+
+    ``before`` is done frame by frame; so is ``after``, but for a convolution over ``reach`` frames on either side.
+    """
 
     before: Callable[[Tensor], Tensor]
     slot: Callable[..., Tensor]
     after: Callable[[Tensor, Tensor], Tensor]
+    reach: int = 0
 
 
 class Family:

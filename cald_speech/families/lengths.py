@@ -21,6 +21,10 @@ class Lengths:
 
     frames: Tensor | None = None
 
+    def forget(self) -> None:
+        """No batch is being worked on: what runs the model's pieces one by one hands them a single sequence."""
+        self.frames = None
+
     def hook(self, base: nn.Module, args: tuple, kwargs: dict) -> None:
         """Forward pre-hook of the base model, which reads the lengths off its arguments."""
         raise NotImplementedError
@@ -59,6 +63,9 @@ class AudioLengths(Lengths):
     def __init__(self, config: PretrainedConfig) -> None:
         self.config = config
         self.samples: Tensor | None = None
+
+    def forget(self) -> None:
+        self.samples = self.frames = None
 
     def hook(self, base: nn.Module, args: tuple, kwargs: dict) -> None:
         """Forward pre-hook of the base model: reads ``attention_mask``, (B, samples) ones and zeros."""

@@ -208,7 +208,7 @@ class BlockAttention:
     >>> model = family.load(Wav2Vec2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).eval()
     >>> attention = family.block_attention(model, family.layers(model)[0])
     >>> x = torch.randn(1, 7, 32)
-    >>> keys, values = attention.keys_values(x)
+    >>> keys, values = attention.keys_values(x, first=0)
     >>> attention.attend(x[:, 3:5], keys, values, first=3).shape
     torch.Size([1, 2, 32])
     """
@@ -216,8 +216,8 @@ class BlockAttention:
     def __init__(self, attention: nn.Module):
         self.attention = attention
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(1, t, D) to keys and values (1, t, D)."""
+    def keys_values(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """The block (1, t, D), whose first frame is ``first``, to keys and values (1, t, D)."""
         return self.attention.k_proj(x), self.attention.v_proj(x)
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, first: int) -> Tensor:

@@ -191,6 +191,7 @@ def _encode(
         raise ValueError(f"chunk_s: expected seconds of audio, more than 0, got {chunk_s}")
     model = in_dtype(model, dtype)
     family = family_of(model, SpeechFamily)
+    family.context(model).forget()
     front, layers = family.front_end(model), family.layers(model)
     statistics = measure(source, front, normalise=do_normalize)
     num_frames, width = front.num_frames(statistics.num_samples), model.config.hidden_size

@@ -151,5 +151,6 @@ def add_positions(frames: Frames, front: FrontEnd, block: int) -> None:
         seen = torch.cat([before, frames.x[start : stop + reach]])[None].to(frames.device)
         own = slice(before.size(0), before.size(0) + stop - start)
         positions = front.positions(seen)[:, own]
-        before = torch.cat([before, frames.x[start:stop]])[-reach:]
+        before = torch.cat([before, frames.x[start:stop]])
+        before = before[max(0, len(before) - reach) :]
         frames.x[start:stop] = front.input_norm(seen[:, own] + positions)[0]

@@ -67,11 +67,13 @@ def run_layer(
     model: PreTrainedModel, family: SpeechFamily, layer: nn.Module, frames: Frames, done: Callable[[float], None]
 ) -> None:
     """Replace ``frames.x`` by the layer's output; ``done`` is told by each block how many frames' work that was."""
-    mixer = family.mixer(layer)
+    mixer, opened = family.mixer(layer), family.open(layer)
     if mixer is None:
-        _attend(family.open(layer), family.block_attention(model, layer), frames, done)
+        slot_output = _attend(opened, family.block_attention(model, layer), frames, done)
     else:
-        _sweep(family.open(layer), mixer.sweeps(), frames, done)
+        slot_output = _sweep(opened, mixer.sweeps(), frames, done)
+    if opened.reach:
+        _finish_with_halos(opened, slot_output, frames)
 
 
 def spare_widths(model: PreTrainedModel, family: SpeechFamily) -> list[int]:
@@ -81,14 +83,17 @@ def spare_widths(model: PreTrainedModel, family: SpeechFamily) -> list[int]:
     for layer in family.layers(model):
         mixer = family.mixer(layer)
         attention = [model.config.hidden_size] * 2  # keys and values
-        needs.append(attention if mixer is None else sweep_widths(family.open(layer), mixer.sweeps(), frame)[:-1])
+        opened = family.open(layer)
+        need = attention if mixer is None else sweep_widths(opened, mixer.sweeps(), frame)[:-1]
+        needs.append([*need, model.config.hidden_size] if opened.reach else need)
     return [max(widths) for widths in zip_longest(*needs, fillvalue=0)]
 
 
-def _sweep(opened: Opened, sweeps: tuple[Sweep, ...], frames: Frames, done: Callable[[float], None]) -> None:
+def _sweep(opened: Opened, sweeps: tuple[Sweep, ...], frames: Frames, done: Callable[[float], None]) -> Tensor:
+    """Finishes the layer; where its end has a reach, what is given back is the slot's output, and nothing else done."""
     partial = None
     for number, (sweep, width) in enumerate(zip(sweeps, sweep_widths(opened, sweeps, frames.frame()), strict=True)):
-        is_last = number == len(sweeps) - 1
+        is_last = number == len(sweeps) - 1 and not opened.reach
         target = frames.x if is_last else frames.spare(number, width)
         state = None
         for block in frames.blocks(reverse=sweep.reverse, whole=sweep.whole):
@@ -98,6 +103,23 @@ def _sweep(opened: Opened, sweeps: tuple[Sweep, ...], frames: Frames, done: Call
             target[block] = (opened.after(x, out) if is_last else out)[0]
             done((block.stop - block.start) / len(sweeps))
         partial = target
+    return partial
+
+
+def _finish_with_halos(opened: Opened, slot_output: Tensor, frames: Frames) -> None:
+    """The end of a layer, in place, for blocks with the ``reach`` frames that it sees on either side.
+
+    The zeros that its convolution pads with count at the ends of the audio alone. The frames before a block are
+    overwritten by then, so the few that it sees are kept.
+    """
+    before = frames.x[:0]
+    for block in frames.blocks():
+        own = slice(before.size(0), before.size(0) + block.stop - block.start)
+        seen = slice(block.start - own.start, min(block.stop + opened.reach, frames.num_frames))
+        x = torch.cat([before, frames.x[block.start : seen.stop]])
+        before = torch.cat([before, frames.x[block]])[-opened.reach :]
+        finished = opened.after(x[None].to(frames.device), frames.read(slot_output, seen))
+        frames.x[block] = finished[0, own]
 
 
 def sweep_widths(opened: Opened, sweeps: tuple[Sweep, ...], frame: Tensor) -> list[int]:
@@ -109,18 +131,21 @@ def sweep_widths(opened: Opened, sweeps: tuple[Sweep, ...], frame: Tensor) -> li
     return widths
 
 
-def _attend(opened: Opened, attention: BlockAttention, frames: Frames, done: Callable[[float], None]) -> None:
+def _attend(opened: Opened, attention: BlockAttention, frames: Frames, done: Callable[[float], None]) -> Tensor:
+    """As :func:`_sweep`."""
     keys, values = (frames.spare(number, frames.width) for number in range(2))
     for block in frames.blocks():
-        k, v = attention.keys_values(opened.before(frames.read(frames.x, block)))
+        k, v = attention.keys_values(opened.before(frames.read(frames.x, block)), block.start)
         keys[block], values[block] = k[0], v[0]
+    target = frames.spare(2, frames.width) if opened.reach else frames.x
     everything = slice(0, frames.num_frames)
     keys, values = frames.read(keys, everything), frames.read(values, everything)
     for block in frames.blocks():
         x = frames.read(frames.x, block)
         out = attention.attend(opened.before(x), keys, values, block.start)
-        frames.x[block] = opened.after(x, out)[0]
+        target[block] = (out if opened.reach else opened.after(x, out))[0]
         done(block.stop - block.start)
+    return target
 
 
 class Buffers:

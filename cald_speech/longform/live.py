@@ -113,6 +113,11 @@ def lookahead_frames(model: PreTrainedModel, lookahead_s: float | None) -> int:
             "a model can run live where all its layers have mixers that scan, but these need the whole audio: "
             f"{names}. Convert them too, or transcribe recorded audio"
         )
+    if any(family.open(layer).reach for layer in family.layers(model)):
+        raise UserError(
+            f"{family.model_type} models cannot run live: each of their layers has a convolution that hears frames to "
+            "come. Transcribe recorded audio"
+        )
     if not any(sweep.reverse for runs in sweeps for sweep in runs):
         return 0
     if lookahead_s is None:
@@ -150,6 +155,7 @@ class Streamer:
         do_normalize: bool,
     ):
         family = family_of(model, SpeechFamily)
+        self.context = family.context(model)
         front = family.front_end(model)
         if front.normed is not None and statistics is None:
             raise UserError(
@@ -164,10 +170,12 @@ class Streamer:
 
     @torch.inference_mode()
     def push(self, samples: Tensor) -> Tensor:
+        self.context.forget()
         return self._emit(self.audio.push(samples), is_last=False)
 
     @torch.inference_mode()
     def finish(self) -> Tensor:
+        self.context.forget()
         return self._emit(self.audio.finish(), is_last=True)
 
     def _emit(self, x: Tensor, *, is_last: bool) -> Tensor:

@@ -39,6 +39,7 @@ class AttentionWeights:
     q : (H, d, D) query projection, for each of H heads of size d and model width D; k, v : (G, d, D) with G dividing H
     (G < H: grouped-query attention); o : (D, H, d) output projection. The biases q_bias (H, d), k_bias, v_bias (G, d)
     and o_bias (D,) are None where the attention has none; so is position_bias.
+    positions names what else its scores know of the distance (relative, rotary), which no projection holds.
     """
 
     q: Tensor
@@ -50,6 +51,7 @@ class AttentionWeights:
     v_bias: Tensor | None = None
     o_bias: Tensor | None = None
     position_bias: PositionBias | None = None
+    positions: str | None = None
 
     def with_output_scaled(self, factor: float) -> "AttentionWeights":
         """The same attention with its output multiplied by ``factor``: for mixers whose outputs are summed."""

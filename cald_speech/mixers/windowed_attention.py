@@ -113,6 +113,11 @@ class WindowedAttention(AttentionHeads):
     @torch.no_grad()
     def init_from_attention(self, weights: AttentionWeights) -> frozenset[str]:
         """q, k, v and o, with their biases, and the position bias where there is one."""
+        if weights.positions is not None:
+            raise ValueError(
+                f"this attention's scores have {weights.positions} positions, which a window has not: keep the layer's "
+                "attention (null in the layer map), or start at random"
+            )
         if weights.position_bias is not None and self.position_bias is None:
             raise ValueError(
                 "this attention adds a gated position bias to its scores: a start from it needs position_bias: True in "

@@ -150,7 +150,7 @@ def test_a_copy_keeps_padding_invisible_and_lengths_of_its_own(family, norm):
     assert ours.samples.tolist() == [8000, 5000] and theirs.samples.tolist() == [7000, 3000, 400]
     for copied, context in ((model, ours), (twin, theirs)):
         assert len(copied.base_model._forward_pre_hooks) == 1
-        assert all(layer.attention.context is context for layer in family.layers(copied))
+        assert all(family.slot_ends(layer)[0].context is context for layer in family.layers(copied))
         first = copied.base_model.feature_extractor.conv_layers[0].layer_norm
         assert getattr(first, "context", context) is context
         hooks = [hook for module in copied.modules() for hook in module._forward_hooks.values()]

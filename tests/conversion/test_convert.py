@@ -11,7 +11,7 @@ from cald_speech import LayerMap, convert, from_pretrained
 from cald_speech.conversion import ConversionReport, converted_class
 from cald_speech.errors import UserError
 from cald_speech.mixers import Bidirectional, GatedLinearAttention, Hydra, Linformer, Mamba, Mamba2, WindowedAttention
-from tests.helpers import SPEECH, SPEECH_CASES, audio_batch, prefix, tiny_config, tiny_model
+from tests.helpers import SPEECH, SPEECH_CASES, audio_batch, names_in_attention, prefix, tiny_config, tiny_model
 
 FAMILIES = SPEECH
 SHARED = partial(Bidirectional, share_projections=True)
@@ -41,8 +41,9 @@ def test_report_has_every_parameter_once(family, layer_map, initialise):
     assert report.num_parameters_after == sum(p.numel() for p in after.values())
     converted = [factory is not None for factory in layer_map.factories(3)]
     for index, is_converted in enumerate(converted):
-        here = f"{prefix(family)}.encoder.layers.{index}.attention."
-        assert any(name.startswith(f"{here}q_proj") for name in report.removed) == is_converted
+        slot, query, *_ = names_in_attention(family)
+        here = f"{prefix(family)}.encoder.layers.{index}.{slot}."
+        assert any(name.startswith(f"{here}{query}") for name in report.removed) == is_converted
         assert any(name.startswith(f"{here}mixer") for name in report.new) == is_converted
         assert any(name.startswith(here) for name in report.copied) == (is_converted and initialise == "attention")
 
@@ -83,22 +84,24 @@ def test_convolutions_behind_the_layers_are_refused_wherever_a_model_comes_in(tm
 @every_family
 def test_copied_parameters_hold_the_attentions_weights(family):
     model = tiny_model(family)
-    attention = family.layers(model)[1].attention
+    slot, _, key, _, out = names_in_attention(family)
+    attention = family.attention(family.layers(model)[1])
     report = convert(model, LayerMap(None, {1: Mamba2}))
-    mixer = family.layers(model)[1].attention.mixer
-    here = f"{prefix(family)}.encoder.layers.1.attention.mixer."
+    mixer = family.mixer(family.layers(model)[1])
+    here = f"{prefix(family)}.encoder.layers.1.{slot}.mixer."
     assert set(report.copied) == {f"{here}{n}.{kind}" for n in ("in_proj", "out_proj") for kind in ("weight", "bias")}
-    assert torch.equal(mixer.out_proj.weight, attention.out_proj.weight)
-    assert torch.equal(mixer.in_proj.weight[64:96], attention.k_proj.weight)  # after the gate and x
+    assert torch.equal(mixer.out_proj.weight, getattr(attention, out).weight)
+    assert torch.equal(mixer.in_proj.weight[64:96], getattr(attention, key).weight)  # after the gate and x
 
 
 @every_family
 def test_random_start_copies_nothing(family):
     model = tiny_model(family)
-    attention = family.layers(model)[0].attention
+    attention = family.attention(family.layers(model)[0])
     report = convert(model, MAPS["all"], initialise="random")
     assert report.copied == ()
-    assert not torch.equal(family.layers(model)[0].attention.mixer.forwards.out_proj.weight, attention.out_proj.weight)
+    mixer, output = family.mixer(family.layers(model)[0]), getattr(attention, names_in_attention(family)[-1])
+    assert not torch.equal(mixer.forwards.out_proj.weight, output.weight)
 
 
 @every_map

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from cald_speech import LayerMap, convert
 from cald_speech.families import family_of
+from cald_speech.families.wav2vec2_conformer import ConformerAttention
 from cald_speech.families.wavlm import GatedBiasAttention
 from cald_speech.longform import AudioSource, stream_logits
 from cald_speech.mixers import Bidirectional
@@ -20,6 +21,7 @@ from tests.helpers import (
     SPEECH_CASES,
     TOLERANCE,
     audio_batch,
+    names_in_attention,
     relative_error,
     tiny_config,
     tiny_model,
@@ -40,7 +42,7 @@ MAPS = {
 SAMPLES = (8000, 5000, 400, 3333)
 
 # Where convolutions behind the front end read what stands in the padding.
-TRUE_ALONE_ONLY = ("data2vec-audio",)
+TRUE_ALONE_ONLY = ("data2vec-audio", "wav2vec2-conformer")
 
 every_family = pytest.mark.parametrize("family", SPEECH_CASES)
 both_norms = pytest.mark.parametrize("norm", NORMS)
@@ -178,7 +180,7 @@ def test_batch_order_does_not_matter(family, norm, layer_map):
 @both_norms
 def test_gradient_checkpointing_gives_the_same_gradients(family, norm, layer_map, use_reentrant):
     model = converted(family, norm, layer_map)
-    slot = family.layers(model)[0].attention
+    slot, _ = family.slot_ends(family.layers(model)[0])
     check_checkpointing(model, slot, lambda: valid_logits(model), use_reentrant=use_reentrant)
 
 
@@ -227,10 +229,11 @@ def test_attention_weights_are_the_layers_own(family, norm):
     layer = family.layers(model)[1]
     weights = family.attention_weights(model, layer)
     assert weights.q.shape == weights.k.shape == weights.v.shape == (2, 16, 32) and weights.o.shape == (32, 2, 16)
-    assert torch.equal(weights.k.reshape(32, 32), layer.attention.k_proj.weight)
-    assert torch.equal(weights.v_bias.flatten(), layer.attention.v_proj.bias)
-    assert torch.equal(weights.o.reshape(32, 32), layer.attention.out_proj.weight)
-    assert torch.equal(weights.o_bias, layer.attention.out_proj.bias)
+    _, _, k, v, o = (getattr(family.attention(layer), name, None) for name in names_in_attention(family))
+    assert torch.equal(weights.k.reshape(32, 32), k.weight)
+    assert torch.equal(weights.v_bias.flatten(), v.bias)
+    assert torch.equal(weights.o.reshape(32, 32), o.weight)
+    assert torch.equal(weights.o_bias, o.bias)
     # An attention that sees one frame puts out v through o, whatever q and k are.
     x = torch.randn(1, 1, 32)
     v = torch.einsum("btd,hkd->bthk", x, weights.v) + weights.v_bias
@@ -258,7 +261,7 @@ def test_front_end_and_layers_make_the_model(family, norm):
     x = front.projection(x)
     x = front.input_norm(x + front.positions(x))
     for layer in family.layers(model):
-        before, slot, after = family.open(layer)
+        before, slot, after, _ = family.open(layer)
         x = after(x, slot(before(x)))
     assert torch.equal(model.lm_head(front.output_norm(x)), model(audio).logits)
     assert torch.equal(family.final_norm(model)(x), front.output_norm(x))
@@ -281,12 +284,14 @@ def test_long_form_is_the_whole(family, norm, layer_map):
 @torch.no_grad()
 def test_attention_in_blocks_is_the_attention(family, entries, monkeypatch):
     model = tiny_model(family)
-    monkeypatch.setattr(GatedBiasAttention, "ENTRIES", entries)
+    for attention in (GatedBiasAttention, ConformerAttention):
+        monkeypatch.setattr(attention, "ENTRIES", entries)
     x = torch.randn(1, 23, 32)
     for layer in family.layers(model):
         attention = family.block_attention(model, layer)
-        keys, values = attention.keys_values(x)
         starts = (0, 5, 6, 20)
+        made = [attention.keys_values(p, a) for p, a in zip(x.split((5, 1, 14, 3), 1), starts, strict=True)]
+        keys, values = (torch.cat(parts, dim=1) for parts in zip(*made, strict=True))
         parts = [attention.attend(p, keys, values, a) for p, a in zip(x.split((5, 1, 14, 3), 1), starts, strict=True)]
         expected = family.open(layer).slot(x, **family.layer_arguments(model, x, None))
         assert relative_error(torch.cat(parts, dim=1), expected) <= TOLERANCE["rounding"]

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2ForPreTraining
 
 from cald_speech.errors import UserError
-from tests.helpers import SPEECH, SPEECH_CASES, prefix, tiny_config, tiny_model
+from tests.helpers import SPEECH, SPEECH_CASES, names_in_attention, prefix, tiny_config, tiny_model
 
 FAMILIES = SPEECH
 every_family = pytest.mark.parametrize("family", SPEECH_CASES)
@@ -77,6 +77,7 @@ LEFT_OVER = {
         "label_embeddings_concat",
         "layer_norm_for_extract.weight",
     ],
+    "wav2vec2-conformer": ["quantizer.codevectors", "project_q.weight", "project_hid.weight"],
     "wavlm": ["label_embs_concat", "final_proj.weight", "final_proj.bias", "mask_emb"],
 }
 # Weight normalisation was once a hook of its own; its two parameters have other names since.
@@ -169,7 +170,8 @@ def test_spec_augments_vector_may_be_missing_or_left_over(family, tmp_path):
 @every_family
 def test_anything_else_missing_is_named(family, tmp_path):
     tiny_model(family).save_pretrained(tmp_path)
-    name = f"{prefix(family)}.encoder.layers.1.attention.k_proj.weight"
+    slot, _, key, _, _ = names_in_attention(family)
+    name = f"{prefix(family)}.encoder.layers.1.{slot}.{key}.weight"
     edit_weights(tmp_path, lambda weights: weights.pop(name))
     with pytest.raises(UserError, match=rf"1 missing \({name}"):
         family.load(str(tmp_path))
@@ -178,7 +180,8 @@ def test_anything_else_missing_is_named(family, tmp_path):
 @every_family
 def test_anything_else_left_over_is_named(family, tmp_path):
     tiny_model(family).save_pretrained(tmp_path)
-    name = f"{prefix(family)}.encoder.layers.1.attention.mixer.in_proj.weight"
+    slot, *_ = names_in_attention(family)
+    name = f"{prefix(family)}.encoder.layers.1.{slot}.mixer.in_proj.weight"
     edit_weights(tmp_path, lambda weights: weights.update({name: torch.ones(2, 2)}))
     with pytest.raises(UserError, match=rf"1 unexpected \({name}"):
         family.load(str(tmp_path))

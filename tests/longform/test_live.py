@@ -11,10 +11,11 @@ from cald_speech.longform import AudioSource, latency_s, stream
 from cald_speech.longform.front_end import measure
 from cald_speech.longform.live import Streamer
 from cald_speech.mixers import Bidirectional, Mamba2
-from tests.helpers import SPEECH, TOLERANCE, relative_error, tiny_model
-from tests.longform.test_encoder import MAPS, audio, both_norms, every_family, make, whole
+from tests.helpers import SPEECH, SPEECH_CASES, TOLERANCE, relative_error, tiny_model
+from tests.longform.test_encoder import MAPS, audio, both_norms, make, whole
 
 FAMILIES = SPEECH
+every_live_family = pytest.mark.parametrize("family", [case for case in SPEECH_CASES if "conformer" not in case.id])
 # Every head forgets within some ten frames, as heads do that have learnt what is near.
 DECAYING = {"dt_range": (0.05, 0.1), "A_range": (2.0, 4.0)}
 SHARED = partial(Bidirectional, share_projections=True)
@@ -32,7 +33,7 @@ def live(model, samples, chunk=3_200, **options) -> torch.Tensor:
 
 @pytest.mark.parametrize("chunk", CHUNKS.values(), ids=CHUNKS)
 @both_norms
-@every_family
+@every_live_family
 def test_a_causal_student_is_exact(family, norm, chunk):
     model, samples = make(family, norm, CAUSAL), audio(20_011)
     assert relative_error(live(model, samples, chunk), whole(model, samples)) <= TOLERANCE["rounding"]
@@ -41,7 +42,7 @@ def test_a_causal_student_is_exact(family, norm, chunk):
 @pytest.mark.parametrize("chunk", [1_237, 10**6], ids=["odd", "at once"])
 @pytest.mark.parametrize("layer_map", BOTH_WAYS.values(), ids=BOTH_WAYS)
 @both_norms
-@every_family
+@every_live_family
 def test_lookahead_to_the_end_is_the_whole(family, norm, layer_map, chunk):
     model, samples = make(family, norm, layer_map), audio(12_011)
     assert relative_error(live(model, samples, chunk, lookahead_s=2.0), whole(model, samples)) <= TOLERANCE["rounding"]
@@ -118,6 +119,11 @@ def test_short_audio(norm):
 def test_what_cannot_run_live_is_refused_at_once(norm, layer_map, lookahead_s, message):
     with pytest.raises(UserError, match=message):
         stream(make(FAMILIES["wav2vec2"], norm, layer_map), [], lookahead_s=lookahead_s)
+
+
+def test_layers_that_hear_what_is_to_come_are_refused_at_once():
+    with pytest.raises(UserError, match=r"wav2vec2-conformer models cannot run live: .*Transcribe recorded audio"):
+        stream(make(FAMILIES["wav2vec2-conformer"], "layer", CAUSAL), [])
 
 
 def test_arguments_that_do_not_fit():

@@ -99,7 +99,7 @@ def outputs(model) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
 @pytest.mark.parametrize("layers", [(0, 1, 2), (1,), (0, 2)], ids=str)
-@every_family
+@pytest.mark.parametrize("family", [case for case in SPEECH_CASES if case.id != "wav2vec2-conformer"])
 def test_a_wide_window_is_the_kept_attention(family, layers, norm):
     model = tiny_model(family, norm)
     for layer in family.layers(model):
@@ -147,6 +147,14 @@ def test_a_position_bias_without_a_place_is_named():
     biased = partial(WindowedAttention, position_bias=True)
     with pytest.raises(UserError, match=r"layer 0: position_bias: .*Leave it False"):
         convert(tiny_model(FAMILIES["hubert"]), LayerMap(biased))
+
+
+def test_positions_that_a_window_has_not_are_named():
+    for positions in ("relative", "rotary"):
+        model = tiny_model(FAMILIES["wav2vec2-conformer"], layers=1, position_embeddings_type=positions)
+        with pytest.raises(UserError, match=rf"layer 0: .*have {positions} positions.*keep .*initialise: random"):
+            convert(model, LayerMap(WindowedAttention))
+        convert(model, LayerMap(WindowedAttention), initialise="random")
 
 
 def test_a_window_of_nothing_is_named():
