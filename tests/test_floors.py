@@ -37,8 +37,7 @@ FLOORS = {
 }
 ANYWHERE = {"numpy", "torch"}
 THIRD_PARTY = {
-    "families": {"transformers", "huggingface_hub"},
-    "conversion": {"safetensors"},
+    "families": {"transformers", "huggingface_hub", "safetensors"},
     "longform": {"soundfile", "tqdm"},  # tqdm comes with huggingface_hub
     "data": {"speechbrain", "soundfile", "torchaudio", "tqdm", "tokenizers", "datasets"},
     "tasks": {"jiwer"},

@@ -14,7 +14,6 @@ from functools import cache, wraps
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, SequenceFeatureExtractor
 from transformers.utils import PushToHubMixin
 
@@ -22,7 +21,7 @@ from cald_speech.conversion.layer_map import LayerMap
 from cald_speech.conversion.replace import replace_layers
 from cald_speech.errors import UserError
 from cald_speech.families import Family, families, family_of
-from cald_speech.families.hub import check_source
+from cald_speech.families.hub import read_config
 from cald_speech.families.languages import speak
 from cald_speech.mixers import SCAN_PARAMETERS
 
@@ -163,13 +162,7 @@ def from_pretrained(
     family = family_of(config)
     base = family.class_with(head)
     model_class = converted_class(family, base) if isinstance(config, config_class(family)) else base
-    try:
-        model = family.load(source, model_class=model_class, dtype=dtype, **overrides).eval()
-    except SafetensorError as error:
-        raise UserError(
-            f"the weights in {source!r} cannot be read: {error}. Expected whole safetensors files, these are truncated "
-            "or damaged. Copy the folder again, or take an earlier checkpoint"
-        ) from error
+    model = family.load(source, model_class=model_class, dtype=dtype, **overrides).eval()
     if target_lang is not None:
         speak(model, source, target_lang)
     return model.to(device)
@@ -193,13 +186,7 @@ def check_device(device: str | torch.device) -> None:
 
 def load_config(source: str) -> PretrainedConfig:
     """The config of a folder or hub id. Raises UserError where there is none to be had."""
-    check_source(source)
-    try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load a model from {source!r}: {error} Expected a folder with config.json and model.safetensors"
-        ) from error
+    return read_config(source)
 
 
 def save_processor(processor: PushToHubMixin, model: PreTrainedModel, folder: str | Path) -> None:

@@ -43,8 +43,13 @@ class LayerMap:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "LayerMap":
-        """The inverse of :meth:`to_dict`."""
-        overrides = {int(i): None if f is None else factory_from(f) for i, f in data["overrides"].items()}
+        """The inverse of :meth:`to_dict`; raises ValueError for what it would not have written."""
+        layers = data.get("overrides")
+        if not {"default", "overrides"} <= data.keys() or not isinstance(layers, Mapping):
+            raise ValueError(f"expected the keys default and overrides, with a mixer or null for each, got {[*data]}")
+        if wrong := [i for i in layers if not str(i).isdecimal() or len(str(i)) > 6]:
+            raise ValueError(f"overrides: expected layers by their numbers, got {wrong[0]!r:.60}")
+        overrides = {int(i): None if f is None else factory_from(f) for i, f in layers.items()}
         return cls(None if data["default"] is None else factory_from(data["default"]), overrides)
 
 

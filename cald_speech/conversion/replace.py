@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from cald_speech.conversion.layer_map import type_name
 from cald_speech.errors import UserError
 from cald_speech.families import Family
-from cald_speech.mixers import CausalMixer, MixerFactory, describe_factory
+from cald_speech.mixers import CausalMixer, MixerFactory, check_options, describe_factory
 
 STARTS = ("attention", "random")
 
@@ -32,6 +32,7 @@ def replace_layers(
         weights = family.attention_weights(model, layer)
         heads, _, d_model = weights.q.shape
         try:
+            check_options(factory)
             with torch.device(weights.q.device):
                 mixer = factory(d_model, heads)
         except (TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ not fit is named, where transformers would pass over it.
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -17,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoProcessor,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -26,6 +28,14 @@ from transformers import (
 from transformers.utils import logging
 
 from cald_speech.errors import UserError
+from cald_speech.families.folder import (
+    check_config,
+    check_kinds,
+    check_size,
+    check_values,
+    opening,
+    stored_weights,
+)
 from cald_speech.families.languages import write_in
 
 TIMEOUT_S = 10
@@ -112,27 +122,58 @@ def load_checked(
     UserError
         where the source cannot be had, or its weights do not fit.
     """
-    try:
-        # Other sizes are not ignored: they are named below with all else that does not fit.
-        with _quiet():
-            model, info = cls.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    except OSError as error:
-        raise UserError(
-            f"cannot load the model {source!r}: {error}. Expected a folder with config.json and model.safetensors, "
-            "or a Hugging Face hub id and a network. Without a network, download it elsewhere "
-            "(`hf download`) and give the folder"
-        ) from error
+    config = read_config(source, cls.config_class, **options)
+    stored = stored_weights(source)
+    blank = check_size(cls, config, stored, source)
+    prefix = f"{cls.base_model_prefix}."
+    kept = _others(stored, prefix, leftover_names)
+    integers = {name for name, b in blank.named_buffers() if not b.is_floating_point()}
+    check_kinds({name: stored[name] for name in kept}, integers, source)
+    # Other sizes are not ignored: they are named below with all else that does not fit.
+    with _quiet(), opening(source, "the model"):
+        model, info = cls.from_pretrained(
+            source,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
     # A parameter that mixers share, and that the checkpoint lacks, has no values but is not told as missing.
     missing = {*info["missing_keys"], *(n for n, p in model.named_parameters() if p.is_meta)}
-    prefix = f"{model.base_model_prefix}."
     mismatched = [f"{k}: {tuple(had)} for {tuple(wanted)}" for k, had, wanted in info["mismatched_keys"]]
-    same_head = cls.__name__ in (AutoConfig.from_pretrained(source).architectures or ())
+    same_head = cls.__name__ in (config.architectures or ())
     may_lack = optional_names if same_head else (*head_names, *optional_names)
     may_have = (*head_names, *optional_names, *leftover_names)
     _refuse(source, "missing", _others(missing, prefix, may_lack))
     _refuse(source, "unexpected", _others(info["unexpected_keys"], prefix, may_have))
     _refuse(source, "of another size", mismatched)
+    check_values(model, source)
     return model
+
+
+def read_config(
+    source: str, config_class: type[PretrainedConfig] | type[AutoConfig] = AutoConfig, **options: Any
+) -> PretrainedConfig:
+    """The config of a folder or hub id, with the values that ``options`` set in it; its files have been looked at.
+
+    Raises UserError where there is none, and where what it says is of a wrong kind.
+    """
+    check_source(source)
+    check_config(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config, _ = config_class.from_pretrained(
+                source, return_unused_kwargs=True, trust_remote_code=False, **options
+            )
+    except Exception as error:  # the config's classes check their values in many ways
+        raise UserError(
+            f"cannot load a model from {source!r}: {' '.join(str(error).split())[:300]} Expected a folder with "
+            "config.json and model.safetensors, or a Hugging Face hub id and a network. Without a network, download it "
+            "elsewhere (`hf download`) and give the folder"
+        ) from error
+    return config
 
 
 @contextmanager

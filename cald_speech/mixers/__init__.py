@@ -6,7 +6,7 @@ still attention is, ``factory.py`` how one stands in a yaml and in a model's con
 
 from cald_speech.mixers.base import AttentionWeights, Mixer, MixerFactory, PositionBias, Sweep
 from cald_speech.mixers.bidirectional import Bidirectional
-from cald_speech.mixers.factory import describe_factory, factory_from
+from cald_speech.mixers.factory import check_options, describe_factory, factory_from
 from cald_speech.mixers.gated_linear_attention import GatedLinearAttention
 from cald_speech.mixers.hydra import Hydra
 from cald_speech.mixers.linformer import Linformer
@@ -30,6 +30,7 @@ __all__ = [
     "PositionBias",
     "Sweep",
     "WindowedAttention",
+    "check_options",
     "describe_factory",
     "factory_from",
 ]

@@ -4,10 +4,29 @@ A factory is a mixer class or a ``functools.partial`` of one (what HyperPyYAML's
 ``{"mixer": class name, **keyword arguments}``; an argument that is itself a factory becomes such a dictionary too.
 """
 
+import inspect
+import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from cald_speech.mixers.base import Mixer, MixerFactory
+
+MOST_DEPTH = 4  # of mixers in mixers
+# What a number may be, by the name of the option: in every mixer of ours it means the same.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("head_dim", "d_state", "n_groups", "k", "max_length", "window", "dt_rank"), (1, 2**16)),
+    **{"d_conv": (0, 64), "expand": (1e-6, 64), "chunk_size": (1, 2**20)},
+}
+PAIRS = ("dt_range", "A_range")
+CHOICES = {
+    "activation": ("silu", "identity"),
+    "sharing": ("none", "kv", "layer"),
+    "backend": ("auto", "naive", "torch", "native", "triton"),
+}
+SWITCHES = ("bias", "skip", "share_projections", "position_bias")
+FRACTIONS = ("expand",)
+MAY_BE_NONE = ("head_dim", "d_state", "n_groups", "dt_rank", "chunk_size")
 
 
 def describe_factory(factory: MixerFactory) -> dict[str, Any]:
@@ -26,23 +45,78 @@ def describe_factory(factory: MixerFactory) -> dict[str, Any]:
     return {"mixer": func.__name__, "arguments": described}
 
 
-def factory_from(description: dict[str, Any]) -> MixerFactory:
-    """The factory that :func:`describe_factory` described. Raises ValueError for a mixer that is not known.
+def factory_from(description: Mapping[str, Any], depth: int = 1) -> MixerFactory:
+    """The factory that :func:`describe_factory` described, whose options have been checked.
 
     Known are all subclasses of Mixer that have been imported: cald_speech's own, and a user's after importing it.
+    Raises ValueError for a mixer that is not known, an option that it does not have, and a value that no mixer has.
     """
-    classes = _known_mixers(Mixer)
-    name = description.get("mixer")
-    if name not in classes:
+    if depth > MOST_DEPTH:
+        raise ValueError(f"expected mixers in mixers up to {MOST_DEPTH} deep, got more")
+    if not isinstance(description, Mapping) or not isinstance(description.get("arguments"), Mapping):
+        raise ValueError(f"expected a mixer's name and its arguments, got {description!r:.60}")
+    classes, name = _known_mixers(Mixer), description.get("mixer")
+    if not isinstance(name, str) or name not in classes:
         raise ValueError(
-            f"mixer {name!r} is not known: expected one of {', '.join(sorted(classes))}. "
+            f"mixer {name!r:.60} is not known: expected one of {', '.join(sorted(classes))}. "
             "If it is your own, import its module before loading the model"
         )
     arguments = {
-        key: factory_from(value) if isinstance(value, dict) and "mixer" in value else value
+        key: factory_from(value, depth + 1) if isinstance(value, Mapping) and "mixer" in value else value
         for key, value in description["arguments"].items()
     }
-    return partial(classes[name], **arguments)
+    factory = partial(classes[name], **arguments)
+    check_options(factory)
+    return factory
+
+
+def check_options(factory: MixerFactory) -> None:
+    """Raise ValueError for an option of a wrong kind or range, or of a name that the mixer does not have.
+
+    A mixer of a user's own checks what has other names than those of ours.
+
+    Example
+    -------
+    >>> from cald_speech.mixers import Mamba2
+    >>> try:
+    ...     check_options(partial(Mamba2, d_state=-4))
+    ... except ValueError as error:
+    ...     print(error)
+    d_state: expected a whole number from 1 to 65536, got -4
+    """
+    func, keywords = (factory.func, factory.keywords) if isinstance(factory, partial) else (factory, {})
+    parameters = inspect.signature(func).parameters
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in keywords.items():
+        if not takes_more and (name not in parameters or name in ("d_model", "num_heads")):
+            raise ValueError(f"{name}: {func.__name__} has no such option; it has {', '.join([*parameters][2:])}")
+        if callable(value):
+            check_options(value)
+        elif expected := _not_as_expected(name, value):
+            raise ValueError(f"{name}: expected {expected}, got {value!r:.60}")
+
+
+def _not_as_expected(name: str, value: Any) -> str | None:
+    """What an option should have been; None for one that is."""
+    if name in CHOICES:
+        return None if value in CHOICES[name] else f"one of {', '.join(CHOICES[name])}"
+    if name in SWITCHES:
+        return None if isinstance(value, bool) else "True or False"
+    if name in PAIRS:
+        pair = isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(v) for v in value)
+        return None if pair and 0 < value[0] <= value[1] <= 1e6 else "two numbers, 0 < low <= high"
+    if name == "mixer":
+        return "a mixer"  # one that is has been taken apart before
+    if name not in RANGES or (value is None and name in MAY_BE_NONE):
+        return None
+    low, high = RANGES[name]
+    whole = name not in FRACTIONS
+    fits = _is_number(value) and low <= value <= high and not (whole and not isinstance(value, int))
+    return None if fits else f"a {'whole ' if whole else ''}number from {low:g} to {high}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _known_mixers(base: type[Mixer]) -> dict[str, type[Mixer]]:
