@@ -1,13 +1,27 @@
 """The model card of a converted model, written from facts that are kept beside it in ``cald.json``."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cald_speech.errors import UserError
+from cald_speech.families.folder import read_json
 from cald_speech.files import whole_file
 
 FACTS = "cald.json"
+MOST_CHARACTERS = 500
+# What the rows of the tables hold; what is measured, and an interval, may be none.
+KINDS = {
+    "results": {
+        **{"wer": "measured", "wer_interval": "interval", "longest_audio_s": "measured", "words": "count"},
+        **{"manifest_hash": "text", "decoder": "text"},
+    },
+    "figures": {
+        **{"metric": "text", "value": "number", "interval": "interval", "count": "count", "manifest_hash": "text"},
+    },
+}
 RESULT_KEYS = ("wer", "wer_interval", "longest_audio_s", "manifest_hash", "decoder")
 CARD = """---
 library_name: transformers
@@ -85,18 +99,51 @@ def add_figure(
 def read_facts(folder: Path) -> dict[str, Any]:
     """What is known of a model folder; nothing for one that was not written here."""
     path = folder / FACTS
-    return json.loads(path.read_text()) if path.is_file() else {}
+    facts = read_json(path) if path.is_file() else {}
+    for key, kinds in KINDS.items():
+        of = facts.get(key, {})
+        if not isinstance(of, dict) or not all(isinstance(row, dict) for row in of.values()):
+            raise UserError(f"{path}: {key}: expected figures by the names of their sets, got {of!s:.60}")
+        for name, row in of.items():
+            if wrong := [k for k, kind in kinds.items() if not _is_of(kind, row.get(k))]:
+                raise UserError(f"{path}: {key}: {name:.60}: {wrong[0]}: got {row.get(wrong[0])!s:.60}")
+    return facts
+
+
+def _is_of(kind: str, value: Any) -> bool:
+    if value is None:
+        return kind in ("measured", "interval")
+    if kind == "interval":
+        return isinstance(value, list) and len(value) == 2 and all(_is_of("number", v) for v in value)
+    if kind == "text":
+        return isinstance(value, str)
+    return isinstance(value, int if kind == "count" else int | float) and not isinstance(value, bool)
+
+
+def as_text(value: Any) -> str:
+    """What a folder says of itself, as text that Markdown shows and does not obey: on one line, and not too long.
+
+    Example
+    -------
+    >>> as_text("a|b <img src=x>")
+    'a\\\\|b &lt;img src=x&gt;'
+    """
+    text = " ".join(str(value).split())[:MOST_CHARACTERS]
+    for plain, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(plain, shown)
+    return "".join("\\" + c if c in "\\`|[]*#!" else c for c in text)
 
 
 def render(name: str, facts: Mapping[str, Any]) -> str:
     """The card as Markdown. What was not measured is called so."""
     unknown = "not recorded"
     keys = ("model", "version", "teacher", "layers", "guidance", "steps", "data", "parameters", "licence")
+    pipeline = str(facts.get("pipeline", ""))
     return CARD.format(
-        name=name,
-        pipeline=facts.get("pipeline", "feature-extraction"),
+        name=as_text(name),
+        pipeline=pipeline if re.fullmatch(r"[a-z-]{1,60}", pipeline) else "feature-extraction",
         results=_results(facts.get("results", {}), facts.get("figures", {})),
-        **{key: facts.get(key, unknown) for key in keys},
+        **{key: as_text(facts.get(key, unknown)) for key in keys},
     )
 
 
@@ -110,7 +157,8 @@ def _figures(figures: Mapping[str, Mapping[str, Any]]) -> str:
     for name, f in sorted(figures.items()):
         interval = "none" if f["interval"] is None else "{:.2f} to {:.2f}".format(*f["interval"])
         rows.append(
-            f"| {name} | {f['metric']} | {f['value']:.2f} | {interval} | {f['count']:,} | `{f['manifest_hash'][:12]}` |"
+            f"| {as_text(name)} | {as_text(f['metric'])} | {f['value']:.2f} | {interval} | {f['count']:,} | "
+            f"`{as_text(f['manifest_hash'][:12])}` |"
         )
     return "\n".join(rows)
 
@@ -123,7 +171,7 @@ def _error_rates(results: Mapping[str, Mapping[str, Any]]) -> str:
         interval = "none" if r["wer_interval"] is None else "{:.2f} to {:.2f}".format(*r["wer_interval"])
         longest = "none" if r["longest_audio_s"] is None else f"{r['longest_audio_s']:.1f}"
         rows.append(
-            f"| {name} | {wer} | {interval} | {r['words']:,} | {longest} | "
-            f"`{r['manifest_hash'][:12]}` | {r['decoder']} |"
+            f"| {as_text(name)} | {wer} | {interval} | {r['words']:,} | {longest} | "
+            f"`{as_text(r['manifest_hash'][:12])}` | {as_text(r['decoder'])} |"
         )
     return "\n".join(rows)

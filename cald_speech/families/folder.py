@@ -119,6 +119,11 @@ def check_config(source: str) -> None:
     model_type = values.get("model_type")
     if model_type is not None and not isinstance(model_type, str):
         raise UserError(f"{path}: model_type: expected the name of an architecture, got {_shown(model_type)}")
+    architectures = values.get("architectures")
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
+        raise UserError(f"{path}: architectures: expected a list of names, got {_shown(architectures)}")
     for key, reason in REFUSED_KEYS.items():
         if values.get(key) is not None:
             raise UserError(f"{path}: {key}: {reason}")
@@ -246,7 +251,7 @@ def check_size(
     count, had = sum(t.numel() for t in ours.values()), sum(s.count for s in stored.values())
     if count > 2 * had + MOST_BEYOND_WEIGHTS:
         name, tensor = max(ours.items(), key=lambda item: item[1].numel())
-        keys = [k for k, v in config_values.items() if isinstance(v, int) and v > 1 and v in tensor.shape]
+        keys = [k for k, v in config_values.items() if v == max(tensor.shape)]
         raise UserError(
             f"{source}: {CONFIG} describes a model of {count:,} numbers, and its weights are {had:,}. Its largest is "
             f"{name} {tuple(tensor.shape)}" + (f", for {' and '.join(keys)}" if keys else "")

@@ -31,6 +31,7 @@ from cald_speech.errors import UserError
 from cald_speech.families.folder import (
     check_config,
     check_kinds,
+    check_processor,
     check_size,
     check_values,
     opening,
@@ -80,6 +81,7 @@ def load_processor(source: str | Path, target_lang: str | None = None) -> Proces
     UserError
         where its files are not there or cannot be read, or it does not know the language.
     """
+    check_processor(str(source))
     options = {"trust_remote_code": False}
     try:
         try:
@@ -87,7 +89,9 @@ def load_processor(source: str | Path, target_lang: str | None = None) -> Proces
         except ImportError:  # Wav2Vec2ProcessorWithLM needs packages for its language model
             extractor = AutoFeatureExtractor.from_pretrained(source, **options)
             processor = Wav2Vec2Processor(extractor, Wav2Vec2CTCTokenizer.from_pretrained(source, **options))
-    except (OSError, ValueError) as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # files of others end in errors of many kinds; tokenizers' panics are no Exceptions
         raise UserError(
             f"{source}: expected the processor's files (preprocessor_config.json, tokenizer_config.json, vocab.json) "
             f"beside the model, but they cannot be loaded: {error}. Copy them from the model it was made from, or give "
@@ -174,6 +178,17 @@ def read_config(
             "elsewhere (`hf download`) and give the folder"
         ) from error
     return config
+
+
+def load_processor_part(cls: Any, source: str | Path) -> Any:
+    """A processor, tokenizer or feature extractor of this class, from a folder or hub id whose files are looked at.
+
+    Raises UserError where there is none, and where its files hold what no processor can work with.
+    """
+    check_source(source)
+    check_processor(str(source))
+    with opening(source, "its processor's files", "Copy them from the model it was made from, or give a processor"):
+        return cls.from_pretrained(source, trust_remote_code=False)
 
 
 @contextmanager

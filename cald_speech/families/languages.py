@@ -25,7 +25,7 @@ def speak(model: PreTrainedModel, source: str, language: str) -> None:
             f"target_lang: expected a model with a CTC head and an adapter for each language (MMS), and {source!r} has "
             f"none. Leave target_lang out, got {language!r}"
         )
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     known, folder = languages_of(tokenizer), Path(source)
     if folder.is_dir():
         files = {path.name.split(".")[1] for path in folder.glob("adapter.*.*")}
@@ -34,7 +34,7 @@ def speak(model: PreTrainedModel, source: str, language: str) -> None:
             return
     _check(language, known)
     try:
-        model.load_adapter(language)
+        model.load_adapter(language, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(f"target_lang: the adapter of {language!r} in {source!r} cannot be loaded: {error}") from error
     model.target_lang = None  # transformers would read the file again, over what was trained

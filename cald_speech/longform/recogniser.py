@@ -155,6 +155,11 @@ class Recogniser:
         if processor is None and not folder:
             raise UserError("the model came from no folder: expected a processor with it (processor=...)")
         processor = processor or load_processor(folder, target_lang)
+        if not (hasattr(processor, "tokenizer") and hasattr(processor, "feature_extractor")):
+            raise UserError(
+                f"{folder or 'the processor'}: expected a processor with a tokenizer and a feature extractor, got a "
+                f"{type(processor).__name__}"
+            )
         rate = processor.feature_extractor.sampling_rate
         if rate != SAMPLE_RATE:
             raise UserError(

@@ -13,7 +13,8 @@ from transformers import (
 
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.errors import UserError
-from cald_speech.families.hub import check_source
+from cald_speech.families.folder import check_processor
+from cald_speech.families.hub import check_source, load_processor_part
 
 
 def first_processor(
@@ -27,9 +28,10 @@ def first_processor(
     """
     for place in places if required is None else (required,):
         check_source(place)
+        check_processor(place)
         try:
-            return cls.from_pretrained(place)
-        except (OSError, ValueError, TypeError) as error:
+            return load_processor_part(cls, place)
+        except UserError as error:
             # A self-supervised encoder has no tokenizer, which is no fault; a processor that was asked for is needed.
             if place == required:
                 raise UserError(f"processor: cannot load one from {place!r}: {error}") from error

@@ -16,6 +16,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from ruamel.yaml import YAML, YAMLError
 from transformers import PretrainedConfig
 
@@ -262,7 +263,7 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except (
         *(YAMLError, ValueError, TypeError, ImportError, AttributeError),
-        *(ArithmeticError, LookupError, RecursionError, OSError),
+        *(ArithmeticError, LookupError, RecursionError, OSError, StrictDataclassError),
     ) as error:
         hint = ""
         for old, new in RENAMED.items():

@@ -1,0 +1,38 @@
+"""``python -m tests.faults --minutes 30``: every generator in turn, and a table of what became of its cases."""
+
+import argparse
+import resource
+import time
+from collections import Counter
+
+from tests.faults import generators, run
+
+MOST_BYTES = 32 * 2**30  # of address space: what takes more fails, and is counted
+
+
+def main() -> int:
+    known = generators()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0, help="the first case's; the others follow")
+    parser.add_argument("--only", choices=sorted(known), action="append", help="may be repeated")
+    parser.add_argument("--show", type=int, default=3, help="so many faults of each kind in full")
+    args = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    counts = {name: Counter() for name in args.only or known}
+    end, seed = time.monotonic() + 60 * args.minutes, args.seed
+    while time.monotonic() < end:
+        for name, count in counts.items():
+            outcome, said = run(known[name], f"{name} {seed}")
+            count[outcome] += 1
+            if outcome in ("traceback", "hang") and count[outcome] <= args.show:
+                print(f"{name}, seed {seed}: {outcome}\n{said}", flush=True)
+        seed += 1
+    print("| damaged | cases | could be used | refused | tracebacks | hangs |\n|---|---|---|---|---|---|")
+    for name, c in counts.items():
+        print(f"| {name} | {c.total():,} | {c['used']:,} | {c['refused']:,} | {c['traceback']:,} | {c['hang']:,} |")
+    return int(any(c["traceback"] + c["hang"] for c in counts.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
