@@ -11,25 +11,39 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import soundfile
 import torch
 from tqdm import tqdm
 
+from cald_speech.data.audio import read_entry
+from cald_speech.data.manifests import Entry, read_manifest
 from cald_speech.errors import UserError
 from cald_speech.longform.formats import Format
 from cald_speech.longform.source import AudioSource
 from cald_speech.longform.words import Word
 
 Recognise = Callable[..., Iterator[Word]]  # called with an AudioSource and progress=(fraction) -> None
+INTERRUPTED = 130  # the exit status after Ctrl-C
 
 
 @dataclass(frozen=True)
 class Job:
-    """An audio file and the place of its transcript; None is the standard output."""
+    """An audio file and the place of its transcript; None is the standard output.
+
+    ``entry`` is what a manifest has of it: it may be a part of the file, and a text.
+    """
 
     audio: Path
     target: Path | None
+    entry: Entry | None = None
+    name: str = ""  # in messages and transcripts; by default the file's
+
+    def open(self) -> AudioSource:
+        if self.entry is None or "start_s" not in self.entry:
+            return AudioSource.open(self.audio)
+        return AudioSource.from_samples(read_entry(self.entry))
 
     @property
     def partial(self) -> Path:
@@ -64,6 +78,22 @@ def find_jobs(paths: Sequence[Path], output: Path | None, suffix: str) -> list[J
     return list(jobs.values())
 
 
+def jobs_of(manifest: Path, output: Path | None, suffix: str) -> list[Job]:
+    """The utterances of a manifest, whose ids are the names of their transcripts below ``output``."""
+    jobs = []
+    for name, entry in read_manifest(manifest).items():
+        inside = Path(name + suffix)
+        if inside.is_absolute() or ".." in inside.parts or len(name) > 200:
+            inside = Path(f"{quote(name, safe='')[:200]}{suffix}")
+        jobs.append(Job(Path(entry["audio"]), None if output is None else output / inside, entry, name))
+    names: dict[Path, str] = {}
+    for job in jobs if output is not None else ():
+        other = names.setdefault(job.target, job.name)
+        if other != job.name:
+            raise UserError(f"the transcripts of {other} and {job.name} would both be {job.target}: give other ids")
+    return jobs
+
+
 def _audio_in(folder: Path) -> list[Path]:
     endings = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".aif", ".aifc"}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
@@ -95,17 +125,17 @@ def run_jobs(jobs: Iterable[Job], recognise: Recognise, form: Format, *, overwri
             status = 1
         except KeyboardInterrupt:
             _say(f"{job.audio}: interrupted")
-            return 130
+            return INTERRUPTED
     return status
 
 
 def _run(job: Job, recognise: Recognise, form: Format) -> bool:
     """Whether the whole file was transcribed. Raises KeyboardInterrupt once what had come is written."""
-    start, source = time.perf_counter(), AudioSource.open(job.audio)
+    start, source = time.perf_counter(), job.open()
     with _Bar(job.audio.name, source.duration_s) as bar, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         words = _UntilInterrupted(recognise(source, progress=bar.show))
-        where = _write(job, form.write(words, recording=job.audio.stem), words, source)
+        where = _write(job, form.write(words, recording=job.name or job.audio.stem), words, source)
     for warning in caught:
         _say(f"warning: {job.audio}: {str(warning.message).removeprefix('the audio: ')}")
     seconds, duration_s = time.perf_counter() - start, source.duration_s

@@ -95,11 +95,14 @@ def evaluation_folder(of: str = "folder") -> Decorator:
     )
 
 
-def manifest(*names: str, meaning: str | None = None, required: bool = True, or_tokens: bool = False) -> Decorator:
+def manifest(
+    *names: str, meaning: str | None = None, required: bool = True, or_tokens: bool = False, texts: bool = True
+) -> Decorator:
     """The argument MANIFEST, or with ``names`` such as ``--manifest`` the option, and ``--columns``.
 
     A corpus in any format that `cald_speech.data.readers` knows is given on as the path of a manifest made of it.
     ``or_tokens``: a JSON file may also be a set of tokens, and is given on as it is.
+    Without ``texts`` a corpus needs none.
     """
 
     def read(ctx: click.Context, param: click.Parameter, source: str | None) -> Path | None:
@@ -108,7 +111,7 @@ def manifest(*names: str, meaning: str | None = None, required: bool = True, or_
             raise UserError("--columns: expected a manifest with columns, but none was given")
         if source is None or (or_tokens and source.endswith(".json") and not columns):
             return source and Path(source)
-        return manifest_of(source, columns)
+        return manifest_of(source, columns if texts else {"text": [], **columns})
 
     if names:
         argument = click.option(*names, callback=read, required=required, help=meaning)

@@ -8,7 +8,7 @@ import click
 import torch
 
 from cald_speech.commands import options
-from cald_speech.commands.jobs import find_jobs, run_jobs
+from cald_speech.commands.jobs import INTERRUPTED, find_jobs, jobs_of, run_jobs
 from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError
 from cald_speech.longform.formats import FORMATS
@@ -69,7 +69,8 @@ RUN = options.together(
 
 
 @options.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=Path)
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=Path)
+@options.manifest("--manifest", meaning="A corpus in any format, in the place of FILE.", required=False, texts=False)
 @MODEL
 @FORMAT
 @OUTPUT
@@ -78,36 +79,45 @@ RUN = options.together(
 @DECODING
 @MARGINS
 @RUN
-def transcribe(files: tuple[Path, ...], text: Path | None, **given: Any) -> int:
+def transcribe(files: tuple[Path, ...], text: Path | None, manifest: Path | None, **given: Any) -> int:
     """Transcribe audio of any length in one exact pass.
 
-    FILE is audio in any format and rate that soundfile reads, or a folder of it. The exit status is 1 where a file
+    FILE is audio in any format and rate that soundfile reads, or a folder of it. Of a manifest's utterances the ids
+    are the names of the transcripts. The exit status is 1 where a file
     could not be read to its end, and 130 after Ctrl-C, which keeps what was transcribed.
     """
-    return _recognise(files, text, **given)
+    if bool(files) == (manifest is not None) or (text is not None and manifest is not None):
+        raise click.UsageError("expected FILE..., or --manifest without --text")
+    return _recognise(files, text, manifest, **given)
 
 
 @options.command()
-@click.argument("file", type=Path)
-@click.argument("text", type=Path)
+@click.argument("file", type=Path, required=False)
+@click.argument("text", type=Path, required=False)
+@options.manifest("--manifest", meaning="A corpus in any format, with texts, in the place of both.", required=False)
 @MODEL
 @FORMAT
 @OUTPUT
 @UNKNOWN
 @MARGINS
 @RUN
-def align(file: Path, text: Path, **given: Any) -> int:
+def align(file: Path | None, text: Path | None, manifest: Path | None, **given: Any) -> int:
     """Find when the words of TEXT, a file with all that is said, are spoken in FILE, audio of any length.
 
     --format json, srt, vtt or ctm writes the times.
     """
-    return _recognise((file,), text, decoding=None, beam_width=None, **given)
+    if (file is None or text is None) if manifest is None else file is not None:
+        raise click.UsageError("expected FILE and TEXT, or --manifest")
+    files = () if file is None else (file,)
+    return _recognise(files, text, manifest, aligns=True, decoding=None, beam_width=None, **given)
 
 
 def _recognise(
     files: tuple[Path, ...],
     text: Path | None,
+    manifest: Path | None,
     *,
+    aligns: bool = False,
     model: str,
     form: str,
     output_folder: Path | None,
@@ -124,15 +134,22 @@ def _recognise(
     force: bool,
     target_lang: str | None,
 ) -> int:
-    """Transcribe each file, or align the one with a text. Raises UserError where nothing could be done."""
-    jobs = find_jobs(files, output_folder, FORMATS[form].suffix)
+    """Transcribe each file, or align those with a text. Raises UserError where nothing could be done."""
+    suffix = FORMATS[form].suffix
+    jobs = find_jobs(files, output_folder, suffix) if manifest is None else jobs_of(manifest, output_folder, suffix)
     if text is not None and len(jobs) != 1:
         raise UserError(f"--text is what one file says: expected one file, got {len(jobs)}")
     said = None if text is None else read_text(text, "a text file")
     recogniser = Recogniser.of(model, dtype=dtype, device=device, force=force, target_lang=target_lang)
     how = {"margins": Margins(lead_s, tail_s), "chunk_s": chunk_s, "dtype": dtype, "storage": storage}
-    if said is None:
+    if said is None and not aligns:
         recognise = partial(recogniser.transcribe, decoding=decoding, beam_width=beam_width, **how)
-    else:
-        recognise = partial(recogniser.align, text=said, unknown=unknown, **how)
-    return run_jobs(jobs, recognise, FORMATS[form], overwrite=overwrite)
+        return run_jobs(jobs, recognise, FORMATS[form], overwrite=overwrite)
+    status = 0
+    for job in jobs:
+        words = job.entry["text"] if said is None else said
+        recognise = partial(recogniser.align, text=words, unknown=unknown, **how)
+        status = max(status, run_jobs([job], recognise, FORMATS[form], overwrite=overwrite))
+        if status == INTERRUPTED:
+            break
+    return status

@@ -1,5 +1,6 @@
 """Audio files in and out: whatever soundfile reads becomes float32, mono, 16 kHz."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def audio_info(path: str | Path) -> tuple[int, int]:
     (16000, 16000)
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # which takes names that no file can have
         raise AudioError(f"{path}: there is no such audio file. Check the path, or prepare the data again.")
     shortened = cut_off(path)
     if shortened:

@@ -48,7 +48,7 @@ def read_stm(path: str | Path) -> list[Segment]:
 
 
 def _segment(place: str, line: str) -> Segment:
-    malformed = f"{place}: expected {_LINE}, got {line.strip()!r}. Copy the file again, or mend the line."
+    malformed = f"{place}: expected {_LINE}, got {line.strip()!r:.120}. Copy the file again, or mend the line."
     try:
         recording, _, speaker, start, end, labels, *text = line.split(maxsplit=6)
         start_s, end_s = float(start), float(end)
@@ -57,5 +57,7 @@ def _segment(place: str, line: str) -> Segment:
     if not (labels.startswith("<") and labels.endswith(">")):
         raise UserError(malformed)
     if not 0 <= start_s < end_s < math.inf:
-        raise UserError(f"{place}: expected 0 <= start < end, got {start} and {end}. Copy the file again, or mend it.")
+        raise UserError(
+            f"{place}: expected 0 <= start < end, got {start:.20} and {end:.20}. Copy the file again, or mend it."
+        )
     return Segment(place, recording, speaker, start_s, end_s, " ".join(text).strip())

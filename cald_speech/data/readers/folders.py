@@ -44,14 +44,14 @@ def audio_among(files: Iterable[Path]) -> list[Path]:
 def read_pairs(source: str, columns: Columns) -> Iterator[Record]:
     """``talk.wav`` and ``talk.txt``. With ``columns: {text: folder}`` the folder's name is the text: a label."""
     folder = Path(source).absolute()
-    if columns.given not in ({}, {"text": "folder"}):
+    if columns.given not in ({}, {"text": "folder"}, {"text": []}):
         raise UserError(f"{source}: a folder of audio has no columns, but for {{text: folder}}; got {columns.given}.")
     files = files_in(folder)
     for path in (audio := audio_among(files)):
         name = path.relative_to(folder).with_suffix("").as_posix()
         said = path.with_suffix(".txt")
         if columns.given:
-            yield Record(str(path), name, path, path.parent.name)
+            yield Record(str(path), name, path, path.parent.name if columns.wants_text else "")
         elif said.is_file():
             yield Record(str(said), name, path, " ".join(read_text(said, "a transcript").split()))
         else:
@@ -70,7 +70,7 @@ def read_pairs(source: str, columns: Columns) -> Iterator[Record]:
 
 def read_librispeech(source: str, columns: Columns) -> Iterator[Record]:
     """``3-7-0001.flac`` and its line in ``3-7.trans.txt`` in the same folder."""
-    if columns.given:
+    if columns.given and columns.wants_text:
         raise UserError(f"{source}: LibriSpeech's layout has no columns to name, got {columns.given}.")
     audio, texts = match_chapters(files_in(Path(source).absolute()))
     for path, (place, text) in texts.items():

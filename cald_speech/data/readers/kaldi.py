@@ -15,7 +15,7 @@ def read(source: str, columns: Columns) -> Iterator[Record]:
 
     Raises: UserError for pipes, parts of archives, and utterances that are in one file and not in another.
     """
-    if columns.given:
+    if columns.given and columns.wants_text:
         raise UserError(f"{source}: Kaldi's folders have no columns to name, got {columns.given}.")
     folder = Path(source).absolute()
     recordings = {
@@ -48,7 +48,7 @@ def _segment(place: str, rest: str, recordings: dict[str, tuple[str, Path]]) -> 
     fields = rest.split()
     if len(fields) < 3 or fields[0] not in recordings:
         known = "a recording of wav.scp" if len(fields) > 2 else "<utterance> <recording> <start> <end>"
-        raise UserError(f"{place}: expected {known}, got {rest!r}. Mend the line.")
+        raise UserError(f"{place}: expected {known}, got {rest!r:.80}. Mend the line.")
     start_s = seconds(fields[1], "the start", place)
     if fields[2] == "-1":  # to the end of the recording
         return start_s, None, recordings[fields[0]][1]
@@ -81,7 +81,7 @@ def _audio(value: str, place: str, folder: Path) -> Path:
             "write what the pipe gives into a file, and its path here. (NIST SPHERE is read as it is.)"
         )
     if ".ark:" in value or value.startswith("-"):
-        raise UserError(f"{place}: expected the path of an audio file, got {value!r}, a part of an archive.")
+        raise UserError(f"{place}: expected the path of an audio file, got {value!r:.80}, a part of an archive.")
     return path_of(value, place, folder)
 
 

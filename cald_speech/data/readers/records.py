@@ -62,8 +62,8 @@ class Columns:
 
     Arguments
     ---------
-    given : our key with the column's name; of "text", a list of columns too, whose words are then joined by spaces. A
-        key that is not in `NAMES` is kept in the manifest under that name.
+    given : our key with the column's name; of "text", a list of columns too, whose words are then joined by spaces, and
+        of none where texts are not wanted. A key that is not in `NAMES` is kept in the manifest under that name.
 
     Example
     -------
@@ -79,15 +79,17 @@ class Columns:
         if not isinstance(given, Mapping):
             raise UserError(f"columns: expected keys and values, such as {{text: sentence}}, got {given!r}")
         for key, column in given.items():
-            is_list = (
-                key == "text" and isinstance(column, Sequence) and all(isinstance(c, str) for c in column) and column
-            )
+            is_list = key == "text" and isinstance(column, Sequence) and all(isinstance(c, str) for c in column)
             if not isinstance(key, str) or key in _TAKEN or not (isinstance(column, str) or is_list):
                 raise UserError(f"columns: expected a key such as text and the name of a column, got {key}: {column!r}")
         self.given = {key: column if isinstance(column, str) else list(column) for key, column in given.items()}
         self._found: dict[tuple[str, ...], dict[str, Any]] = {}
 
-    def find(self, there: Sequence[str], place: str, *, needed: Sequence[str] = ("audio", "text")) -> dict[str, Any]:
+    @property
+    def wants_text(self) -> bool:
+        return self.given.get("text") != []
+
+    def find(self, there: Sequence[str], place: str) -> dict[str, Any]:
         """Our keys with the column of each, among those that are ``there``. Raises UserError where one is missing."""
         known = self._found.get(tuple(there))
         if known is not None:
@@ -105,7 +107,7 @@ class Columns:
             name = next((name for name in names if name in there and name not in found.values()), None)
             if key not in found and name is not None:
                 found[key] = name
-        for key in needed:
+        for key in ("audio", "text"):
             if key not in found:
                 raise UserError(
                     f"{place}: expected a column with the {key} ({', '.join(NAMES[key])}), but there are "
@@ -160,8 +162,9 @@ class Columns:
 def path_of(value: str, place: str, folder: Path) -> Path:
     """The path that a corpus gives, relative to the ``folder`` of the file that gives it."""
     value = _PLACEHOLDER.sub(lambda match: str(folder), value)
-    if not value or "\0" in value or not _is_unicode(value):
-        raise UserError(f"{place}: expected the path of an audio file, got {value!r}. Mend the line.")
+    too_long = max(map(len, value.encode("utf-8", "replace").split(b"/"))) > 255
+    if not value or "\0" in value or too_long or not _is_unicode(value):
+        raise UserError(f"{place}: expected the path of an audio file, got {value!r:.80}. Mend the line.")
     if "://" in value:
         raise UserError(f"{place}: expected the path of an audio file, got the address {value}. Download it first.")
     return Path(os.path.normpath(folder / value))
@@ -175,7 +178,7 @@ def seconds(value: Any, what: str, place: str) -> float:
         number = math.nan
     if not 0 <= number < math.inf:
         raise UserError(
-            f"{place}: expected seconds from 0 on as {what}, got {value!r}. Mend the line, or leave it out."
+            f"{place}: expected seconds from 0 on as {what}, got {value!r:.80}. Mend the line, or leave it out."
         )
     return number
 
@@ -235,4 +238,4 @@ def _id_of(audio: Path | bytes, folder: Path, start_s: float | None, place: str)
 
 
 def _shown(names: Sequence[str]) -> str:
-    return some_of([repr(name) for name in names], most=10, separator=", ") or "none"
+    return some_of([f"{name!r:.40}" for name in names], most=10, separator=", ") or "none"
