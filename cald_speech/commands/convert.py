@@ -4,13 +4,16 @@ from functools import partial
 from pathlib import Path
 
 import click
+from safetensors import SafetensorError
 
+import cald_speech
 from cald_speech import conversion
 from cald_speech.commands.options import command, target_lang
-from cald_speech.conversion.model_card import update_facts
+from cald_speech.conversion.model_card import base_model_of, update_facts
 from cald_speech.errors import UserError
 from cald_speech.families import family_of
 from cald_speech.families.hub import load_processor
+from cald_speech.files import whole_folder
 from cald_speech.mixers import Bidirectional, Mamba2
 
 
@@ -42,9 +45,16 @@ def convert(
     mixer = Mamba2 if family.causal else partial(Bidirectional, share_projections=share)
     layer_map = conversion.LayerMap(mixer, dict.fromkeys(keep))
     report = conversion.convert(student, layer_map, initialise=initialise)
-    student.save_pretrained(folder)
-    conversion.save_processor(processor, student, folder)
-    layers = report.describe_layers()
-    facts = {"model": type(student).__name__, "teacher": model, "pipeline": family.pipelines[head]}
-    update_facts(folder, **facts, layers=layers, guidance="none: not trained yet")
+    facts = {"model": type(student).__name__, "teacher": model, "pipeline": family.pipelines[head]} | report.facts()
+    if (base := base_model_of(model)) is not None:
+        facts["base_model"] = base
+    try:
+        with whole_folder(folder) as unfinished:
+            student.save_pretrained(unfinished)
+            conversion.save_processor(processor, student, unfinished)
+            update_facts(unfinished, **facts, version=cald_speech.__version__, guidance="none: not trained yet")
+    except (OSError, SafetensorError) as error:  # the second: what safetensors makes of a full disk
+        raise UserError(
+            f"cannot write {folder}: {error}. Nothing of it is left there: make room, or give another folder"
+        ) from error
     click.echo(report)

@@ -99,6 +99,13 @@ class ConversionReport:
         converted = sum(name != "attention" for name in self.layers)
         return f"{converted} of {len(self.layers)} layers converted" + (f": {', '.join(kinds)}" if kinds else "")
 
+    def facts(self) -> dict[str, str]:
+        """What every model card says of the model itself."""
+        return {
+            "layers": self.describe_layers(),
+            "parameters": f"{self.num_parameters_after:,} ({self.num_parameters_before:,} before)",
+        }
+
     def __str__(self) -> str:
         ratio = self.num_parameters_after / self.num_parameters_before
         return (

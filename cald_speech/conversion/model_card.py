@@ -1,10 +1,15 @@
-"""The model card of a converted model, written from facts that are kept beside it in ``cald.json``."""
+"""The model card of a converted model, written from facts that are kept beside it in ``cald.json``.
+
+Its metadata are what a hub shows and searches: licence, base model, metrics and results.
+"""
 
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from cald_speech.errors import UserError
 from cald_speech.families.folder import read_json
@@ -22,11 +27,10 @@ KINDS = {
         **{"metric": "text", "value": "number", "interval": "interval", "count": "count", "manifest_hash": "text"},
     },
 }
+HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 RESULT_KEYS = ("wer", "wer_interval", "longest_audio_s", "manifest_hash", "decoder")
 CARD = """---
-library_name: transformers
-pipeline_tag: {pipeline}
-tags: [cald, linear-time]
+{metadata}
 ---
 
 # {name}
@@ -42,7 +46,7 @@ A {model} by [CALD](https://arxiv.org/abs/2410.06846), written by `cald_speech` 
 | training data | {data} |
 | parameters | {parameters} |
 | licence | {licence} |
-
+{phases}
 ## Results
 
 {results}
@@ -138,13 +142,72 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
     """The card as Markdown. What was not measured is called so."""
     unknown = "not recorded"
     keys = ("model", "version", "teacher", "layers", "guidance", "steps", "data", "parameters", "licence")
-    pipeline = str(facts.get("pipeline", ""))
+    phases = facts.get("phases")
+    phases = "".join(f"- {as_text(phase)}\n" for phase in phases) if isinstance(phases, list) else ""
     return CARD.format(
+        metadata=_metadata(name, facts),
         name=as_text(name),
-        pipeline=pipeline if re.fullmatch(r"[a-z-]{1,60}", pipeline) else "feature-extraction",
+        pipeline=_pipeline(facts),
+        phases=f"\nIt was trained under changing settings:\n\n{phases}" if phases else "",
         results=_results(facts.get("results", {}), facts.get("figures", {})),
         **{key: as_text(facts.get(key, unknown)) for key in keys},
     )
+
+
+def base_model_of(source: str) -> str | None:
+    """The hub's model that ``source`` is, or, where that is a folder, was made of; None where that is not known.
+
+    Example
+    -------
+    >>> base_model_of("facebook/wav2vec2-base-960h")
+    'facebook/wav2vec2-base-960h'
+    """
+    if Path(source).exists():
+        return read_facts(Path(source)).get("base_model")
+    return source if re.fullmatch(HUB_ID, source) else None
+
+
+def _metadata(name: str, facts: Mapping[str, Any]) -> str:
+    """The card's head as yaml, without the lines around it."""
+    pipeline, base, results = _pipeline(facts), facts.get("base_model") or "", []
+    rates = {of: ("wer", r["wer"]) for of, r in facts.get("results", {}).items()}
+    figures = {of: (_slug(f["metric"]), f["value"]) for of, f in facts.get("figures", {}).items()}
+    for of, (metric, value) in sorted([*rates.items(), *figures.items()]):
+        if value is not None:
+            shown = " ".join(of.split())[:MOST_CHARACTERS]
+            results.append(EvalResult(pipeline, _slug(of), shown, metric, round(value, 4)))
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=pipeline,
+        tags=["cald", "linear-time"],
+        base_model=base if re.fullmatch(HUB_ID, str(base)) else None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=name,
+        eval_results=results or None,
+        **_licence(facts.get("licence")),
+    ).to_dict()
+    if not results:
+        data.pop("model_name", None)
+    return ModelCardData(**data).to_yaml()
+
+
+def _pipeline(facts: Mapping[str, Any]) -> str:
+    pipeline = str(facts.get("pipeline", ""))
+    return pipeline if re.fullmatch(r"[a-z-]{1,60}", pipeline) else "feature-extraction"
+
+
+def _licence(licence: str | None) -> dict[str, str]:
+    """As the hub has it: an id, or ``other`` with a name."""
+    if licence is None:
+        return {}
+    licence = str(licence)
+    if re.fullmatch(r"[a-z0-9.-]{1,60}", licence):
+        return {"license": licence}
+    return {"license": "other", "license_name": _slug(licence)}
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
 
 
 def _results(results: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Mapping[str, Any]]) -> str:

@@ -26,6 +26,7 @@ def option(
     infinite: bool = False,
     one_of: Sequence[str] = (),
     settable: bool = True,
+    free: bool = False,
 ) -> Any:
     """A dataclass field that is an option; the bounds also hold for each number of a list.
 
@@ -38,6 +39,7 @@ def option(
     infinite : True allows infinity.
     one_of : the words that a text may be.
     settable : False, where an experiment cannot set it.
+    free : True, where a run may go on under another value, since nothing that is learnt depends on it.
 
     Example
     -------
@@ -56,6 +58,7 @@ def option(
         "infinite": infinite,
         "one_of": tuple(one_of),
         "settable": settable,
+        "free": free,
     }
     return field(metadata=metadata, **({"default": default} if make is None else {"default_factory": make}))
 

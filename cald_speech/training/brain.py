@@ -18,6 +18,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from cald_speech.distillation import LossWeights
 from cald_speech.errors import UserError, some_of
@@ -27,6 +28,7 @@ from cald_speech.training.guards import Interruption, SkippedSteps, finite_items
 from cald_speech.training.models import Models, TeacherTraining
 from cald_speech.training.objective import Counts, Losses, Objective, step_values
 from cald_speech.training.optimiser import make_optimiser, set_learning_rate, step_if_finite
+from cald_speech.training.record import RunRecord
 from cald_speech.training.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,8 @@ class CaldBrain(Brain):
         self.skipped = SkippedSteps(settings.nonfinite_patience)
         self.interruption = Interruption()
         self.progress = Progress(settings.guidance, self.skipped)
+        self.record: RunRecord | None = None  # where the run is one from the command line
+        self.bar: tqdm | None = None  # of the whole run; SpeechBrain's has an epoch's length
         self.step_log: StepLog | None = None  # of the main process, once it is known where the run is taken up
         self.has_ended = False
         self.spoilt: list[str] = []  # utterances of a validation whose outputs are not finite
@@ -92,7 +96,14 @@ class CaldBrain(Brain):
         self.train_sampler = steps.sampler  # SpeechBrain calls its set_epoch() before each epoch
         epochs = EpochCounter(limit=sys.maxsize)  # num_steps ends the run
         self.checkpointer.add_recoverable("epochs", epochs)
-        with self.interruption.watched():
+        self.bar = tqdm(
+            total=self.settings.num_steps,
+            bar_format="step {n_fmt} of {total_fmt} |{bar:20}| {remaining} left{postfix}",
+            mininterval=0.1 if sys.stderr.isatty() else 30.0,  # a file gets a line each time
+            dynamic_ncols=True,
+            disable=self.noprogressbar or not is_main(),
+        )
+        with self.interruption.watched(), self.bar:
             self.fit(epochs, steps, validation)
         logger.info("trained for %d steps; the best model: %s", self.optimizer_step, self.store.folder / "model")
 
@@ -126,7 +137,11 @@ class CaldBrain(Brain):
         if self._asked_to_stop():
             self._save_intra_epoch_ckpt()
             self._stop("a checkpoint is saved: the same command goes on from it")
-        return torch.stack([loss.total.detach() for loss in losses]).sum().cpu()
+        loss = torch.stack([loss.total.detach() for loss in losses]).sum().cpu()
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"learning rate {learning_rate:.3g}, loss {loss:.4g}", refresh=False)
+            self.bar.update()
+        return loss
 
     def _backward(self, batch: PaddedBatch, weights: LossWeights, counts: Counts, *, last: bool) -> Losses:
         """Add a batch's gradients to those of the step; ranks exchange them with the last one."""
@@ -210,9 +225,13 @@ class CaldBrain(Brain):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if is_main():
+            phases = [] if self.record is None else self.record.start(self.optimizer_step)
+            self.store.facts |= {"phases": phases} if phases else {}
             recovered = self.checkpointer.recovered
             in_epoch = recovered is not None and not recovered.meta["end-of-epoch"]
             self.step_log = StepLog(self.store.folder, self.optimizer_step, in_epoch=in_epoch)
+        if self.bar is not None:
+            self.bar.initial = self.bar.n = min(self.optimizer_step, self.settings.num_steps)
         if self.optimizer_step:
             logger.info("resumed at optimiser step %d of %d", self.optimizer_step, self.settings.num_steps)
 
@@ -225,7 +244,7 @@ class CaldBrain(Brain):
     def _fit_train(self, train_set, epoch: int, enable: bool) -> None:
         # A run that had ended before: its checkpoint is from after its last validation.
         self.has_ended = self.step == 0 and self._optimizer_step_limit_exceeded
-        super()._fit_train(train_set, epoch, enable)
+        super()._fit_train(train_set, epoch, enable=False)
         self.train_sampler.start = 0
 
     def _fit_valid(self, valid_set, epoch: int, enable: bool) -> None:
@@ -233,7 +252,7 @@ class CaldBrain(Brain):
             return
         # The last epoch is always validated, so that every run ends with a model in its folder.
         if epoch % self.settings.validate_every_epochs == 0 or self._optimizer_step_limit_exceeded:
-            super()._fit_valid(valid_set, epoch, enable)
+            super()._fit_valid(valid_set, epoch, enable=False)
 
     def evaluate_batch(self, batch, stage: Stage) -> Tensor:
         """Results of a validation batch; returns the mean loss of a unit."""

@@ -23,13 +23,14 @@ from cald_speech.training.settings import Settings
 
 
 class RunOption(NamedTuple):
-    """An option of SpeechBrain's that acts here; ``values`` are the known ones, () for any, None for a flag."""
+    """An option of the run alone; ``values`` are the known ones, () for any, None for a flag."""
 
     meaning: str
     values: tuple[str, ...] | None = ()
 
 
 RUN_OPTIONS = {
+    "go_on": RunOption("go on from the folder's checkpoint although settings are others than they were", None),
     "device": RunOption("cpu, cuda or cuda:1; default: cuda where there is one"),
     "noprogressbar": RunOption("no progress bar", None),
     "eval_precision": RunOption("of validation; default: fp32", ("fp32", "bf16", "fp16")),
@@ -67,11 +68,20 @@ WAYS_OUT = {
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What was asked for: an experiment, yaml text with the keys that are laid over it, and SpeechBrain's options."""
+    """What was asked for.
+
+    Arguments
+    ---------
+    experiment : a file, or the name of a shipped one.
+    overrides : yaml text with the keys that are laid over it.
+    run_opts : SpeechBrain's options.
+    go_on : whether the run may go on under other settings.
+    """
 
     experiment: str
     overrides: str
     run_opts: RunOptions
+    go_on: bool = False
 
 
 def read(argv: Sequence[str]) -> CommandLine:
@@ -109,7 +119,8 @@ def read(argv: Sequence[str]) -> CommandLine:
     if not torch.cuda.is_available():
         options.setdefault("distributed_backend", "gloo")  # the default, nccl, needs a GPU
     overrides = "\n".join(f"{name}: {_as_yaml(name, value)}" for name, value in keys.items())
-    return CommandLine(argv[0], overrides, RunOptions.from_dictionary(options))
+    go_on = options.pop("go_on", False)
+    return CommandLine(argv[0], overrides, RunOptions.from_dictionary(options), go_on)
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:

@@ -14,6 +14,7 @@ from speechbrain.utils.run_opts import RunOptions
 from torch.utils.data import DataLoader
 
 import cald_speech
+from cald_speech.conversion.model_card import base_model_of
 from cald_speech.data.batching import StepSampler, batch_loader, step_loader
 from cald_speech.errors import UserError, error_epilogue
 from cald_speech.shipped import experiment_file, recipes_folder
@@ -22,6 +23,7 @@ from cald_speech.training import command_line, distributed
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore
 from cald_speech.training.models import Models, build_models
+from cald_speech.training.record import RunRecord, resolved_yaml
 from cald_speech.training.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -52,13 +54,18 @@ def train(argv: Sequence[str], prepare: Prepare | None = None) -> None:
 
 def run(argv: Sequence[str], prepare: Prepare | None = None) -> CaldBrain:
     """What :func:`train` does, with errors raised; returns the Brain after training."""
-    settings, run_opts = parse(argv)
+    line = command_line.read(argv)
+    settings, run_opts = _load(line), line.run_opts
+    text = resolved_yaml(settings, experiment_file(line.experiment), line.overrides)
+    record = RunRecord(settings, text, argv, go_on=line.go_on)
     distributed.join(run_opts)
     data = prepare_data(settings, prepare or prepare_of(settings.recipe))
+    record.compare_data(settings.task.modality.fingerprint(data["train"]))
     seed_everything(settings.seed)
     models = build_models(settings, data["train"])
     logger.info("%s", models.conversion)
     brain = make_brain(settings, data, models, run_opts)
+    brain.record = record
     # Ranks draw different dropout and SpecAugment masks.
     seed_everything(settings.seed + distributed.rank())
     brain.run_epochs(*make_loaders(settings, data, models.processor))
@@ -71,7 +78,11 @@ def parse(argv: Sequence[str]) -> tuple[Settings, RunOptions]:
     The experiment is a file, or, where there is none, the shipped one of that name (hparams/mamba.yaml).
     """
     line = command_line.read(argv)
-    return Settings.load(experiment_file(line.experiment), line.overrides), line.run_opts
+    return _load(line), line.run_opts
+
+
+def _load(line: command_line.CommandLine) -> Settings:
+    return Settings.load(experiment_file(line.experiment), line.overrides)
 
 
 def prepare_of(recipe: str | None) -> Prepare:
@@ -115,15 +126,16 @@ def make_brain(settings: Settings, data: Mapping[str, Path], models: Models, run
     facts = {
         "model": type(models.student).__name__,
         "pipeline": models.family.pipelines[settings.task.head],
-        "version": cald_speech.__version__,
         "teacher": str(settings.teacher) if models.teacher is not None else "none",
-        "layers": conversion.describe_layers(),
+        "version": cald_speech.__version__,
+        **conversion.facts(),
         "guidance": type(settings.guidance).__name__.lower(),
         "steps": settings.num_steps,
         "data": f"{data['train'].stem}, manifest {settings.task.modality.fingerprint(data['train'])[:12]}",
-        "parameters": f"{conversion.num_parameters_after:,} ({conversion.num_parameters_before:,} before)",
         "licence": settings.licence,
     }
+    if isinstance(start := settings.teacher or settings.source, str) and (base := base_model_of(start)):
+        facts["base_model"] = base
     store = ModelStore(folder, models.processor, facts)
     try:
         return CaldBrain(models, settings, store, AtomicCheckpointer(folder / "checkpoints"), run_opts)

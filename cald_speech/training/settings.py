@@ -43,11 +43,11 @@ RENAMED = {
 class Settings:
     """One experiment. Hub ids and folders are strings; durations are in seconds, counts in optimiser steps."""
 
-    output_folder: str = option(meaning="where the run keeps its checkpoints, models and logs")
+    output_folder: str = option(meaning="where the run keeps its checkpoints, models and logs", free=True)
     recipe: str | None = option(None, "a folder in recipes/, whose prepare() makes the manifests")
-    data_folder: str = option("data", "where the corpus is")
+    data_folder: str = option("data", "where the corpus is", free=True)
     seed: int = option(0, "of weights, order, dropout and SpecAugment", at_least=-(2**63), at_most=2**63 - 1)
-    prepare_folder: str | None = option(None, "where prepare() writes its manifests; default: output_folder")
+    prepare_folder: str | None = option(None, "where prepare() writes its manifests; default: output_folder", free=True)
     corpus: Mapping[str, Any] = option(meaning="keyword arguments of the recipe's prepare()", make=dict)
     normaliser: str = option("librispeech", "how transcripts are written, in training and validation")
     unknown_characters: str = option(
@@ -69,7 +69,7 @@ class Settings:
     )
     model_overrides: Mapping[str, Any] = option(meaning="dropout and SpecAugment of the student", make=dict)
     freeze_front_end: bool = option(True, "whether the convolutions over the waveform stay as they are")
-    licence: str = option("that of the teacher's weights", "for the model card")
+    licence: str = option("that of the teacher's weights", "for the model card", free=True)
     # conversion
     layer_map: LayerMap = option(meaning="which layer gets which mixer; null keeps attention", make=LayerMap)
     initialise: str = option("attention", "what mixers start from: attention, the weights that they replace, or random")
@@ -89,7 +89,7 @@ class Settings:
         "none", "student: the teacher hears what the student's SpecAugment leaves", one_of=("none", "student")
     )
     # optimisation
-    num_steps: int = option(1000, "optimiser steps of the whole run", at_least=1)
+    num_steps: int = option(1000, "optimiser steps of the whole run", at_least=1, free=True)
     learning_rate: float = option(3e-4, "at its highest; AdamW", at_least=0)
     weight_decay: float = option(5e-3, "of matrices; vectors and the scans' parameters have none", at_least=0)
     schedule: WarmupSchedule = option(meaning="warm-up and decay of the learning rate", make=WarmupSchedule)
@@ -100,17 +100,23 @@ class Settings:
     join_utterances: int = option(1, "up to so many are joined to one, at random", at_least=1)
     join_pause_s: float = option(0.5, "the longest pause between joined utterances", at_least=0)
     accumulation: int = option(1, "batches of one optimiser step", at_least=1)
-    num_workers: int = option(0, "processes that read data", at_least=0)
+    num_workers: int = option(0, "processes that read data", at_least=0, free=True)
     precision: str = option("fp32", "of the forward pass in training", one_of=("fp32", "bf16", "fp16"))
     decay: str = option("all", "which matrices have weight decay", one_of=("all", "mixers"))
-    gradient_checkpointing: bool = option(False, "less memory, a third more time")
-    nonfinite_patience: int = option(10, "so many skipped steps in a row end the run", at_least=1)
+    gradient_checkpointing: bool = option(False, "less memory, a third more time", free=True)
+    nonfinite_patience: int = option(10, "so many skipped steps in a row end the run", at_least=1, free=True)
     # validation, checkpoints, logs
-    validate_every_epochs: int = option(1, "epochs between validations; the last is always validated", at_least=1)
-    checkpoint_every_minutes: float = option(15.0, "minutes between checkpoints inside an epoch; 0: none", at_least=0)
-    checkpoint_every_steps: int = option(0, "steps between them instead; 0: by minutes", at_least=0)
-    waypoint_every_steps: int = option(0, "keep the model so often, for waypoint guidance; 0: never", at_least=0)
-    log_every_steps: int = option(10, "steps between two lines of the log", at_least=1)
+    validate_every_epochs: int = option(
+        1, "epochs between validations; the last is always validated", at_least=1, free=True
+    )
+    checkpoint_every_minutes: float = option(
+        15.0, "minutes between checkpoints inside an epoch; 0: none", at_least=0, free=True
+    )
+    checkpoint_every_steps: int = option(0, "steps between them instead; 0: by minutes", at_least=0, free=True)
+    waypoint_every_steps: int = option(
+        0, "keep the model so often, for waypoint guidance; 0: never", at_least=0, free=True
+    )
+    log_every_steps: int = option(10, "steps between two lines of the log", at_least=1, free=True)
     # No key: what the yaml gives of the options of guidance modes and losses, also of those that it does not use.
     options: Mapping[str, Any] = field(default_factory=dict, init=False)
 
@@ -128,9 +134,9 @@ class Settings:
         """
         path = Path(path)
         with _named(path):
-            text = _with_base(path, overrides)
+            text = experiment_text(path, overrides)
             check(text, str(path))
-            given, referenced = YAML().load(text), set(re.findall(r"<(\w+)", text + _with_base(path, "")))
+            given, referenced = YAML().load(text), set(re.findall(r"<(\w+)", text + experiment_text(path, "")))
         mode = given.get("guidance")
         mode = find_mode(path.parent, mode) if isinstance(mode, str) else None  # known first: its options are keys
         keys, shared = {f.name for f in fields(cls) if f.init}, every_option() | LossForm.options()
@@ -272,7 +278,7 @@ def _named(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error}{hint}") from error
 
 
-def _with_base(path: Path, overrides: Mapping[str, Any] | str, above: tuple[Path, ...] = ()) -> str:
+def experiment_text(path: Path, overrides: Mapping[str, Any] | str, above: tuple[Path, ...] = ()) -> str:
     """The text of an experiment laid over the experiment it names as its ``base``, with ``overrides`` on top.
 
     ``above`` are the files that name this one as their base, directly or by way of others.
@@ -294,7 +300,7 @@ def _with_base(path: Path, overrides: Mapping[str, Any] | str, above: tuple[Path
     if base is not None:
         if not isinstance(base, str):
             raise UserError(f"{path}: base: expected the name of another experiment's file, got {base!r}")
-        below = yaml.load(_with_base(path.parent / base, "", (*above, path.resolve())))
+        below = yaml.load(experiment_text(path.parent / base, "", (*above, path.resolve())))
         _lay_over(below, tree)
         tree = below
     text = StringIO()

@@ -2,11 +2,13 @@
 
 import pytest
 
+import cald_speech
 from cald_speech import from_pretrained
 from cald_speech.conversion.model_card import read_facts
 from cald_speech.families import family_of
 from cald_speech.families.hub import load_processor
 from cald_speech.mixers import Bidirectional
+from tests.training.test_faults import no_file_grows_past
 
 
 def test_a_model_is_converted_but_for_the_layers_that_are_kept(call, place, tmp_path):
@@ -19,6 +21,8 @@ def test_a_model_is_converted_but_for_the_layers_that_are_kept(call, place, tmp_
     assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
     facts = read_facts(tmp_path / "new")
     assert facts["teacher"] == str(place / "teacher") and facts["guidance"] == "none: not trained yet"
+    assert facts["version"] == cald_speech.__version__ and facts["layers"] == "1 of 3 layers converted: Bidirectional"
+    assert facts["parameters"].startswith(f"{sum(p.numel() for p in model.parameters()):,} (")
 
 
 @pytest.mark.parametrize(
@@ -36,3 +40,19 @@ def test_what_cannot_be_converted(call, place, tmp_path, monkeypatch, words, tol
     model, *options = words
     assert told in call("convert", model, tmp_path / "new", *options, status=2).stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["a new folder", "one that is there"])
+def test_a_full_disk_leaves_nothing_half(call, place, tmp_path, there):
+    if there:
+        call("convert", place / "teacher", tmp_path / "new", "--keep", 0)
+        (tmp_path / "new/notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with no_file_grows_past(20_000):
+        told = call("convert", place / "teacher", tmp_path / "new", status=2).stderr
+    assert f"error: cannot write {tmp_path / 'new'}: " in told and "make room" in told and "Traceback" not in told
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == (["new"] if there else [])
+    call("convert", place / "teacher", tmp_path / "new")
+    assert (tmp_path / "new/notes.txt").exists() == there
+    from_pretrained(tmp_path / "new")

@@ -4,8 +4,9 @@ import json
 import re
 
 import pytest
+from huggingface_hub import ModelCard
 
-from cald_speech.conversion.model_card import add_result, read_facts, render, update_facts
+from cald_speech.conversion.model_card import add_figure, add_result, read_facts, render, update_facts
 from tests.training.conftest import corpus, experiment, signal_handlers, start, teachers  # noqa: F401
 
 FACTS = {
@@ -80,6 +81,36 @@ def test_audio_without_a_duration_has_no_longest(tmp_path):
     update_facts(tmp_path, **FACTS)
     add_result(tmp_path, "one", RESULT | {"longest_audio_s": None})
     assert "| 2,345 | none |" in rows(tmp_path)[-1]
+
+
+def test_a_hub_can_read_the_card(tmp_path):
+    update_facts(tmp_path / "m", **FACTS, base_model="somebody/teacher", pipeline="automatic-speech-recognition")
+    add_result(tmp_path / "m", "test clean", RESULT)
+    add_figure(tmp_path / "m", "valid", metric="Accuracy", value=99.0, interval=None, count=7, manifest_hash="f" * 64)
+    data = ModelCard.load(tmp_path / "m" / "README.md").data
+    assert (data.license, data.base_model, data.library_name) == ("apache-2.0", "somebody/teacher", "transformers")
+    assert data.pipeline_tag == "automatic-speech-recognition" and data.metrics == ["accuracy", "wer"]
+    found = {(r.dataset_name, r.metric_type): r.metric_value for r in data.eval_results}
+    assert found == {("test clean", "wer"): 12.345, ("valid", "accuracy"): 99.0} and data.model_name == "m"
+
+
+def test_a_licence_without_an_id_has_a_name(tmp_path):
+    update_facts(tmp_path / "m", **FACTS | {"licence": "that of the teacher's weights"})
+    data = ModelCard.load(tmp_path / "m" / "README.md").data
+    assert (data.license, data.license_name) == ("other", "that-of-the-teacher-s-weights")
+    assert data.base_model is None
+
+
+@pytest.mark.parametrize("strange", ["a|b", "<script>", "two\nlines\n---\nlicense: mit", '"quoted": [x'])
+def test_what_comes_from_a_folder_stays_in_its_place(tmp_path, strange):
+    plain = tmp_path / "plain"
+    update_facts(plain, **FACTS, base_model="x/y")
+    update_facts(tmp_path / "m", **FACTS | {"teacher": strange, "model": strange}, base_model=strange)
+    add_result(tmp_path / "m", strange, RESULT)
+    assert ModelCard.load(tmp_path / "m" / "README.md").data.license == "apache-2.0"
+    text = card(tmp_path / "m").split("---\n", 2)[2]
+    assert "<script>" not in text and not re.search(r"^(license|lines)", text, re.MULTILINE)
+    assert text.count("\n| ") == card(plain).count("\n| ") + 2
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):

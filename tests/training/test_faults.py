@@ -306,13 +306,13 @@ def test_checkpoint_of_another_model(experiment, start, tmp_path):
     start(experiment(num_steps=1))
     wide = write_model(tmp_path / "wide", hidden_size=48)
     with pytest.raises(UserError, match=r"cannot resume .* the same model, layer map and number of processes"):
-        start(experiment(num_steps=2, teacher=str(wide)))
+        start(experiment(num_steps=2, teacher=str(wide)), "run", "--go_on")
 
 
 def test_checkpoint_of_another_layer_map(experiment, start):
     start(experiment(num_steps=1))
     with pytest.raises(UserError, match="cannot resume"):
-        start(experiment(num_steps=2), "run", "--layer_map={overrides: {0: null}}")
+        start(experiment(num_steps=2), "run", "--layer_map={overrides: {0: null}}", "--go_on")
 
 
 # --- models that do not fit each other --------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """Two logs of the same numbers, which a resumed run continues."""
 
 import json
+import re
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.checkpointing import StepLog
+from cald_speech.training.run import run
 
 
 def lines(folder):
@@ -53,3 +56,14 @@ def test_what_is_logged(experiment, start):
 def test_log_every_steps(experiment, start):
     brain = start(experiment(log_every_steps=3, num_steps=7))
     assert [line["step"] for line in lines(brain.store.folder) if "loss/task" in line] == [0, 3, 6]
+
+
+def test_progress_is_one_line_over_the_whole_run(experiment, capsys):
+    """Step of steps, the time that is left, learning rate and loss; a resumed run goes on in it."""
+    path = experiment(num_steps=3, checkpoint_every_steps=1)
+    for steps in ("2", "3"):
+        run([str(path), "--num_steps", steps], prepare)
+        shown = capsys.readouterr().err.replace("\n", "\r").split("\r")
+        lines = [line for line in shown if line.startswith("step ")]
+        assert re.match(rf"step {steps} of {steps} \|.*\| 00:00 left, learning rate 0\.001, loss \d", lines[-1])
+        assert not [line for line in shown if "it/s" in line]
