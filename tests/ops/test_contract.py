@@ -217,6 +217,39 @@ def test_padding_is_never_read(way):
             assert torch.equal(actual["state"][-1], inputs["initial_state"][-1])
 
 
+BAD = [{name: value} for name in ("x", "dt", "B", "C") for value in (torch.nan, torch.inf)]
+ALL_BAD = [{name: values[k % 2] for k, name in enumerate(("x", "dt", "B", "C"))} for values in [(torch.nan, torch.inf)]]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@ways()
+def test_a_bad_frame_changes_no_other_sequence_and_nothing_before_it(way):
+    """A sequence for each input and value, with one number of one frame bad; every other sequence has none.
+
+    In the interpreter one sequence has them all, and there are no gradients: its programs share no scratch.
+    """
+    one_at_a_time = way.backend != "triton"
+    inputs = {name.split()[0] for name in way.inputs()}
+    bad = [case for case in (BAD if one_at_a_time else ALL_BAD) if inputs & case.keys()]
+    batch, frame = 2 * len(bad), way.frames // 2
+    clean = {name: v.to(way.device) for name, v in way.inputs(batch=batch).items()}
+    spoilt = {name: v.clone() for name, v in clean.items()}
+    for sequence, case in zip(range(0, batch, 2), bad, strict=True):
+        for name in (name for name in clean if name.split()[0] in case):
+            spoilt[name][sequence, frame].view(-1)[-1] = case[name.split()[0]]
+    for options in both_ways(way.op):
+        actual, expected = ((way.run if one_at_a_time else way.call)(v, **options) for v in (spoilt, clean))
+        others = {name: v[1::2] for name, v in expected.items() if v.size(0) == batch}
+        assert bits_differ({name: actual[name][1::2] for name in others}, others) == []
+        for name in (name for name in expected if name.startswith("y")):
+            assert not actual[name][::2, frame].isfinite().flatten(1).all(1).any(), "it hides what is bad"
+            if way.op == "ssd_bidirectional":
+                continue  # every frame sees every other
+            after = options.get("reverse") or name == "y future"
+            before = slice(frame + 1, None) if after else slice(0, frame)
+            assert torch.equal(actual[name][:, before], expected[name][:, before]), name
+
+
 @ways(ops=CARRYING)
 def test_reverse_is_flipping_within_valid_frames(way):
     inputs, lengths = way.inputs(), torch.tensor([way.frames, way.frames - 4, 1])

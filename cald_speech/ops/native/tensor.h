@@ -17,6 +17,12 @@ typedef struct {
     TENSOR_FIELDS(DECLARED)
 } Tensor;
 
+/* Of sequence ``b``. Within [0, frames] whatever the caller has made of his lengths since they were checked. */
+INLINE int64_t valid_frames(const int64_t *lengths, int64_t b, int64_t frames) {
+    const int64_t length = lengths ? lengths[b] : frames;
+    return length < 0 ? 0 : length < frames ? length : frames;
+}
+
 /* Asks for ``size`` floats that are wanted soon: rows of one head or strip lie a page apart, where processors do not
 look ahead by themselves. The address may lie outside the tensor: nothing is read. */
 INLINE void expect(const float *at, int64_t size) {

@@ -20,8 +20,8 @@ from cald_speech.ops.lengths import mask_padding
 from cald_speech.ops.ssd.torch_blocks import CHUNK_SIZE
 
 
-def ssd_batched(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):
-    """:func:`cald_speech.ops.ssd`, which documents arguments and result."""
+def ssd_batched(x, dt, A, B, C, D, *, lengths, reverse, initial_state, chunk_size):
+    """y and the final state of :func:`cald_speech.ops.ssd`, which documents arguments and result."""
     batch, num_frames, heads, head_dim = x.shape
     groups, d_state = B.shape[2:]
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -52,8 +52,7 @@ def ssd_batched(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_fi
     y = y.permute(0, 3, 4, 1, 2, 5).reshape(batch, -1, heads, head_dim)[:, :num_frames]
     if D is not None:
         y = y + D.to(dtype)[:, None] * x
-    y = mask_padding(y, lengths).to(x.dtype)
-    return (y, state) if return_final_state else y
+    return mask_padding(y, lengths).to(x.dtype), state
 
 
 def _split(v: Tensor, chunk_size: int, per_head: tuple[int, int]) -> Tensor:

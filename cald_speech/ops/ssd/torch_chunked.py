@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cald_speech.ops.ssd.torch_bad_frames import keep_from_earlier_frames
 from cald_speech.ops.ssd.torch_batched import ssd_batched
 from cald_speech.ops.ssd.torch_blocks import (
     CHUNK_SIZE,
@@ -39,17 +40,21 @@ SMALL_SEQUENCE = 2**16
 
 def ssd_torch(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):
     """:func:`cald_speech.ops.ssd`, which documents arguments and result."""
-    chunk_size = chunk_size or CHUNK_SIZE
-    if x.size(0) > 1 and x[0].numel() <= SMALL_SEQUENCE:
-        options = {"lengths": lengths, "reverse": reverse, "initial_state": initial_state}
-        return ssd_batched(x, dt, A, B, C, D, **options, return_final_state=return_final_state, chunk_size=chunk_size)
+    whole_batch = x.size(0) > 1 and x[0].numel() <= SMALL_SEQUENCE
+    options = {"lengths": lengths, "reverse": reverse, "initial_state": initial_state}
+    options["chunk_size"] = chunk_size or CHUNK_SIZE
+    y, state = keep_from_earlier_frames(ssd_batched if whole_batch else ssd_by_blocks, x, dt, A, B, C, D, **options)
+    return (y, state) if return_final_state else y
+
+
+def ssd_by_blocks(x, dt, A, B, C, D, *, lengths, reverse, initial_state, chunk_size):
+    """y and the final state, sequence by sequence."""
     tensors = (x, dt, A, B, C, D, initial_state)
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
-        y, state = _ChunkedScan.apply(*tensors, lengths, reverse, chunk_size)
-    else:
-        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        state, _ = ssd_into_torch(y, *tensors, lengths, reverse=reverse, chunk_size=chunk_size)
-    return (y, state) if return_final_state else y
+        return _ChunkedScan.apply(*tensors, lengths, reverse, chunk_size)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    state, _ = ssd_into_torch(y, *tensors, lengths, reverse=reverse, chunk_size=chunk_size)
+    return y, state
 
 
 # On a CPU one matrix for both directions would save a tenth of the arithmetic: the states are what costs.

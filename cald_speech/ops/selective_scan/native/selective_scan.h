@@ -52,7 +52,7 @@ static Task task_of(const Selective *scan, int64_t number) {
     task.b = number / scan->parts / scan->groups;
     task.strip = strips * task.part / scan->parts;
     task.end = strips * (task.part + 1) / scan->parts;
-    task.length = scan->lengths ? scan->lengths[task.b] : scan->frames;
+    task.length = valid_frames(scan->lengths, task.b, scan->frames);
     return task;
 }
 

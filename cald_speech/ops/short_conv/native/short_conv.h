@@ -52,7 +52,7 @@ static Task task_of(const Conv *conv, int64_t number) {
     task.end = task.start + conv->block < conv->frames ? task.start + conv->block : conv->frames;
     task.channel = number % strips * conv->strip;
     task.width = conv->channels - task.channel < conv->strip ? conv->channels - task.channel : conv->strip;
-    task.length = conv->lengths ? conv->lengths[task.b] : conv->frames;
+    task.length = valid_frames(conv->lengths, task.b, conv->frames);
     return task;
 }
 

@@ -64,7 +64,7 @@ static Task task_of(const Scan *scan, int64_t number) {
     task.b = number / scan->parts / scan->groups;
     task.head = task.group * per_group + per_group * task.part / scan->parts;
     task.end = task.group * per_group + per_group * (task.part + 1) / scan->parts;
-    task.length = scan->lengths ? scan->lengths[task.b] : scan->frames;
+    task.length = valid_frames(scan->lengths, task.b, scan->frames);
     return task;
 }
 
@@ -134,8 +134,10 @@ static void scale_rows(const float *in, const float *factors, int64_t rows, int6
         for (int64_t j = 0; j < width; j += LANES) store(out + i * width + j, factors[i] * load(in + i * width + j));
 }
 
-/* A state from the caller's (head_dim, d_state) to rows of ``row`` floats for each of d_state, and back. */
+/* A state from the caller's (head_dim, d_state) to rows of ``row`` floats for each of d_state, and back. What lies beyond
+in scratch is cleared: it takes part in products with zeros, which a NaN of the task before would survive. */
 static void read_state(const Scan *scan, const float *from, float *to, int64_t row) {
+    memset(to, 0, padded(scan->d_state) * row * sizeof(float));
     for (int64_t p = 0; p < scan->head_dim; p++)
         for (int64_t n = 0; n < scan->d_state; n++) to[n * row + p] = from[p * scan->d_state + n];
 }

@@ -11,8 +11,11 @@ from cald_speech.ops.ssd.triton.tiles import (
     pair_decays,
     product,
     run,
+    spoil_from,
     state_tile,
     store_frames,
+    where_linked,
+    without_bad,
 )
 
 
@@ -52,7 +55,13 @@ def chunk_outputs(
     matrix = tl.dot(C_tile, tl.trans(B_tile), input_precision=PRECISION)
     decay, step = pair_decays(decays, cell, PAST, FUTURE, CHUNK, SOURCES_FIRST=False)
     x_tile = load_frames(x, x_strides, batch, frames, head, valid, P, BLOCK_P)
-    out = product(matrix * decay * step, x_tile, WORK, PRECISION)
+    weights = where_linked(matrix * decay * step, PAST, FUTURE, CHUNK, SOURCES_FIRST=False)
+    if DIRECTIONS == 1:
+        # A bad frame is kept from those before it; in both directions there are none.
+        clean, bad = without_bad(x_tile)
+        out = spoil_from(product(weights, clean, WORK, PRECISION), bad, PAST, FUTURE, CHUNK)
+    else:
+        out = product(weights, x_tile, WORK, PRECISION)
     offsets, inside = state_tile(P, N, BLOCK_P, BLOCK_N)
     for direction in tl.static_range(DIRECTIONS):
         state = tl.load(entering + (cell * DIRECTIONS + direction) * (P * N) + offsets, mask=inside, other=0.0)

@@ -14,7 +14,9 @@ from cald_speech.ops.ssd.triton.tiles import (
     locate,
     product,
     run,
+    spoil_from,
     state_tile,
+    without_bad,
 )
 
 
@@ -114,7 +116,9 @@ def carry_states(
         tile = tl.load(
             added + cell[:, None] * SIZE + offsets[None, :], mask=exists[:, None] & inside[None, :], other=0.0
         )
-        sums = tl.dot(tl.exp2(between), tile.to(tl.float32), input_precision=PRECISION)
+        # What a bad frame has made of its chunk is kept from the chunks before it.
+        tile, bad = without_bad(tile.to(tl.float32))
+        sums = spoil_from(tl.dot(tl.exp2(between), tile, input_precision=PRECISION), bad, True, False, STEPS)
         sums += tl.exp2(cum.to(tl.float32))[:, None] * state[None, :]
         following = cell + tl.where(descending, -DIRECTIONS, DIRECTIONS)
         tl.store(

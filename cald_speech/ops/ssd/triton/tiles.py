@@ -80,6 +80,26 @@ def product(a, b, WORK: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def without_bad(tile):
+    """The tile with 0 for NaN and infinity, and where these were: zero times them is NaN, in a product."""
+    bad = ~(tl.abs(tile.to(tl.float32)) < float("inf"))
+    return tl.where(bad, 0.0, tile).to(tile.dtype), bad
+
+
+@triton.jit
+def spoil_from(tile, bad, PAST: tl.constexpr, FUTURE: tl.constexpr, ROWS: tl.constexpr):
+    """NaN in every column of ``tile`` from a bad row on, down for the past's scan, up for the future's."""
+    row = tl.arange(0, ROWS)[:, None]
+    if PAST:
+        first = tl.min(tl.where(bad, row, ROWS), axis=0)[None, :]
+        tile = tl.where(row >= first, float("nan"), tile)
+    if FUTURE:
+        last = tl.max(tl.where(bad, row, -1), axis=0)[None, :]
+        tile = tl.where(row <= last, float("nan"), tile)
+    return tile
+
+
+@triton.jit
 def load_decays(decays, cell, direction, DIRECTIONS: tl.constexpr, CHUNK: tl.constexpr):
     """Coarse part and rest of the running sum of log2 decays, and dt, for the frames of one chunk."""
     at = decays + (cell * DIRECTIONS + direction) * (3 * CHUNK) + tl.arange(0, CHUNK)
@@ -146,3 +166,14 @@ def pair_decays(
         log = tl.where(ahead < 0, between, log)
         dt += tl.where(ahead <= 0, spread_sources(step, SOURCES_FIRST), 0.0)
     return tl.exp2(tl.minimum(log, 0.0)), dt
+
+
+@triton.jit
+def where_linked(v, PAST: tl.constexpr, FUTURE: tl.constexpr, CHUNK: tl.constexpr, SOURCES_FIRST: tl.constexpr):
+    """(CHUNK, CHUNK) pairs with zeros where no direction links them: a decay of 0 times NaN would be NaN."""
+    ahead = target_minus_source(tl.arange(0, CHUNK), SOURCES_FIRST)
+    if not FUTURE:
+        v = tl.where(ahead >= 0, v, 0.0)
+    if not PAST:
+        v = tl.where(ahead <= 0, v, 0.0)
+    return v

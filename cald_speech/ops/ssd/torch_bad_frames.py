@@ -1,0 +1,40 @@
+"""A frame that is NaN or infinite, kept from those before it in the order of the scan.
+
+Within a chunk a frame's weight for the frames before it is zero, and zero times NaN is NaN. Whatever is not finite in a
+sequence stays in its state until the end: so one look at the final state says whether any frame is bad, and the scan of
+a batch that has none, which is every one but for an accident, costs nothing more.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cald_speech.ops.lengths import mask_padding
+
+Scan = Callable[..., tuple[Tensor, Tensor]]
+"""From x, dt, A, B, C, D to y and the final state; takes ``lengths`` and ``reverse`` among its options."""
+
+
+def keep_from_earlier_frames(scan: Scan, x, dt, A, B, C, D, **options) -> tuple[Tensor, Tensor]:
+    """What ``scan`` returns; where a frame is bad, the outputs before it are written anew by a scan without bad frames.
+
+    Waits for the device, where that is not the CPU.
+    """
+    y, state = scan(x, dt, A, B, C, D, **options)
+    if x.size(1) > 1 and not math.isfinite(state.detach().sum().item()):
+        with torch.no_grad():  # the gradients are those of the scan as it was
+            write_unspoilt(y, scan, x, dt, A, B, C, D, **options)
+    return y, state
+
+
+def write_unspoilt(y: Tensor, scan: Scan, x, dt, A, B, C, D, *, lengths, reverse, **options) -> None:
+    """Into ``y`` (B, T, H, P), at the frames that come before every bad one of their head and feature."""
+    bad_steps, bad_maps = (mask_padding(~torch.isfinite(v), lengths) for v in (dt, B))
+    bad_inputs = mask_padding(~torch.isfinite(x), lengths) | bad_steps[..., None]
+    bad = bad_inputs | bad_maps.any(-1).repeat_interleave(x.size(2) // B.size(2), dim=2)[..., None]
+    spoilt = bad.flip(1).cummax(1).values.flip(1) if reverse else bad.cummax(1).values
+    x, dt, B = (v.masked_fill(bad, 0) for v, bad in ((x, bad_inputs), (dt, bad_steps), (B, bad_maps)))
+    unspoilt, _ = scan(x, dt, A, B, C, D, lengths=lengths, reverse=reverse, **options)
+    y.copy_(torch.where(spoilt, y, unspoilt))
