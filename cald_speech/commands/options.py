@@ -1,7 +1,8 @@
 """What commands and the recipes' scripts share: how they end, and the options that mean the same in all of them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,10 @@ Decorator = Callable[[Callable], Callable]
 class Command(click.Command):
     """A command that ends as all do (`cald_speech.errors.error_epilogue`); a number that it returns is its status."""
 
-    def make_context(self, *args: Any, **options: Any) -> click.Context:
-        with error_epilogue():  # of what an option's callback finds out
-            return super().make_context(*args, **options)
-
     def invoke(self, ctx: click.Context) -> None:
         with error_epilogue():
+            given = ctx.params.items()
+            ctx.params = {name: value.read() if isinstance(value, _Corpus) else value for name, value in given}
             status = super().invoke(ctx)
         ctx.exit(status or 0)
 
@@ -105,18 +104,18 @@ def manifest(
     Without ``texts`` a corpus needs none.
     """
 
-    def read(ctx: click.Context, param: click.Parameter, source: str | None) -> Path | None:
-        columns = ctx.meta.get("columns")
+    def later(ctx: click.Context, param: click.Parameter, source: str | None) -> Path | _Corpus | None:
+        columns = ctx.meta["columns"]
         if source is None and columns:
-            raise UserError("--columns: expected a manifest with columns, but none was given")
+            raise click.UsageError("--columns: expected a manifest with columns, but none was given")
         if source is None or (or_tokens and source.endswith(".json") and not columns):
             return source and Path(source)
-        return manifest_of(source, columns if texts else {"text": [], **columns})
+        return _Corpus(source, columns if texts else {"text": [], **columns})
 
     if names:
-        argument = click.option(*names, callback=read, required=required, help=meaning)
+        argument = click.option(*names, callback=later, required=required, help=meaning)
     else:
-        argument = click.argument("manifest", callback=read, required=required)
+        argument = click.argument("manifest", callback=later, required=required)
     columns = click.option(
         "--columns",
         is_eager=True,
@@ -128,13 +127,24 @@ def manifest(
     return together(argument, columns)
 
 
+@dataclass(frozen=True)
+class _Corpus:
+    """What was given as a manifest; it is read when the command runs."""
+
+    source: str
+    columns: Mapping[str, str | list[str]]
+
+    def read(self) -> Path:
+        return manifest_of(self.source, self.columns)
+
+
 def _columns(given: str | None) -> dict[str, str | list[str]]:
-    """{"text": ["a", "b"]} of ``text=a+b``. Raises UserError for what is no such list."""
+    """{"text": ["a", "b"]} of ``text=a+b``. Raises UsageError for what is no such list."""
     found: dict[str, str | list[str]] = {}
     for part in (given or "").split(",") if given else ():
         key, _, name = part.partition("=")
         if not key.strip() or not name.strip():
-            raise UserError(f"--columns: expected such as audio=path,text=sentence, got {given!r}")
+            raise click.UsageError(f"--columns: expected such as audio=path,text=sentence, got {given!r}")
         names = name.strip().split("+")
         found[key.strip()] = names if len(names) > 1 else names[0]
     return found
