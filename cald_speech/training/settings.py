@@ -217,7 +217,7 @@ def find_mode(folder: Path, name: str) -> Callable[..., Guidance]:
             cls = tag.value.removeprefix("!new:")
             raise ValueError(
                 f"guidance: expected `!name:{cls}`, without the options that its class has by itself, got `!new:`. "
-                f"Delete this file, and the shipped {name} guidance is taken, or write this one line"
+                f"Write this one line, or give the file another name: the shipped {name} guidance is then taken"
             )
         mode = build(text).get("guidance")
         _class_of(mode)

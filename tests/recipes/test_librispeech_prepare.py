@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
 
 import pytest
+import soundfile
 import torch
 
 from cald_speech.data import manifests
@@ -67,6 +69,24 @@ def test_part_of_an_official_split_is_a_warning(corpus, tmp_path, caplog):
     assert "2 utterances" in caplog.text and "2703" in caplog.text
 
 
+def test_other_audio_and_a_byte_order_mark(corpus, tmp_path):
+    """Editors of Windows put the mark there; macOS leaves files that only look like audio."""
+    chapter = corpus / "dev-clean/3/9"
+    for ending, name in ((".wav", "3-9-0000"), (".ogg", "3-9-0001")):
+        samples, rate = soundfile.read(chapter / f"{name}.flac")
+        soundfile.write(chapter / f"{name}{ending}", samples, rate)
+        (chapter / f"{name}.flac").unlink()
+    (chapter / "._3-9-0000.wav").write_bytes(b"\0\5\26\7")
+    table = chapter / "3-9.trans.txt"
+    table.write_text(table.read_text(), encoding="utf-8-sig")
+    entries = read_manifest(recipe.prepare(corpus, tmp_path, {"valid": ["dev-clean"]})["valid"])
+    assert {key: entry["text"] for key, entry in entries.items()} == {"3-9-0000": "HELLO WORLD", "3-9-0001": "IT'S ME"}
+
+
+def same_names_in_two_chapters(corpus):
+    shutil.copytree(corpus / "dev-clean/3/9", corpus / "dev-clean/4/8")
+
+
 def lose_data(corpus):
     corpus.rename(corpus.with_name("elsewhere"))
     corpus.parent.rename(corpus.parent.with_name("moved"))
@@ -104,6 +124,7 @@ def shorten_audio(corpus):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (same_names_in_two_chapters, r"3-9-0000 is .*3/9/3-9-0000.flac and .*4/8/3-9-0000.flac"),
         (lose_data, r"no such folder.*openslr\.org/12.*make demo"),
         (lose_split, r"split dev-clean .*dev-other, train-clean-100.*openslr"),
         (lose_all_audio, r"dev-clean/<speaker>/<chapter>.*none"),

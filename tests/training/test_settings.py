@@ -162,7 +162,7 @@ def test_a_copy_of_a_shipped_mode_in_its_former_form(folder):
         "    switch_step: !ref <switch_step>\n    layer: !ref <alpha_layer>\n"
     )
     with pytest.raises(
-        UserError, match=r"hybrid\.yaml: .*`!name:cald_speech\.distillation\.Hybrid`.* Delete this file"
+        UserError, match=r"hybrid\.yaml: .*`!name:cald_speech\.distillation\.Hybrid`.* Write this one line"
     ):
         Settings.load(folder / "base.yaml")
     copy.unlink()

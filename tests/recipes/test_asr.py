@@ -1,0 +1,92 @@
+"""Data of one's own, in every format: trained on, evaluated and transcribed by commands, to the same figures."""
+
+import csv
+import json
+from string import ascii_uppercase
+
+import pytest
+import soundfile
+import yaml
+from click.testing import CliRunner
+
+from cald_speech.commands import main
+from cald_speech.data.manifests import read_manifest
+from cald_speech.errors import UserError
+from cald_speech.recipes.asr.prepare import prepare
+from cald_speech.training.run import run
+from tests.data.corpora import FORMATS, Utterance, miniature, write
+from tests.training.miniature import ROOT, write_model
+
+SMALL = ["--num_steps=2", "--max_batch_s=20", "--noprogressbar"]
+
+
+def call(*words):
+    done = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_sets_in_several_formats(tmp_path, monkeypatch):
+    """An experiment of one's own over the shipped one; paths from the command line."""
+    said = miniature()
+    sources = {name: write(name, tmp_path / name.replace(" ", "_"), said) for name in ("CSV", "Kaldi", "WebDataset")}
+    teacher = write_model(tmp_path / "teacher", letters=ascii_uppercase + "',\"")
+    own = {"base": str(ROOT / "hparams/asr/student.yaml"), "teacher": str(teacher), "train": str(sources["CSV"])}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own | {"output_folder": str(tmp_path / "out")}))
+    words = [f"--valid={sources['Kaldi']}", f"--test={sources['WebDataset']}", *SMALL]
+    brain = run([str(tmp_path / "own.yaml"), *words])
+    assert brain.optimizer_step == 2
+    manifests = [read_manifest(tmp_path / "out" / "manifests" / f"{name}.json") for name in ("train", "valid", "test")]
+    assert [{key: entry["text"] for key, entry in m.items()} for m in manifests] == 3 * [{u.id: u.text for u in said}]
+
+
+def test_what_is_no_set(tmp_path):
+    with pytest.raises(UserError, match=r"train: expected a corpus .*Give --train PATH"):
+        prepare(tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match=r"valid: expected a path or a list of paths, got \{"):
+        prepare(tmp_path, tmp_path / "out", train=[str(write("CSV", tmp_path / "a", miniature()))], valid={"a": 1})
+
+
+@pytest.fixture(scope="module")
+def spoken(speech_of):
+    """Six utterances of AN4's test part; lengths in whole tenths of a millisecond, as manifests keep them."""
+    folder = speech_of("an4")
+    with (folder / "manifest.tsv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["split"] == "test"][:6]
+    samples = [soundfile.read(folder / "flac" / f"{row['id']}.flac")[0] for row in rows]
+    return [
+        Utterance(f"{row['speaker']}-1-{number:04d}", one[: len(one) // 8 * 8], row["text"].upper())
+        for number, (row, one) in enumerate(zip(rows, samples, strict=True))
+    ]
+
+
+@pytest.fixture(scope="module")
+def first(spoken, tmp_path_factory):
+    """The teacher that all formats start from, and what comes of our own manifest."""
+    folder = tmp_path_factory.mktemp("first")
+    teacher = write_model(folder / "teacher", letters=ascii_uppercase + "'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CALD_SPEECH_CACHE", str(folder / "cache"))
+        return teacher, through("our JSON", spoken, teacher, folder / "run")
+
+
+def through(name, spoken, teacher, folder):
+    """Train two steps, evaluate and transcribe what is trained, all with the corpus in that format."""
+    source = write(name, folder / "corpus", spoken)
+    keys = [f"--train={source}", f"--valid={source}", f"--teacher={teacher}", f"--output_folder={folder / 'out'}"]
+    run(["hparams/asr/student.yaml", *keys, *SMALL])
+    model, reports = folder / "out" / "model", folder / "reports"
+    summary = json.loads(call("evaluate", model, source, "--output_folder", reports, "--quiet").splitlines()[-1])
+    call("transcribe", "--manifest", source, "--model", model, "--output_folder", folder / "texts")
+    texts = {path.stem: path.read_text() for path in (folder / "texts").rglob("*.txt")}
+    return texts, {key: summary[key] for key in ("wer", "cer", "words", "num_utterances")}
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_on_real_speech(first, spoken, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("CALD_SPEECH_CACHE", str(tmp_path / "cache"))
+    teacher, (texts, summary) = first
+    found, its_summary = through(name, spoken, teacher, tmp_path)
+    assert summary["num_utterances"] == len(spoken) == len(texts) and all(texts.values())
+    assert found == texts and its_summary == summary
