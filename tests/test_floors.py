@@ -19,7 +19,7 @@ FLOORS = {
     "ops": 0,
     "errors": 0,
     "files": 0,
-    "audio_headers": 0,
+    "audio_files": 1,
     "mixers": 1,
     "families": 2,
     "conversion": 3,
@@ -37,6 +37,7 @@ FLOORS = {
 }
 ANYWHERE = {"numpy", "torch"}
 THIRD_PARTY = {
+    "audio_files": {"soundfile", "av"},  # av is of the extra `formats`
     "families": {"transformers", "huggingface_hub", "safetensors"},
     "longform": {"soundfile", "tqdm"},  # tqdm comes with huggingface_hub
     "data": {"speechbrain", "soundfile", "torchaudio", "tqdm", "tokenizers", "datasets"},

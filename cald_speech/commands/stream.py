@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cald_speech.audio_files.resampling import resampled
 from cald_speech.commands import options
 from cald_speech.commands.transcribe import DECODING, FORMAT, MARGINS, MODEL
 from cald_speech.families import family_of
 from cald_speech.longform import AudioSource, Recogniser, latency_s
 from cald_speech.longform.formats import FORMATS
 from cald_speech.longform.front_end import measure
-from cald_speech.longform.resampling import resampled
 from cald_speech.longform.source import SAMPLE_RATE
 from cald_speech.longform.words import Margins
 

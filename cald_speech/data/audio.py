@@ -1,6 +1,5 @@
-"""Audio files in and out: whatever soundfile reads becomes float32, mono, 16 kHz."""
+"""Audio files in and out: whatever `AudioFile` reads becomes float32, mono, 16 kHz."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from torchaudio.functional import resample
 
-from cald_speech.audio_headers import cut_off
+from cald_speech.audio_files import UNKNOWN_LENGTH, AudioFile
+from cald_speech.audio_files.resampling import Resampler
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
 
@@ -19,6 +18,7 @@ SAMPLE_RATE = 16_000
 MIN_SAMPLES = 400
 # Manifests keep starts and durations to 0.1 ms, so that their sum may be so much beyond the end of the file.
 _ROUNDING_S = 2e-4
+_SAMPLES_AT_ONCE = 2**16
 
 
 class AudioError(UserError):
@@ -26,7 +26,9 @@ class AudioError(UserError):
 
 
 def audio_info(path: str | Path) -> tuple[int, int]:
-    """Read the header of an audio file: (samples per channel at its own rate, its rate in Hz).
+    """Look up how long an audio file is: (samples per channel at its own rate, its rate in Hz).
+
+    The header tells where it can be believed; else (MP3, what was written to a pipe) the file is decoded.
 
     Raises: AudioError, where the file is missing, not audio, or ends before its header says (FLAC: see `ends_early`).
 
@@ -38,19 +40,11 @@ def audio_info(path: str | Path) -> tuple[int, int]:
     >>> audio_info(path)
     (16000, 16000)
     """
-    path = Path(path)
-    if not os.path.isfile(path):  # which takes names that no file can have
-        raise AudioError(f"{path}: there is no such audio file. Check the path, or prepare the data again.")
-    shortened = cut_off(path)
-    if shortened:
-        raise AudioError(f"{path}: {shortened}. {_MEND}")
-    try:
-        info = soundfile.info(str(path))
-    except soundfile.LibsndfileError as error:
-        raise AudioError(
-            f"{path}: expected an audio file, but it cannot be read ({error.error_string}). {_MEND}"
-        ) from error
-    return info.frames, info.samplerate
+    file = _open(path)
+    while file.num_samples == UNKNOWN_LENGTH:
+        file.read(_SAMPLES_AT_ONCE)
+    _refuse_faults(file)
+    return file.num_samples, file.rate
 
 
 def ends_early(path: str | Path) -> bool:
@@ -59,7 +53,7 @@ def ends_early(path: str | Path) -> bool:
         with soundfile.SoundFile(str(path)) as file:
             file.seek(max(0, file.frames - 1))
             return len(file.read(1)) < min(1, file.frames)
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, TypeError):
         return True
 
 
@@ -69,8 +63,9 @@ def read_audio(
     """Read an audio file, or a segment of it, as (N,) float32 mono at 16 kHz, full scale being 1.
 
     More channels are averaged, other rates are resampled. `min_samples` counts at 16 kHz. Of a segment of `duration_s`
-    seconds from `start_s` on (None: to the end) nothing else is decoded, so that a long recording is never in memory;
-    where the rate is another one, the resampling filter does not see beyond the segment's edges.
+    seconds from `start_s` on (None: to the end) nothing else is kept, and where the format allows it nothing else is
+    decoded, so that a long recording is never in memory; where the rate is another one, the resampling filter does not
+    see beyond the segment's edges.
 
     Raises: AudioError, where the file is missing, unreadable, truncated, empty, too short, holds NaN or infinity, or
     ends before the segment does.
@@ -83,33 +78,64 @@ def read_audio(
     >>> read_audio(path).shape, read_audio(path, start_s=0.25, duration_s=0.5).shape
     (torch.Size([16000]), torch.Size([8000]))
     """
-    num_samples, rate = audio_info(path)
     is_whole = start_s == 0 and duration_s is None
-    first, count = (0, num_samples) if is_whole else _extent(path, num_samples, rate, start_s, duration_s)
-    try:
-        samples, _ = soundfile.read(
-            str(path), frames=-1 if is_whole else count, start=first, dtype="float32", always_2d=True
-        )
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: the audio is damaged or cut off ({error.error_string}). {_MEND}") from error
-    if len(samples) < count:
-        raise AudioError(
-            f"{path}: the header promises {num_samples} samples, but only {first + len(samples)} are there. {_MEND}"
-        )
-    mono = samples.mean(axis=1)
+    file = _open(path)
+    _refuse_faults(file)
+    mono = _all_of(file) if is_whole else _segment(file, start_s, duration_s)
     if not np.isfinite(mono).all():
         raise AudioError(f"{path}: expected finite samples, but some are NaN or infinite. {_MEND}")
-    audio = torch.from_numpy(mono)
-    if count > 0:
-        audio = to_16_khz(audio, rate)
+    audio = to_16_khz(torch.from_numpy(mono), file.rate)
     if len(audio) < min_samples:
-        came = "is empty" if count == 0 else f"has {len(audio)}"
+        came = f"has {len(audio)}" if len(audio) else "is empty"
         raise AudioError(
             f"{path}: expected at least {min_samples} samples at 16 kHz ({1000 * min_samples / SAMPLE_RATE:g} ms, one "
             f"frame of the speech encoder), but the {'file' if is_whole else 'segment'} {came}. Leave this utterance "
             "out of the data."
         )
     return audio
+
+
+def _open(path: str | Path) -> AudioFile:
+    try:
+        return AudioFile(path)
+    except UserError as error:
+        raise AudioError(f"{str(error).rstrip('.')}. {_MEND}") from error
+
+
+def _refuse_faults(file: AudioFile) -> None:
+    if file.fault is not None:
+        raise AudioError(f"{file.path}: {file.fault.message}, at {file.fault.time_s:.2f} s. {_MEND}")
+
+
+def _all_of(file: AudioFile) -> np.ndarray:
+    """What is left of the file."""
+    parts = []
+    while len(part := file.read(_SAMPLES_AT_ONCE)):
+        parts.append(part)
+    _refuse_faults(file)
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def _segment(file: AudioFile, start_s: float, duration_s: float | None) -> np.ndarray:
+    """The samples of a segment at the file's own rate; nothing before them is decoded where the file can seek."""
+    num_samples = file.num_samples if file.seekable else audio_info(file.path)[0]
+    first, count = _extent(file.path, num_samples, file.rate, start_s, duration_s)
+    if not file.seekable:
+        for start in range(0, first, _SAMPLES_AT_ONCE):
+            file.read(min(_SAMPLES_AT_ONCE, first - start))
+        mono = file.read(count)
+        _refuse_faults(file)
+    else:
+        try:
+            samples, _ = soundfile.read(str(file.path), frames=count, start=first, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{file.path}: the audio is damaged or cut off ({error.error_string}). {_MEND}") from error
+        mono = samples.mean(axis=1)
+    if len(mono) < count:
+        raise AudioError(
+            f"{file.path}: the header promises {num_samples} samples, but only {first + len(mono)} are there. {_MEND}"
+        )
+    return mono
 
 
 def read_entry(entry: Mapping[str, Any]) -> torch.Tensor:
@@ -144,12 +170,13 @@ def to_16_khz(audio: torch.Tensor, rate: int) -> torch.Tensor:
     >>> to_16_khz(torch.zeros(8_000), 8_000).shape
     torch.Size([16000])
     """
-    if rate == SAMPLE_RATE:
+    if rate == SAMPLE_RATE or not len(audio):
         return audio
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return resample(audio, rate, SAMPLE_RATE)
+        resampler = Resampler(rate, SAMPLE_RATE)
+        return resampler(audio, 0, 0, resampler.num_outputs(len(audio)))
     finally:
         torch.set_num_threads(num_threads)
 

@@ -1,4 +1,4 @@
-"""Audio of any length, read in parts: whatever soundfile reads becomes float32, mono, 16 kHz.
+"""Audio of any length, read in parts: whatever ``cald_speech.audio_files`` reads becomes float32, mono, 16 kHz.
 
 The samples are those of ``cald_speech.data.audio.read_audio``. That reader refuses a damaged file; this one gives what
 can be read, and says afterwards what was wrong and from which second on.
@@ -6,35 +6,25 @@ can be read, and says afterwards what was wrong and from which second on.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
-from cald_speech.audio_headers import cut_off
-from cald_speech.errors import UserError
-from cald_speech.longform.resampling import Resampler
+from cald_speech.audio_files import AudioFile, Fault
+from cald_speech.audio_files.resampling import Resampler
 
 SAMPLE_RATE = 16_000
-_UNKNOWN_LENGTH = 2**62  # what libsndfile says of a FLAC file from a pipe is 2**63 - 1
-
-
-class Fault(NamedTuple):
-    """What is wrong with a file, and the second up to which it could be read."""
-
-    time_s: float
-    message: str
 
 
 class AudioSource:
     """One audio signal, of which never more than the part asked for is in memory.
 
     ``num_samples`` counts at 16 kHz. For a file it is what the header says until a fault is met; then it is what can be
-    read, and ``fault`` says why. (A file written to a pipe may not know its length: it is then huge until the end was
-    read.) Parts are best read in order, overlapping or not: going back decodes the file from its start again. Not for
-    use by several threads at once.
+    read, and ``fault`` says why. (MP3 and what was written to a pipe do not know their length: it is then huge until
+    the end was read.) Parts are best read in order, overlapping or not: going back decodes the file from its start
+    again. Not for use by several threads at once.
 
     Example
     -------
@@ -53,7 +43,7 @@ class AudioSource:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """A file in any format, rate and number of channels that soundfile reads; the channels are averaged.
+        """A file in any format, rate and number of channels that ``AudioFile`` reads; the channels are averaged.
 
         Raises UserError where there is no such file or it is not audio at all.
         """
@@ -115,39 +105,35 @@ class SampleReader:
         return self.samples[start:stop].float()
 
 
-class _Sequential(soundfile.SoundFile):
-    """A file that is read through. soundfile seeks to where it stands after every read of a file that can seek."""
-
-    def seekable(self) -> bool:
-        return False
-
-
 class FileReader:
-    """A file at its own rate, mixed down to mono, decoded from its start on; it keeps the last part that was asked for.
+    """A file at its own rate, decoded from its start on; it keeps the last part that was asked for.
 
-    Nothing seeks: in MP3 and Ogg files the samples after a seek are others than those of reading through. The file is
-    decoded in the same small blocks in every pass, so that every pass meets a fault at the same sample.
+    The file is decoded in the same small blocks in every pass, so that every pass meets a fault at the same sample.
     """
 
     SAMPLES_PER_DECODING = 1024
 
     def __init__(self, path: Path):
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such audio file. Check the path")
-        self.path, self.fault = path, None
-        self._rewind()
-        self.rate, self.num_samples = self._file.samplerate, self._file.frames
-        shortened = cut_off(path)
-        if shortened:
-            self._end(self.num_samples, shortened)
+        self._file = AudioFile(path)
+        self.rate = self._file.rate
+        self._kept_from, self._kept = 0, np.empty(0, np.float32)
+
+    @property
+    def num_samples(self) -> int:
+        return self._file.num_samples
+
+    @property
+    def fault(self) -> Fault | None:
+        return self._file.fault
 
     def read(self, start: int, stop: int) -> Tensor:
         """Samples [start, stop), fewer where the file ends before."""
         if start < self._kept_from:
-            self._rewind()
+            self._file.rewind()
+            self._kept_from, self._kept = 0, self._kept[:0]
         parts, at = [self._kept], self._kept_from + len(self._kept)
         while at < stop:
-            block = self._decode(at)
+            block = self._file.read(self.SAMPLES_PER_DECODING)
             if not len(block):
                 break
             parts = [*parts, block] if at > start else [*parts[-1:], block]
@@ -156,39 +142,3 @@ class FileReader:
         self._kept = everything[max(0, start - (at - len(everything))) :]
         self._kept_from = at - len(self._kept)
         return torch.from_numpy(self._kept[: stop - start])
-
-    def _rewind(self) -> None:
-        try:
-            self._file = _Sequential(str(self.path))
-        except soundfile.LibsndfileError as error:
-            raise UserError(
-                f"{self.path}: expected an audio file, but it cannot be read ({error.error_string}). Convert it to WAV "
-                "or FLAC, or copy it again"
-            ) from error
-        self._kept_from, self._kept = 0, np.empty(0, np.float32)
-
-    def _decode(self, at: int) -> np.ndarray:
-        """The next block of the file, which stands at sample ``at``."""
-        count = min(self.SAMPLES_PER_DECODING, self.num_samples - at)
-        if count <= 0:
-            return self._kept[:0]
-        try:
-            samples = self._file.read(count, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            self._end(at, f"the audio is damaged or cut off ({error.error_string})")
-            return self._kept[:0]
-        mono = samples.mean(axis=1)
-        if len(mono) < count and self.num_samples >= _UNKNOWN_LENGTH:
-            self.num_samples = at + len(mono)
-        elif len(mono) < count:
-            self._end(at + len(mono), f"the header promises {self.num_samples / self.rate:.2f} s, but there is no more")
-        finite = np.isfinite(mono)
-        if not finite.all():
-            mono = mono[: finite.argmin()]
-            self._end(at + len(mono), "the samples are NaN or infinite")
-        return mono
-
-    def _end(self, num_samples: int, message: str) -> None:
-        """The file is good up to so many samples."""
-        self.num_samples = num_samples
-        self.fault = Fault(num_samples / self.rate, message)

@@ -4,7 +4,8 @@ import pytest
 import soundfile
 import torch
 
-from cald_speech.longform import Recogniser, resampling
+from cald_speech.audio_files import resampling
+from cald_speech.longform import Recogniser
 
 SECONDS = 12  # of the talk
 

@@ -8,9 +8,9 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
+from cald_speech.audio_files.resampling import Resampler
 from cald_speech.data.audio import AudioError, read_audio
 from cald_speech.errors import UserError
-from cald_speech.longform.resampling import Resampler
 from cald_speech.longform.source import AudioSource
 from tests.helpers import TOLERANCE, relative_error
 

@@ -11,7 +11,7 @@ made in groups of q samples, one of each phase.
 
 import math
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -114,7 +114,8 @@ class Run(NamedTuple):
     taps: Tensor  # (samples of the window, phases)
 
 
-@cache
+# A rate without a common divisor has thousands of phases, up to 70 MB of taps.
+@lru_cache(maxsize=4)
 def kernel(old: int, new: int, width: int) -> list[Run]:
     """The taps of all phases, worked out in float64; a run's window is some two widths longer than its phases reach."""
     runs = []
