@@ -162,8 +162,12 @@ class AudioFile:
 class _Sndfile(soundfile.SoundFile):
     """A file that libsndfile reads through. soundfile would seek to where it stands after every read."""
 
-    def __init__(self, file: object):
-        super().__init__(file)
+    def __init__(self, file: "str | io.BufferedReader | _View"):
+        self._kept_open = file  # libsndfile has its number alone
+        if isinstance(file, io.BufferedReader):
+            super().__init__(file.fileno(), closefd=False)
+        else:
+            super().__init__(file)
         self.rate, self.num_samples = self.samplerate, min(self.frames, UNKNOWN_LENGTH)
         self.is_mpeg = self.subtype.startswith("MPEG") and self.format == "MP3"
 
@@ -259,7 +263,7 @@ def _open(path: Path, part: Part | None) -> "_Sndfile | _Av":
         if path.suffix.lower() in _BY_NAME:
             return _Sndfile(str(path))
         # Without the name: libsndfile takes whatever is called .raw or .snd for samples without a header.
-        return _Sndfile(_View(path, Part(0, path.stat().st_size)))
+        return _Sndfile(path.open("rb"))
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
         return _by_av(path, _reason(error))
 
