@@ -105,6 +105,7 @@ class TokenLengths(Lengths):
     Arguments
     ---------
     left_padding : False refuses padding in front, for models whose positions and heads count from the first token.
+    mask_at : which of the base model's positional arguments is the mask, counted from 0.
 
     Example
     -------
@@ -117,14 +118,14 @@ class TokenLengths(Lengths):
     True
     """
 
-    def __init__(self, *, left_padding: bool) -> None:
-        self.left_padding = left_padding
+    def __init__(self, *, left_padding: bool, mask_at: int = 1) -> None:
+        self.left_padding, self.mask_at = left_padding, mask_at
         self.frames: Tensor | None = None
         self.starts: Tensor | None = None
 
     def hook(self, base: nn.Module, args: tuple, kwargs: dict) -> None:
         """Forward pre-hook of the base model: reads ``attention_mask``, (B, past and present tokens) ones and zeros."""
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        mask = kwargs.get("attention_mask", args[self.mask_at] if len(args) > self.mask_at else None)
         self.frames = self.starts = None
         if mask is None:
             return

@@ -1,8 +1,8 @@
-"""Models of text: what all of them have, and the two layouts that they come in.
+"""Models of text: what all of them have, and the layouts that they come in.
 
-:class:`TextEncoderFamily` is BERT and RoBERTa: post-norm layers, and an attention apart from its output projection.
-:class:`TextDecoderFamily` is GPT-NeoX and Llama: pre-norm layers behind one causal mask, and rotary positions made for
-all of them.
+:class:`TextEncoderFamily` is BERT and RoBERTa: post-norm layers, and an attention apart from its output projection; in
+:class:`WholeSlotEncoderFamily`, DistilBERT and ModernBERT, the attention holds it. :class:`TextDecoderFamily` is
+GPT-NeoX, Llama and others: pre-norm layers behind a causal mask, and rotary positions made for all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,6 +46,8 @@ class TextFamily(Family):
     }
     refusal = "{model_type} models hear audio: expected one that reads text, such as roberta-base"
 
+    mask_at = 1  # which of the base model's positional arguments is the mask
+
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         # Masks hide padding from attention; lengths are there for mixers, and read from the first mixer on.
         return model
@@ -55,7 +57,7 @@ class TextFamily(Family):
         return config.max_position_embeddings
 
     def new_lengths(self, base: nn.Module) -> TokenLengths:
-        return TokenLengths(left_padding=self.causal)
+        return TokenLengths(left_padding=self.causal, mask_at=self.mask_at)
 
 
 class TextEncoderFamily(TextFamily):
@@ -86,7 +88,7 @@ class TextEncoderFamily(TextFamily):
     masked_lm_head: str  # the masked-LM model's attribute with its head
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
-        if model.config.is_decoder:
+        if getattr(model.config, "is_decoder", False):
             raise UserError(
                 f"is_decoder: expected an encoder, got a {type(model).__name__} that its config makes a decoder. Load "
                 "it with is_decoder: false"
@@ -126,11 +128,51 @@ class TextEncoderFamily(TextFamily):
         return nn.Identity()
 
     def head(self, model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+        self.check_head(model)
+        return model.get_submodule(self.masked_lm_head)
+
+    def check_head(self, model: PreTrainedModel) -> None:
+        """Raise UserError for a model without a masked-LM head."""
         if not isinstance(model, self.classes["masked_lm"]):
             raise UserError(
                 f"expected a model with a masked-LM head, got {type(model).__name__}. Load it with head='masked_lm'"
             )
-        return model.get_submodule(self.masked_lm_head)
+
+
+class WholeSlotEncoderFamily(TextEncoderFamily):
+    """An encoder whose attention is one module, with its output projection in it: DistilBERT and ModernBERT."""
+
+    slot_name: str  # the layer's attribute with its attention
+
+    def before(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The layer's input to its slot's, (B, T, D) each."""
+        return x
+
+    def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The layer's input and its slot's output, (B, T, D) each, to its output."""
+        raise NotImplementedError
+
+    def open(self, layer: nn.Module) -> Opened:
+        def slot(x: Tensor, *, lengths: Tensor | None = None, **arguments: Any) -> Tensor:
+            mixer = self.mixer(layer)
+            if mixer is not None:
+                return mixer(x, lengths)
+            return self.attention(layer)(x, **of_its_type(layer, arguments))[0]
+
+        return Opened(lambda x: self.before(layer, x), slot, lambda x, y: self.after(layer, x, y))
+
+    def slot_ends(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+        slot = layer.get_submodule(self.slot_name)
+        return slot, slot
+
+    def replace_attention(self, model: PreTrainedModel, index: int, mixer: Mixer) -> None:
+        setattr(self.layers(model)[index], self.slot_name, MixerSlot(mixer, self.context(model)))
+
+
+def of_its_type(layer: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Of arguments that differ by the type of a layer's attention, local or over everything, those of this layer's."""
+    attention_type = getattr(layer, "attention_type", None)
+    return {name: v[attention_type] if isinstance(v, dict) else v for name, v in arguments.items()}
 
 
 class TextDecoderFamily(TextFamily):
@@ -160,9 +202,11 @@ class TextDecoderFamily(TextFamily):
     slot_name: str  # the layer's attribute with its attention
     cache_argument: str  # under which name the attention is given the cache
     norm_name: str  # the base model's attribute with the final norm
+    layers_name = "layers"  # the base model's attribute with its layers
+    first_norm_name = "input_layernorm"  # the layer's attribute with the norm before its attention
 
     def layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
-        return model.base_model.layers
+        return model.base_model.get_submodule(self.layers_name)
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The layer's input and its slot's output, (B, T, D) each, to its output."""
@@ -171,9 +215,15 @@ class TextDecoderFamily(TextFamily):
     def open(self, layer: nn.Module) -> Opened:
         def slot(x: Tensor, *, lengths: Tensor | None = None, **arguments: Any) -> Tensor:
             mixer = self.mixer(layer)
-            return self.attention(layer)(x, **arguments)[0] if mixer is None else mixer(x, lengths)
+            if mixer is not None:
+                return mixer(x, lengths)
+            return self.attention(layer)(x, **self.of_layer(layer, arguments))[0]
 
-        return Opened(layer.input_layernorm, slot, lambda x, y: self.after(layer, x, y))
+        return Opened(layer.get_submodule(self.first_norm_name), slot, lambda x, y: self.after(layer, x, y))
+
+    def of_layer(self, layer: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Of :meth:`layer_arguments`, what this layer is given: masks may differ from layer to layer."""
+        return arguments
 
     def slot_ends(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
         slot = layer.get_submodule(self.slot_name)
@@ -183,10 +233,15 @@ class TextDecoderFamily(TextFamily):
         base = model.base_model
         mask = None if lengths is None else valid_frames(lengths, x.size(1))
         positions = torch.arange(x.size(1), device=x.device)[None]
-        mask = create_causal_mask(
-            config=base.config, inputs_embeds=x, attention_mask=mask, past_key_values=None, position_ids=positions
-        )
-        return {"attention_mask": mask, "position_embeddings": base.rotary_emb(x, position_ids=positions)}
+        options = {"config": base.config, "inputs_embeds": x, "attention_mask": mask, "past_key_values": None}
+        return {
+            "attention_mask": self.masks(base.config, options | {"position_ids": positions}),
+            "position_embeddings": base.rotary_emb(x, position_ids=positions),
+        }
+
+    def masks(self, config: PretrainedConfig, options: dict[str, Any]) -> Any:
+        """The mask of every layer, or of each type of attention by its name; ``options`` are the mask functions'."""
+        return create_causal_mask(**options)
 
     def replace_attention(self, model: PreTrainedModel, index: int, mixer: CausalMixer) -> None:
         slot = CausalSlot(mixer, self.context(model), index, self.cache_argument)

@@ -59,7 +59,10 @@ def test_the_other_kind_is_refused_with_the_way_out():
         (WhisperConfig(), "'whisper' is not known: .* The nearest is wav2vec2: its encoder hears 30 s"),
         (ElectraConfig(), "'electra' is not known: .* The nearest is bert"),
         (Gemma2Config(), "'gemma2' is not known: .* The nearest is llama"),
-        (HieraConfig(), "'hiera' is not known: expected one of .*wavlm. A family is one file beside .*CONTRIBUTING"),
+        (
+            HieraConfig(),
+            "'hiera' is not known: expected one of .*xlm-roberta. A family is one file beside .*CONTRIBUTING",
+        ),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )

@@ -8,15 +8,22 @@ import torch
 from transformers import (
     BertConfig,
     Data2VecAudioConfig,
+    DistilBertConfig,
+    GPT2Config,
     GPTNeoXConfig,
     HubertConfig,
     LlamaConfig,
+    MistralConfig,
+    ModernBertConfig,
+    Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
     UniSpeechConfig,
     UniSpeechSatConfig,
     Wav2Vec2Config,
     Wav2Vec2ConformerConfig,
     WavLMConfig,
+    XLMRobertaConfig,
 )
 
 from cald_speech import LayerMap, convert
@@ -29,6 +36,11 @@ PYTHIA = {"vocab_size": 50_304, "max_position_embeddings": 2048, "tie_word_embed
 PYTHIA_1B = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8, "intermediate_size": 8192}
 LLAMA_1B = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
 LLAMA_1B |= {"intermediate_size": 8192, "vocab_size": 128_256, "head_dim": 64, "tie_word_embeddings": True}
+XLM_R = ROBERTA | {"vocab_size": 250_002}
+QWEN2 = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
+QWEN2 |= {"intermediate_size": 4864, "vocab_size": 151_936, "tie_word_embeddings": True}
+QWEN3 = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8}
+QWEN3 |= {"intermediate_size": 3072, "vocab_size": 151_936, "tie_word_embeddings": True, "head_dim": 128}
 LINFORMER = partial(Linformer, max_length=512)
 PAPER_MAMBA = partial(Mamba, expand=2.5)
 
@@ -40,6 +52,13 @@ MODELS = {
     "pythia-160m": (GPTNeoXConfig(**BASE, **PYTHIA), "lm", 162_322_944, PAPER_MAMBA),
     "pythia-1b": (GPTNeoXConfig(**PYTHIA_1B, **PYTHIA), "lm", 1_011_781_632, PAPER_MAMBA),
     "pythia-1b, Mamba-2": (GPTNeoXConfig(**PYTHIA_1B, **PYTHIA), "lm", 1_011_781_632, Mamba2),
+    "distilbert-base-uncased": (DistilBertConfig(), "base", 66_362_880, LINFORMER),
+    "xlm-roberta-base": (XLMRobertaConfig(**BASE, **XLM_R), "base", 278_043_648, LINFORMER),
+    "ModernBERT-base": (ModernBertConfig(), "base", 149_014_272, LINFORMER),
+    "gpt2": (GPT2Config(), "lm", 124_439_808, Mamba2),
+    "Mistral-7B-v0.1": (MistralConfig(), "lm", 7_241_732_096, Mamba2),
+    "Qwen2.5-0.5B": (Qwen2Config(**QWEN2), "lm", 494_032_768, Mamba2),
+    "Qwen3-0.6B": (Qwen3Config(**QWEN3), "lm", 596_049_920, Mamba2),
     "Llama-3.2-1B": (LlamaConfig(**LLAMA_1B), "lm", 1_235_814_400, Mamba2),
 }
 
@@ -63,6 +82,8 @@ def test_a_published_model_converts(config, head, parameters, mixer):
         weights.o_bias,
     )
     gone = sum(w.numel() for w in attention if w is not None)
+    layer = family.layers(model)[0]
+    gone += sum(p.numel() for n, p in layer.named_parameters() if n.endswith(("q_norm.weight", "k_norm.weight")))
     report = convert(model, LayerMap(mixer), initialise="random")
     assert report.num_parameters_before == parameters
     assert report.num_parameters_after == parameters + config.num_hidden_layers * (expected - gone)

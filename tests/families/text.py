@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -21,11 +22,20 @@ SHARED_LINFORMER = partial(Linformer, k=5, max_length=16, sharing="layer")
 LAYOUTS = {
     "gpt_neox": {"sequential": {"use_parallel_residual": False}, "without biases": {"attention_bias": False}},
     "llama": {"with biases": {"attention_bias": True, "num_key_value_heads": 4}},
+    "mistral": {"without a window": {"sliding_window": None}},
+    "modernbert": {"with biases": {"attention_bias": True}},
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 1},
+    "xlm-roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 1},
+    "distilbert": {"hidden_dim": 64, "dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
+    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 4, "cls_token_id": None, "sep_token_id": None},
+    "gpt2": {"n_inner": 64, "resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "tie_word_embeddings": False},
     "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
+    "qwen2": {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
 }
 
 
@@ -78,6 +88,23 @@ class Case(NamedTuple):
         }
 
 
+# In `make test` these stand for every layout of a text model; all others go through the same matrices in
+# `make test-all`, and through tests/families/test_text_in_short.py everywhere.
+USUAL = ("bert", "roberta", "gpt_neox", "llama")
+
+
+def each(cases: dict[str, Any]) -> list[Any]:
+    """What parametrize takes, from cases (or tuples with one) by names that begin with their family's."""
+    return [
+        pytest.param(
+            *((of,) if isinstance(of, Case) else of),
+            id=name,
+            marks=() if name.replace("-", " ").split()[0] in USUAL else pytest.mark.wide,
+        )
+        for name, of in cases.items()
+    ]
+
+
 MAPS = ("kept", "all converted", "first converted", "middle kept", "paper")
 CASES = {name: Case(family, {}) for name, family in TEXT.items()} | {
     f"{name} {layout}": Case(TEXT[name], options)
@@ -113,10 +140,15 @@ def tokens_and_mask(
     return tokens, mask
 
 
+def positions_of(model: PreTrainedModel, mask: Tensor) -> dict[str, Tensor]:
+    """For rows that are padded in front, where positions are learned: what ``generate`` gives them."""
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if "gpt2" in model.config.model_type else {}
+
+
 def valid_logits(model: PreTrainedModel, *, left: bool = False, lengths: Sequence[int] = LENGTHS) -> list[Tensor]:
     """The logits of each row of one padded batch, without the padding."""
     tokens, mask = tokens_and_mask(lengths, left=left, pad=model.config.pad_token_id)
-    logits = model(tokens, attention_mask=mask).logits
+    logits = model(tokens, attention_mask=mask, **(positions_of(model, mask) if left else {})).logits
     return [row[valid] for row, valid in zip(logits, mask.bool(), strict=True)]
 
 
