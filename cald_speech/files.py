@@ -1,10 +1,21 @@
 """Files and folders that are either whole or absent: a killed run never leaves half of one behind."""
 
+import fcntl
+import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LOCK = ".lock"
+
+
+class InUse(OSError):
+    """Another process holds the folder; the message is for the user."""
 
 
 @contextmanager
@@ -68,3 +79,94 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             (place / path.name).rename(path)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def sweep(folder: str | Path, *, older_than_s: float = 0.0) -> None:
+    """Remove, at any depth, the temporary files and folders of processes that were killed.
+
+    Arguments
+    ---------
+    older_than_s : leaves younger ones; where processes of other machines write to the folder too, theirs seem gone.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / ".train.99999999.json").touch()  # there is no such process
+    >>> sweep(folder)
+    >>> list(folder.iterdir())
+    []
+    """
+    newest = time.time() - older_than_s
+    for place, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            named = re.fullmatch(r"\..+\.(\d+)(\.[^.]*)?", name)
+            path = Path(place, name)
+            if named and not _is_running(int(named[1])) and path.lstat().st_mtime <= newest:
+                shutil.rmtree(path) if name in folders else path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold a folder, which is made if it is missing, against other processes, of other machines too.
+
+    The lock ends with the process, however that ends. Processes that are forked inside do not have it.
+
+    Raises: InUse, where another process holds it, with its number and machine; OSError, where the folder cannot be
+    written. A file system without locks is not held.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with locked(folder):
+    ...     [path.name for path in folder.iterdir()]
+    ['.lock']
+    """
+    path = Path(folder) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            # Not flock(): workers that are forked inside would hold that beyond the end of a killed process.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            holder = _holder(handle)
+            os.close(handle)
+            raise InUse(
+                f"{folder} is in use by another process{holder}: wait for it or end it, or choose another folder"
+            ) from error
+        except OSError:
+            os.close(handle)
+            handle = None  # no locks here
+            break
+        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+            break
+        os.close(handle)  # whoever had it removed the file in between
+    try:
+        if handle is not None:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _holder(handle: int) -> str:
+    try:
+        known = json.loads(os.pread(handle, 1000, 0))
+        return f" (process {known['pid']} on {known['host']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from speechbrain.utils.checkpoints import (
+    CKPT_PREFIX,
     Checkpoint,
     Checkpointer,
+    ckpt_recency,
     mark_as_loader,
     mark_as_saver,
     register_checkpoint_hooks,
@@ -40,7 +42,12 @@ from cald_speech.training.distributed import gathered, is_main, rank, world_size
 from cald_speech.training.guards import SkippedSteps
 
 UNFINISHED = "unfinished+"
+OLD_RECONSTRUCT = "numpy.core.multiarray._reconstruct"  # its name before numpy 2
 # What reading a truncated or foreign file raises, in torch, pickle and yaml.
+# What numpy's arrays of numbers are pickled with.
+_ARRAY = np.empty(0, np.uint32)
+_RECONSTRUCT = _ARRAY.__reduce__()[0]
+NUMPY_ARRAYS = [np.ndarray, np.dtype, type(_ARRAY.dtype), _RECONSTRUCT, (_RECONSTRUCT, OLD_RECONSTRUCT)]
 DAMAGES = (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError, UnpicklingError, yaml.YAMLError)
 
 
@@ -54,8 +61,10 @@ class AtomicCheckpointer(Checkpointer):
         super().__init__(checkpoints_dir, **kwargs)
         self.recovered: Checkpoint | None = None  # what the run was taken up from
         if is_main():
-            for left_over in self.checkpoints_dir.glob(f"{UNFINISHED}*"):
-                shutil.rmtree(left_over)
+            # The second: of a run that was killed while it deleted one, file by file.
+            strays = [p for p in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*") if not self._is_checkpoint_dir(p)]
+            for left_over in [*self.checkpoints_dir.glob(f"{UNFINISHED}*"), *strays]:
+                shutil.rmtree(left_over, ignore_errors=True)
 
     def _new_checkpoint_dirpath(self) -> Path:
         final = super()._new_checkpoint_dirpath()
@@ -102,6 +111,22 @@ class AtomicCheckpointer(Checkpointer):
         # SpeechBrain appends to its default list of keys, one more with each checkpoint, and then sorts by all of them.
         super().save_and_keep_only(*args, importance_keys=[*importance_keys], **kwargs)
 
+    def delete_checkpoints(
+        self, *, num_to_keep=1, min_keys=(), max_keys=(), importance_keys=(ckpt_recency,), ckpt_predicate=None, **kwargs
+    ) -> None:
+        """As SpeechBrain's, but each is gone at once, under a name that is swept where the run is killed."""
+        orders = [{"min_key": key} for key in min_keys] + [{"max_key": key} for key in max_keys]
+        listed, kept = set(), set()
+        for order in orders + [{"importance_key": key} for key in importance_keys]:
+            found = [c.path for c in self.find_checkpoints(ckpt_predicate=ckpt_predicate, **order)]
+            listed.update(found)
+            kept.update(found[:num_to_keep])
+        ddp_barrier()  # every rank has listed them
+        for path in listed - kept if is_main() else ():
+            os.replace(path, path.with_name(UNFINISHED + path.name))
+            shutil.rmtree(path.with_name(UNFINISHED + path.name), ignore_errors=True)
+        ddp_barrier()
+
     def recover_if_possible(self, *args, **kwargs) -> Checkpoint | None:
         """As SpeechBrain's; raises UserError for a checkpoint that is truncated or of another model."""
         try:
@@ -122,10 +147,11 @@ class RandomState:
 
     @mark_as_saver
     def save(self, path: Path) -> None:
+        version, words, gauss = random.getstate()
+        name, keys, *rest = np.random.get_state()  # SpecAugment draws its masks from numpy's global generator
         state = {
-            "python": random.getstate(),
-            # SpecAugment draws its masks from numpy's global generator.
-            "numpy": np.random.get_state(),
+            "python": (version, torch.tensor(words), gauss),
+            "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
@@ -135,12 +161,16 @@ class RandomState:
 
     @mark_as_loader
     def load(self, path: Path, end_of_epoch: bool) -> None:
-        states = torch.load(path, weights_only=False)  # our own file: python's and numpy's states are tuples
+        # Tensors, numbers and words alone: a checkpoint is data, and runs no code. Earlier ones have numpy's array.
+        with torch.serialization.safe_globals(NUMPY_ARRAYS):
+            states = torch.load(path, weights_only=True)
         if len(states) != world_size():
             raise ValueError(f"it was saved by {len(states)} processes, and this run has {world_size()}.")
         state = states[rank()]
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(torch.as_tensor(words).tolist()), gauss))
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, np.asarray(keys).astype(np.uint32), *rest))
         torch.set_rng_state(state["torch"])
         if state["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
@@ -161,7 +191,7 @@ class Progress:
 
     @mark_as_loader
     def load(self, path: Path, end_of_epoch: bool) -> None:
-        state = torch.load(path)
+        state = torch.load(path, weights_only=True)
         self.guidance.load_state_dict(state["guidance"])
         self.best_metric, self.skipped.count = state["best_metric"], state["num_skipped"]
 
@@ -171,7 +201,9 @@ class ModelStore:
 
     def __init__(self, folder: Path, processor: Processor, facts: dict[str, Any]):
         self.folder, self.processor, self.facts = folder, processor, facts
-        for old in folder.glob(".*.old") if is_main() else ():
+        for unfinished in [*folder.glob(".*.unfinished"), *folder.glob("*/.*.unfinished")] if is_main() else ():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        for old in [*folder.glob(".*.old"), *folder.glob("*/.*.old")] if is_main() else ():
             # Killed between two renames: the new folder is gone with its temporary name, the old one is put back.
             final = old.with_name(old.name[1 : -len(".old")])
             old.rename(final) if not final.exists() else shutil.rmtree(old)

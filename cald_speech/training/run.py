@@ -1,9 +1,11 @@
 """`train()`, the body of every recipe: settings, data, models, Brain."""
 
+import errno
 import inspect
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import cald_speech
 from cald_speech.conversion.model_card import base_model_of
 from cald_speech.data.batching import StepSampler, batch_loader, step_loader
 from cald_speech.errors import UserError, error_epilogue
+from cald_speech.files import InUse, locked, sweep
 from cald_speech.shipped import experiment_file, recipes_folder
 from cald_speech.tasks.base import Processor
 from cald_speech.training import command_line, distributed
@@ -27,6 +30,9 @@ from cald_speech.training.record import RunRecord, resolved_yaml
 from cald_speech.training.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+CLOSED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 Prepare = Callable[..., Mapping[str, Path]]
 """(data folder, output folder, **corpus settings) -> the manifests of ``train``, ``valid`` and any test sets."""
@@ -55,21 +61,43 @@ def train(argv: Sequence[str], prepare: Prepare | None = None) -> None:
 def run(argv: Sequence[str], prepare: Prepare | None = None) -> CaldBrain:
     """What :func:`train` does, with errors raised; returns the Brain after training."""
     line = command_line.read(argv)
-    settings, run_opts = _load(line), line.run_opts
+    settings = _load(line)
+    folder = Path(settings.output_folder)
     text = resolved_yaml(settings, experiment_file(line.experiment), line.overrides)
-    record = RunRecord(settings, text, argv, go_on=line.go_on)
-    distributed.join(run_opts)
-    data = prepare_data(settings, prepare or prepare_of(settings.recipe))
-    record.compare_data(settings.task.modality.fingerprint(data["train"]))
-    seed_everything(settings.seed)
-    models = build_models(settings, data["train"])
-    logger.info("%s", models.conversion)
-    brain = make_brain(settings, data, models, run_opts)
-    brain.record = record
-    # Ranks draw different dropout and SpecAugment masks.
-    seed_everything(settings.seed + distributed.rank())
-    brain.run_epochs(*make_loaders(settings, data, models.processor))
+    prepare = prepare or prepare_of(settings.recipe)
+    with _writing_to(folder, settings.prepare_folder), locked(folder) if distributed.is_main() else nullcontext():
+        record = RunRecord(settings, text, argv, go_on=line.go_on)
+        distributed.join(line.run_opts)
+        data = prepare_data(settings, prepare)
+        record.compare_data(settings.task.modality.fingerprint(data["train"]))
+        seed_everything(settings.seed)
+        models = build_models(settings, data["train"])
+        logger.info("%s", models.conversion)
+        brain = make_brain(settings, data, models, line.run_opts)
+        brain.record = record
+        # Ranks draw different dropout and SpecAugment masks.
+        seed_everything(settings.seed + distributed.rank())
+        brain.run_epochs(*make_loaders(settings, data, models.processor))
     return brain
+
+
+@contextmanager
+def _writing_to(*folders: str | Path | None) -> Iterator[None]:
+    """What the block raises where a disk is full, or a folder cannot be written, as a UserError that says where."""
+    try:
+        yield
+    except InUse as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        place = Path(error.filename).absolute() if isinstance(error.filename, str | Path) else None
+        inside = [folder for folder in folders if folder and place and place.is_relative_to(Path(folder).absolute())]
+        if error.errno not in FULL and not (error.errno in CLOSED and inside):
+            raise
+        where = place or " or ".join(str(folder) for folder in folders if folder)
+        raise UserError(
+            f"cannot write {where}: {error.strerror}. Nothing is left there by halves: make room, or give another "
+            "--output_folder, and start the same command again"
+        ) from error
 
 
 def parse(argv: Sequence[str]) -> tuple[Settings, RunOptions]:
@@ -104,6 +132,10 @@ def prepare_data(settings: Settings, prepare: Prepare) -> Mapping[str, Path]:
     except TypeError as error:
         raise UserError(f"corpus: {error}; its keys are the arguments of the recipe's prepare()") from error
     if distributed.is_main():
+        sweep(settings.output_folder)
+        if settings.prepare_folder:
+            # Runs on other machines may write there at this moment.
+            sweep(settings.prepare_folder, older_than_s=3600.0)
         prepare(*folders, **settings.corpus)
     ddp_barrier()
     data = prepare(*folders, **settings.corpus)

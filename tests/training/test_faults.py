@@ -2,8 +2,12 @@
 
 import errno
 import json
+import os
 import resource
 import shutil
+import socket
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +27,8 @@ from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import UNFINISHED
 from cald_speech.training.run import run, train
 from cald_speech.training.settings import Settings
-from tests.training.miniature import write_model
-from tests.training.test_resume import assert_same_run, train_steps
+from tests.training.miniature import ROOT, write_model
+from tests.training.test_resume import Killed, assert_same_run, train_steps
 
 # --- a loss or a gradient that is not finite --------------------------------------------------------------------------
 
@@ -273,6 +277,93 @@ def test_leftovers_are_cleaned(experiment, start):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_strays_of_killed_processes_are_swept(experiment, start):
+    """Half-deleted checkpoints, and temporary files of processes that are gone; those of living ones stay."""
+    path = experiment(prepare_folder=None)
+    folder = start(path, "run", "--num_steps=2").store.folder
+    (folder / "checkpoints/CKPT+2020-01-01+00-00-00+00").mkdir()
+    (folder / "checkpoints/CKPT+2020-01-01+00-00-00+00/student.ckpt").write_bytes(b"left")
+    (folder / "waypoints/.step-0000002.unfinished").mkdir(parents=True)
+    gone = [folder / "manifests/.train.99999999.json", folder / ".train_log.99999999.jsonl"]
+    living = folder / f"manifests/.valid.{os.getppid()}.json"
+    for file in (*gone, living):
+        file.write_text("{")
+    assert start(path).optimizer_step == 4
+    assert living.exists() and not any(file.exists() for file in gone)
+    assert [p.name for p in folder.glob("checkpoints/*") if not (p / "CKPT.yaml").exists()] == []
+    assert not list(folder.glob("*/.*.unfinished"))
+
+
+def test_a_checkpoint_goes_at_once(experiment, start, monkeypatch):
+    """Killed while one is deleted, file by file, the run finds no half of it."""
+    path = experiment(checkpoint_every_steps=1)
+
+    def killed(place, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            start(path)
+    left = [p.name.split("+")[0] for p in (path.parents[1] / "run/checkpoints").iterdir()]
+    assert sorted(left) == ["CKPT", "unfinished"]
+    assert_same_run(start(path), start(path, "whole"))
+
+
+@pytest.mark.parametrize("after", ["log", "checkpoint"])
+def test_killed_between_the_log_and_the_checkpoint_no_validation_is_lost(experiment, start, monkeypatch, after):
+    """Also where a checkpoint inside the epoch is of the same step."""
+    path = experiment(num_steps=9, accumulation=4, checkpoint_every_steps=1)
+    method = {"log": "_log_validation", "checkpoint": "_checkpoint"}[after]
+    done = getattr(CaldBrain, method)
+
+    def killed(brain, *args, **kwargs):
+        done(brain, *args, **kwargs)
+        if kwargs.get("end_of_epoch", after == "log"):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CaldBrain, method, killed)
+        with pytest.raises(Killed):
+            start(path)
+    assert_same_run(start(path), start(path, "whole"))
+
+
+def test_a_second_process_is_refused(experiment, start, tmp_path):
+    code = (
+        "import sys, time; from cald_speech.files import locked\n"
+        "with locked(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        told = rf"run is in use by another process \(process {other.pid} on {socket.gethostname()}\): wait for it"
+        with pytest.raises(UserError, match=told):
+            start(experiment(num_steps=1))
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"], "nothing is written"
+        other.kill()
+    assert start(experiment(num_steps=1)).optimizer_step == 1, "a lock ends with its process"
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_full_disk_at_the_start(experiment, capsys, tmp_path):
+    """Nothing of a manifest, of settings.yaml or of a log is half written; the same command goes on afterwards."""
+    path = experiment()
+    for num_bytes in (0, 100, 1_500):
+        with no_file_grows_past(num_bytes):
+            assert_matches(r"cannot write .*File too large.* make room", message(capsys, str(path)))
+        for file in [*tmp_path.rglob("run/*.*"), *tmp_path.rglob("manifests/*.json")]:
+            if file.suffix in (".json", ".yaml"):
+                assert yaml.safe_load(file.read_text()), file
+    train([str(path), "--noprogressbar"], prepare)
+    assert (tmp_path / "run/model/model.safetensors").exists()
+
+
+def test_an_output_folder_that_cannot_be(experiment, capsys, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    assert_matches(r"cannot write .*/run.*: ", message(capsys, str(experiment())))
+
+
 def test_half_a_line_in_the_log(experiment, start):
     path = experiment(checkpoint_every_steps=2)
     folder = start(path, "run", "--num_steps", "2").store.folder
@@ -280,6 +371,28 @@ def test_half_a_line_in_the_log(experiment, start):
         stream.write('{"step": 2, "loss/ta')
     start(path)
     assert train_steps(folder) == [0, 1, 2, 3]
+
+
+class Planted:
+    """What a pickle of a stranger may be."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("planted"),)
+
+
+def test_no_file_of_a_checkpoint_runs_code(experiment, start, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = whole(num_steps=1).brain.store.folder
+    (checkpoint,) = (source / "checkpoints").iterdir()
+    for file in checkpoint.iterdir():
+        folder = shutil.copytree(source, tmp_path / "run", dirs_exist_ok=True)
+        place = folder / file.relative_to(source)
+        torch.save(Planted(), place) if file.suffix == ".ckpt" else place.write_text(
+            "!!python/object/apply:os.mkdir [planted]"
+        )
+        with pytest.raises(UserError, match="cannot resume"):
+            start(experiment(num_steps=2))
+        assert not Path("planted").exists()
 
 
 FILES = ("student", "optimizer", "brain", "progress", "random_state", "epochs", "CKPT")
