@@ -311,9 +311,10 @@ def test_a_checkpoint_goes_at_once(experiment, start, monkeypatch):
 
 
 @pytest.mark.parametrize("after", ["log", "checkpoint"])
-def test_killed_between_the_log_and_the_checkpoint_no_validation_is_lost(experiment, start, monkeypatch, after):
+def test_killed_between_the_log_and_the_checkpoint_no_validation_is_lost(experiment, start, whole, monkeypatch, after):
     """Also where a checkpoint inside the epoch is of the same step."""
-    path = experiment(num_steps=9, accumulation=4, checkpoint_every_steps=1)
+    keys = {"num_steps": 6, "accumulation": 4, "checkpoint_every_steps": 1}
+    path, expected = experiment(**keys), whole(**keys).brain
     method = {"log": "_log_validation", "checkpoint": "_checkpoint"}[after]
     done = getattr(CaldBrain, method)
 
@@ -326,7 +327,7 @@ def test_killed_between_the_log_and_the_checkpoint_no_validation_is_lost(experim
         patch.setattr(CaldBrain, method, killed)
         with pytest.raises(Killed):
             start(path)
-    assert_same_run(start(path), start(path, "whole"))
+    assert_same_run(start(path), expected)
 
 
 def test_a_second_process_is_refused(experiment, start, tmp_path):
