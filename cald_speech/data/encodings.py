@@ -37,4 +37,5 @@ def decoded(content: bytes, path: str | Path, what: str = "text") -> str:
             f"{path}:{line}: expected {what} in UTF-8, or in UTF-16 with a byte order mark, but the byte "
             f"0x{error.object[error.start]:02X} there is neither. Save the file as UTF-8."
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    # A carriage return alone ends a line only where nothing else does: it may stand in a text.
+    return text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")

@@ -93,7 +93,7 @@ def write_tables_once(
     record = first.with_name(f".{first.stem}.prepared")
     stats = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     made_of = hashlib.sha256(json.dumps([stats, settings], sort_keys=True).encode()).hexdigest()
-    if record.is_file() and json.loads(record.read_text()) == {"of": made_of, "tables": _file_hashes(paths)}:
+    if _recorded(record) == {"of": made_of, "tables": _file_hashes(paths)}:
         return
     rows = make()
     for name, path in paths.items():
@@ -204,6 +204,14 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     if not (isinstance(texts[0], str) and isinstance(texts[1], str | None) and isinstance(label, str)):
         raise UserError(f"{path}, line {number}: expected text, pair (or null) and label in words, got {line[:80]!r}")
     return {"text": texts[0], "pair": texts[1], "label": label}
+
+
+def _recorded(record: Path) -> Any:
+    """What was written of the last preparation; None where there is none, or it is damaged."""
+    try:
+        return json.loads(record.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _file_hashes(paths: Mapping[str, Path]) -> dict[str, str | None]:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cald_speech.data.batching import Text
+from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
 
@@ -71,9 +72,18 @@ class TokenSet:
         """
         path = Path(path)
         try:
-            found = cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            found = cls(**json.loads(read_text(path)))
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: expected a token set in JSON, got {error}. Prepare the data again.") from error
+        numbers = (found.num_tokens, found.block_tokens, found.offset, found.first)
+        if (
+            not isinstance(found.file, str)
+            or any(type(n) is not int or n < 0 for n in numbers)
+            or not found.block_tokens
+        ):
+            raise UserError(
+                f"{path}: expected a token set, with counts from 0 on, got {found!r:.200}. Prepare it again."
+            )
         if found.dtype not in WIDTHS:
             raise UserError(f"{path}: dtype: expected one of {', '.join(WIDTHS)}, got {found.dtype!r}")
         if not Path(found.file).is_file():

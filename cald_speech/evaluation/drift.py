@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from cald_speech.conversion import from_pretrained
 from cald_speech.data.batching import Audio, Modality
 from cald_speech.data.dataset import make_dataset
+from cald_speech.data.encodings import read_text
 from cald_speech.data.tokens import TokenBlocks, Tokens, TokenSet
 from cald_speech.distillation.drift import LARGE, PUBLISHED_ON_SPEECH, SMALL, cosine_distances, suggest
 from cald_speech.distillation.waypoints import Waypoints
@@ -123,8 +124,8 @@ class _Reading:
 def _opened(manifest: Path, teacher: str) -> tuple[Dataset, Modality]:
     """What a set holds: tokens, if its JSON file says how many make a block, else audio."""
     try:
-        is_tokens = "block_tokens" in json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        is_tokens = "block_tokens" in json.loads(read_text(manifest))
+    except (UserError, ValueError, TypeError, RecursionError):
         is_tokens = False  # and read_manifest() says what is wrong
     if is_tokens:
         return TokenBlocks(TokenSet.read(manifest)), Tokens()

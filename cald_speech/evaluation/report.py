@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
 from cald_speech.tasks.wer import EvaluationResult, Score, Utterance, compare
@@ -105,9 +106,13 @@ def read_result(folder: str | Path, split: str) -> EvaluationResult:
     folder = Path(folder)
     if not (folder / f"{split}.json").is_file():
         raise UserError(f"{folder}: expected a report of {split!r} ({split}.json and {split}.jsonl): evaluate first.")
-    rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
-    scores = ("words", "characters")
-    return EvaluationResult([Utterance(**{**row, **{key: Score(**row[key]) for key in scores}}) for row in rows])
+    path, scores = folder / f"{split}.jsonl", ("words", "characters")
+    try:
+        # A text may hold what else Python takes for the end of a line.
+        rows = [json.loads(line) for line in read_text(path, "a report").split("\n") if line]
+        return EvaluationResult([Utterance(**{**row, **{key: Score(**row[key]) for key in scores}}) for row in rows])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: expected a report's utterances, but {error!r}. Evaluate again.") from error
 
 
 def error_rates(summary: Mapping[str, Any]) -> dict[str, Any]:

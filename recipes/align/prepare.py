@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from cald_speech.data.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, audio_info
 from cald_speech.data.manifests import write_manifest
+from cald_speech.data.readers.folders import files_in
 from cald_speech.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def prepare(
     Raises: UserError, where there is no folder, fewer than two usable files, or files that cannot be read.
     """
     data_folder, folder = Path(data_folder).absolute(), Path(output_folder) / "manifests"
-    files = sorted(path for path in data_folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = [path for path in files_in(data_folder) if path.suffix.lower() in SUFFIXES]
     entries, faults, left_out = {}, [], 0
     for path in tqdm(files, desc="reading headers", unit="file", disable=len(files) < 1000):
         try:
@@ -36,6 +37,8 @@ def prepare(
             continue
         if MIN_SAMPLES / SAMPLE_RATE <= num_samples / rate <= longest_s:
             name = str(path.relative_to(data_folder).with_suffix(""))
+            if name in entries:  # talk.wav beside talk.mp3
+                name = str(path.relative_to(data_folder))
             entries[name] = {"audio": path, "duration_s": num_samples / rate, "text": ""}
         else:
             left_out += 1

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from cald_speech.data.audio import audio_info
+from cald_speech.data.encodings import read_text
 from cald_speech.data.manifests import write_manifest
 from cald_speech.errors import UserError
 
@@ -32,8 +33,13 @@ def prepare(data_folder: Path, output_folder: Path, *, fold: int = 0) -> dict[st
     if not 0 <= fold < NUM_FOLDS:
         raise UserError(f"fold: expected 0 to {NUM_FOLDS - 1}, got {fold}")
     labels_file, audio = _places(data_folder)
-    labels = json.loads(labels_file.read_text())
-    orders = {name: entry["slots"][SLOT] for name, entry in labels.items() if SLOT in entry["slots"]}
+    try:
+        labels = json.loads(read_text(labels_file, "the labels"))
+        orders = {name: str(entry["slots"][SLOT]) for name, entry in labels.items() if SLOT in entry["slots"]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{labels_file}: expected {{file: {{slots: ...}}}} in JSON, but {error!r}. {_WAY_OUT}"
+        ) from error
     missing = [name for name in orders if not (audio / name).is_file()]
     if missing:
         raise UserError(

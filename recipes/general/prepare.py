@@ -7,7 +7,6 @@ No official test utterance is read. Of the training speakers some are named here
 four whose chapters are kept for long-form tests. Nothing is trained on them.
 """
 
-import csv
 import logging
 import math
 import re
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from cald_speech.data.manifests import durations_s, prepare_once, read_manifest, refuse, total_duration_s
+from cald_speech.data.readers.tables import rows_of
 from cald_speech.errors import UserError, some_of
 
 logger = logging.getLogger(__name__)
@@ -103,8 +103,7 @@ def _training_rows(folder: Path, corpus: Corpus) -> list[dict[str, str]]:
     table = folder / "manifest.tsv"
     if not table.is_file():
         raise UserError(f"expected the table {table}, but it is not there. {_WAY_OUT}")
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = [row for _, row in rows_of(table)]
     columns = {"id", "speaker", "seconds", "text"} | ({"split"} if corpus.train_split else set())
     missing = columns - (rows[0].keys() if rows else set())
     if missing:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError
 
 HUB = "hub"  # the data_folder that stands for a corpus's copy on the hub
@@ -83,35 +84,29 @@ def files_of(corpus: Corpus, data_folder: Path, name: str) -> list[Path]:
 
 def from_files(corpus: Corpus, paths: list[Path]) -> Rows:
     """The rows of one set's files. Raises UserError, naming file and line, for what is none."""
-    path = paths[0]
-    try:
-        if corpus.columns:
-            return list(_lines(corpus, path))
-        rows = []
-        for path in paths:
-            rows.append(_row(corpus, [path.read_text(encoding="utf-8")], corpus.labels[path.parent.name]))
-        return rows
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected text in UTF-8, got {error}. {corpus.way_out}") from error
+    if corpus.columns:
+        return list(_lines(corpus, paths[0]))
+    return [_row(corpus, [read_text(path)], corpus.labels[path.parent.name]) for path in paths]
 
 
 def _lines(corpus: Corpus, path: Path) -> Iterator[dict[str, str | None]]:
     """The rows of a .tsv file, in which a quote is a character as any other."""
     # What else Python takes for the end of a line may stand in a text.
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            cells = tuple(line.rstrip("\r\n").split("\t"))
-            if number == 1:
-                if cells != corpus.columns:
-                    raise UserError(f"{path}: expected the columns {', '.join(corpus.columns)}, got {', '.join(cells)}")
-            elif len(cells) != len(corpus.columns) or cells[-1] not in corpus.labels:
+    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
+        cells = tuple(line.split("\t"))
+        if number == 1:
+            if cells != corpus.columns:
                 raise UserError(
-                    f"{path}, line {number}: expected {len(corpus.columns)} columns, the last one of "
-                    f"{', '.join(corpus.labels)}, got {len(cells)}: {line[:80]!r}. {corpus.way_out}"
+                    f"{path}: expected the columns {', '.join(corpus.columns)}, got {', '.join(cells)[:200]}"
                 )
-            else:
-                row = dict(zip(corpus.columns, cells, strict=True))
-                yield _row(corpus, [row[column] for column in corpus.texts], corpus.labels[cells[-1]])
+        elif len(cells) != len(corpus.columns) or cells[-1] not in corpus.labels:
+            raise UserError(
+                f"{path}, line {number}: expected {len(corpus.columns)} columns, the last one of "
+                f"{', '.join(corpus.labels)}, got {len(cells)}: {line[:80]!r}. {corpus.way_out}"
+            )
+        else:
+            row = dict(zip(corpus.columns, cells, strict=True))
+            yield _row(corpus, [row[column] for column in corpus.texts], corpus.labels[cells[-1]])
 
 
 def from_hub(corpus: Corpus) -> dict[str, Rows]:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from cald_speech.data.audio import ends_early
+from cald_speech.data.encodings import read_text
 from cald_speech.data.manifests import durations_s, prepare_once, refuse, refuse_or_drop
 from cald_speech.errors import UserError
 
@@ -82,14 +83,14 @@ def _recordings(path: Path) -> dict[str, dict]:
 
 
 def _sentences(path: Path) -> Iterator[dict]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(read_text(path, "SLURP's sentences").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             files = [recording["file"] for recording in row["recordings"]]
             sentence = {key: str(row[key]).strip() for key in ("slurp_id", "scenario", "action", "sentence")}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"
         else:
             words = [len(sentence[key].split()) for key in ("scenario", "action")]

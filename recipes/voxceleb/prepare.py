@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from cald_speech.data.encodings import read_text
 from cald_speech.data.manifests import durations_s, prepare_once, refuse_or_drop
 from cald_speech.errors import UserError
 
@@ -60,7 +61,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
         raise UserError(f"expected the official split in {path}, but there is no such file. {_WAY_OUT}.")
     lists: dict[str, list[str]] = {name: [] for name in SPLITS}
     seen = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+    for number, line in enumerate(read_text(path, "the official split").split("\n"), start=1):
         match = _LINE.fullmatch(line.strip())
         if line.strip() and (match is None or match[2] in seen):
             got = f"got {line.strip()!r}" if match is None else f"each clip once, got {match[2]} again"

@@ -53,7 +53,7 @@ def read_pairs(source: str, columns: Columns) -> Iterator[Record]:
         if columns.given:
             yield Record(str(path), name, path, path.parent.name if columns.wants_text else "")
         elif said.is_file():
-            yield Record(str(said), name, path, " ".join(read_text(said, "a transcript").split()))
+            yield Record(str(path), name, path, " ".join(read_text(said, "a transcript").split()))
         else:
             raise UserError(
                 f"{path}: expected its transcript in {said.name} beside it, but there is none. Write it, or give a "

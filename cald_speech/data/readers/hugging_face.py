@@ -98,6 +98,7 @@ def _datasets(source: str) -> Any:
     except ImportError as error:
         raise UserError(f"{source}: this format needs the package datasets: pip install 'cald-speech[data]'") from error
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is told by the error
     return datasets
 
 
