@@ -129,6 +129,14 @@ def test_hub(tmp_path, monkeypatch):
             list(read_corpus(wrong))
 
 
+def test_classes_by_their_names(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"path": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = {"path": [str(write_wav(tmp_path / f"{name}.wav")) for name in "ab"], "label": [1, 0]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    assert [entry["text"] for entry in entries_of(tmp_path, tmp_path / "a.parquet").values()] == ["yes", "no"]
+
+
 def plain(folder, name, content):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     return folder / name

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from cald_speech.errors import UserError
-from cald_speech.evaluation.report import format_table, write_report
+from cald_speech.evaluation.report import format_table, read_result, write_report
 from cald_speech.tasks.wer import score
 
 ABOUT = {"manifest_hash": "0f", "normaliser": "librispeech", "model": "results/m", "decoder": "greedy", "split": "test"}
@@ -66,3 +66,14 @@ def test_names_that_would_write_elsewhere_are_refused(result, tmp_path):
 def test_table_columns_are_the_keys_of_all_rows():
     table = format_table([{"a": 1, "b": 2.0}, {"a": 10, "c": "x"}]).splitlines()
     assert table == ["|  a |    b | c |", "|----|------|---|", "|  1 | 2.00 | - |", "| 10 |    - | x |"]
+
+
+def test_a_report_is_read_again(tmp_path):
+    """Also where a text holds what Python takes for the end of a line; and a damaged one is named."""
+    found = score({"a": "ONE\u2028TWO"}, {"a": "ONE\x85"}, durations_s={"a": 1.5})
+    write_report(tmp_path, found, **ABOUT)
+    assert read_result(tmp_path, "test") == found
+    for content in (b"[1]\n", b"{\n", b'{"id": "a"}\n', b"\xe9\n"):
+        (tmp_path / "test.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=r"test\.jsonl:? ?.*expected a report"):
+            read_result(tmp_path, "test")

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 import cald_speech
@@ -77,3 +79,12 @@ def test_what_cannot_be_used_is_named(corpus, tmp_path):
     (tmp_path / "bad" / "a.flac").write_bytes(b"no audio")
     with pytest.raises(UserError, match=r"1 of 1 files cannot, the first: .*a\.flac"):
         prepare(tmp_path / "bad", tmp_path)
+
+
+def test_equal_names_are_two_utterances(tmp_path):
+    """talk.wav beside talk.flac; what macOS leaves on foreign disks is no audio."""
+    for name in ("talk.wav", "talk.flac"):
+        soundfile.write(tmp_path / name, np.zeros(8_000), 16_000)
+    (tmp_path / "._talk.wav").write_bytes(b"\0\5\26\7")
+    sets = prepare(tmp_path, tmp_path / "out", num_valid=1)
+    assert sorted(key for path in sets.values() for key in read_manifest(path)) == ["talk", "talk.wav"]
