@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 
 from cald_speech.data.manifests import manifest_hash
 from cald_speech.errors import UserError
-from cald_speech.families import family_of
-from cald_speech.families.lengths import frame_lengths
+from cald_speech.families import SpeechFamily, family_of
 from cald_speech.ops import valid_frames
 
 
@@ -52,19 +51,20 @@ class Modality:
 
 
 class Audio(Modality):
-    """Items with ``wav``, (N,) samples at 16 kHz, in sets made of audio manifests."""
+    """Items with ``wav``, (N,) samples at 16 kHz or (N, C) features of them, in sets made of audio manifests."""
 
     batch_limit = "max_batch_s"
     size_key = "duration_s"
     input_key = "wav"
 
     def lengths(self, batch: PaddedBatch, model: PreTrainedModel) -> Tensor:
-        return frame_lengths(item_lengths(batch.wav), model.config)
+        return family_of(model, SpeechFamily).frame_lengths(item_lengths(batch.wav), model.config)
 
     def arguments(self, batch: PaddedBatch, model: PreTrainedModel) -> tuple[dict[str, Tensor], Tensor]:
-        wav, samples = batch.wav.data.to(model.device), item_lengths(batch.wav).to(model.device)
-        mask = valid_frames(samples, wav.size(1)).long()
-        return {"input_values": wav, "attention_mask": mask}, frame_lengths(samples, model.config)
+        family = family_of(model, SpeechFamily)
+        wav, sizes = batch.wav.data.to(model.device), item_lengths(batch.wav).to(model.device)
+        mask = valid_frames(sizes, wav.size(1)).long()
+        return {family.input_key: wav, "attention_mask": mask}, family.frame_lengths(sizes, model.config)
 
     def fingerprint(self, manifest: Path) -> str:
         return manifest_hash(manifest)

@@ -83,5 +83,8 @@ def labelled_dataset(
 
 
 def _normalised(audio: torch.Tensor, extractor: Wav2Vec2FeatureExtractor) -> torch.Tensor:
+    """(N,) samples as the model takes them, or (N, C) features where it takes those."""
     features = extractor(audio.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-    return features.input_values[0].to(torch.float32)
+    values = features[extractor.model_input_names[0]][0].to(torch.float32)
+    # Of an odd number of feature frames the extractor makes a last one that it masks.
+    return values[: features.attention_mask[0].sum()] if values.dim() == 2 else values

@@ -27,8 +27,8 @@ def families() -> dict[str, Family]:
 
     Example
     -------
-    >>> sorted(name for name, family in families().items() if isinstance(family, SpeechFamily))
-    ['data2vec-audio', 'hubert', 'unispeech', 'unispeech-sat', 'wav2vec2', 'wav2vec2-conformer', 'wavlm']
+    >>> sorted(name for name in families() if name.startswith("wav"))
+    ['wav2vec2', 'wav2vec2-bert', 'wav2vec2-conformer', 'wavlm']
     """
     modules = [import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__)]
     found = [vars(module)["FAMILY"] for module in modules if "FAMILY" in vars(module)]

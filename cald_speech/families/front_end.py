@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cald_speech.families.lengths import AudioLengths
+from cald_speech.families.log_mel import LogMel
 from cald_speech.ops import valid_frames
 
 
@@ -43,6 +44,7 @@ class FrontEnd(NamedTuple):
     strides: tuple[int, ...]
     positions_reach: int  # frames that the positional convolutions see on either side
     normed: nn.Conv1d | None  # the first convolution, where its output is normalised over time
+    log_mel: LogMel | None = None  # what is normalised over time in its place, where the model hears features
 
     @property
     def stride(self) -> int:

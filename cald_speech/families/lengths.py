@@ -83,13 +83,24 @@ class AudioLengths(Lengths):
                 "Pad on the right: feature_extractor.padding_side = 'right'"
             )
         self.samples = lengths
-        self.frames = frame_lengths(lengths, self.config)
+        self.frames = self.frames_of(lengths)
+
+    def frames_of(self, sizes: Tensor) -> Tensor:
+        """Frames that the layers see of inputs of these sizes."""
+        return frame_lengths(sizes, self.config)
 
     def silence(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         """Forward hook of a module that puts out (B, C, T): zeros in the padding, for what reads it next."""
         if self.frames is None:
             return output
         return output.masked_fill(~valid_frames(self.frames, output.size(-1))[:, None], 0)
+
+
+class FeatureLengths(AudioLengths):
+    """Of models whose input are features: a frame of theirs is a frame of the layers."""
+
+    def frames_of(self, sizes: Tensor) -> Tensor:
+        return sizes
 
 
 class UnreadableMask(UserError, ValueError):

@@ -9,7 +9,6 @@ from cald_speech.errors import UserError
 RELATIVES = {
     "sew": ("wav2vec2", "it squeezes time: its layers run at half the rate of its logits, which no loss here knows"),
     "sew-d": ("wav2vec2", "it squeezes time, and its attention is DeBERTa's: positions are part of every score"),
-    "wav2vec2-bert": ("wav2vec2", "it hears log-mel features, not samples"),
     "seamless_m4t": ("wav2vec2", "its speech encoder hears log-mel features, not samples"),
     "parakeet_ctc": ("wav2vec2", "it hears log-mel features, not samples"),
     "parakeet_encoder": ("wav2vec2", "it hears log-mel features, not samples"),

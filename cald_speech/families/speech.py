@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from cald_speech.errors import UserError
 from cald_speech.families.base import Family, Opened, weights_by_head
 from cald_speech.families.front_end import FrontEnd, LengthAwareGroupNorm, Moments, convolve_normed
-from cald_speech.families.lengths import AudioLengths, MixerSlot
+from cald_speech.families.lengths import AudioLengths, MixerSlot, frame_lengths
 from cald_speech.mixers import AttentionWeights, Mixer
 from cald_speech.ops import valid_frames
 
@@ -54,6 +54,7 @@ class SpeechFamily(Family):
         "expected a model that hears audio, got {got}: {model_type} models read text, and have no front end for audio. "
         "Give a speech encoder"
     )
+    input_key = "input_values"  # the model's argument: samples, or features
     pre_norm_layer: type[nn.Module] | tuple[()] = ()
     slot_class: Callable[..., MixerSlot] = MixerSlot
 
@@ -69,6 +70,10 @@ class SpeechFamily(Family):
         if isinstance(first.layer_norm, nn.GroupNorm):
             first.layer_norm = LengthAwareGroupNorm.replacing(first.layer_norm, first.conv, context)
         return context
+
+    def frame_lengths(self, sizes: Tensor, config: PretrainedConfig) -> Tensor:
+        """Frames that the layers see of inputs of these sizes, in samples or frames of features."""
+        return frame_lengths(sizes, config)
 
     def traits(self, config: PretrainedConfig) -> dict[str, Any]:
         return super().traits(config) | {"frame rate": tuple(config.conv_stride), "kernels": tuple(config.conv_kernel)}

@@ -56,14 +56,16 @@ class ConformerAttention(BlockAttention):
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, first: int) -> Tensor:
         attention = self.attention
         queries = attention.linear_q(self._turned(x, first))
-        if attention.position_embeddings_type != "relative":
+        if attention.position_embeddings_type not in ("relative", "relative_key"):
             return attention.linear_out(self.weigh(queries, keys, values, None))
         size = max(1, self.ENTRIES // (attention.num_heads * keys.size(1)))
         parts = []
         for start in range(0, x.size(1), size):
             part = queries[:, start : start + size]
             bias = self._bias(part, first + start, keys.size(1))
-            parts.append(self.weigh(part + attention.pos_bias_u.flatten(), keys, values, bias))
+            if attention.position_embeddings_type == "relative":
+                part = part + attention.pos_bias_u.flatten()
+            parts.append(self.weigh(part, keys, values, bias))
         return attention.linear_out(torch.cat(parts, dim=1))
 
     def _turned(self, x: Tensor, first: int) -> Tensor:
@@ -82,9 +84,14 @@ class ConformerAttention(BlockAttention):
         # From the farthest past of the last query to the farthest future of the first; query r has key j in column
         # count - 1 - r + j, so that its row begins one column before that of the query before it.
         distances = torch.arange(first + count - 1, first - num_keys, -1, device=queries.device)
-        embedded = attention.linear_pos(self._sines(distances).to(queries.dtype))
-        embedded = embedded.unflatten(1, (attention.num_heads, -1)).permute(1, 2, 0)
-        heads = queries.unflatten(2, (attention.num_heads, -1)) + attention.pos_bias_v
+        heads = queries.unflatten(2, (attention.num_heads, -1))
+        if attention.position_embeddings_type == "relative":
+            embedded = attention.linear_pos(self._sines(distances).to(queries.dtype))
+            embedded = embedded.unflatten(1, (attention.num_heads, -1)).permute(1, 2, 0)
+            heads = heads + attention.pos_bias_v
+        else:  # a key of its own for each distance up to a farthest on either side
+            left, right = attention.left_max_position_embeddings, attention.right_max_position_embeddings
+            embedded = attention.distance_embedding((-distances).clamp(-left, right) + left).to(queries.dtype).t()
         scores = (heads[0].transpose(0, 1) @ embedded * attention.scaling).contiguous()
         width = scores.size(2)
         shape, strides = (attention.num_heads, count, num_keys), (count * width, width - 1, 1)
@@ -113,11 +120,20 @@ class Wav2Vec2ConformerFamily(SpeechFamily):
     def new_lengths(self, base: PreTrainedModel) -> AudioLengths:
         """Lengths, which also keep each layer's convolution from what stands in the padding."""
         context = super().new_lengths(base)
+        self.hide_padding(base, context)
         for layer in base.encoder.layers:
-            layer.conv_module.glu.register_forward_hook(context.silence)
             layer.conv_module.batch_norm.__class__ = PretrainedBatchNorm
             layer.conv_module.batch_norm.eval()
         return context
+
+    def hide_padding(self, base: PreTrainedModel, context: AudioLengths) -> None:
+        """Let each layer's convolution read zeros in the padding."""
+        for layer in base.encoder.layers:
+            layer.conv_module.glu.register_forward_hook(context.silence)
+
+    def reach(self, layer: nn.Module) -> int:
+        """Frames on either side that a layer's convolution sees."""
+        return layer.conv_module.depthwise_conv.kernel_size[0] // 2
 
     def open(self, layer: nn.Module) -> Opened:
         def halfway(x: Tensor) -> Tensor:
@@ -133,8 +149,7 @@ class Wav2Vec2ConformerFamily(SpeechFamily):
             x = x + layer.conv_module(x)
             return layer.final_layer_norm(layer.ffn2(layer.ffn2_layer_norm(x)) * 0.5 + x)
 
-        reach = layer.conv_module.depthwise_conv.kernel_size[0] // 2
-        return Opened(lambda x: layer.self_attn_layer_norm(halfway(x)), slot, after, reach)
+        return Opened(lambda x: layer.self_attn_layer_norm(halfway(x)), slot, after, self.reach(layer))
 
     def slot_ends(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
         return layer.self_attn, layer.self_attn

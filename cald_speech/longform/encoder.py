@@ -233,7 +233,8 @@ class Progress:
 def _work(front: FrontEnd, config, sizes: BlockSizes, columns: int) -> int:
     """Numbers that the greediest of the three stages holds at once, beside the buffers."""
     # The first convolution's output is the longest by far: before and behind its activation, and copied once.
-    convolutions = 3 * sizes.convolutions * front.stride // front.strides[0] * config.conv_dim[0]
+    convolutions = 3 * sizes.convolutions * front.stride // front.strides[0]
+    convolutions *= front.log_mel.channels if front.log_mel is not None else config.conv_dim[0]
     # A piece with its halos: itself, its padding, the convolution's output and the sum; the kernel is made for each
     # from its factors (weight norm), and reordered by the library.
     kernel = sum(p.numel() for p in front.positions.parameters())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cald_speech.errors import UserError
 from cald_speech.families import FrontEnd, Moments
+from cald_speech.families.log_mel import LogMel
 from cald_speech.longform.layers import Frames
 from cald_speech.longform.source import SAMPLE_RATE, AudioSource
 
@@ -61,6 +62,8 @@ class AudioStatistics:
 
     @classmethod
     def for_model(cls, front: FrontEnd, *, normalise: bool) -> "AudioStatistics":
+        if front.log_mel is not None:
+            return FeatureStatistics(front.log_mel)
         return cls(front.kernels[0], front.strides[0], normalise=normalise)
 
     def add(self, samples: Tensor) -> None:
@@ -109,6 +112,37 @@ class AudioStatistics:
         return Moments(channels, ((weight @ covariance) * weight).sum(1).clamp(min=0) * scale**2)
 
 
+class FeatureStatistics(AudioStatistics):
+    """The same for a model that hears features: sums over their frames; samples stay as they are."""
+
+    def __init__(self, log_mel: LogMel):
+        self.log_mel, self.num_samples, self.num_frames = log_mel, 0, 0
+        self.rest = torch.zeros(0)
+        self.origin: Tensor | None = None
+        self.sums = torch.zeros(2, log_mel.channels, dtype=torch.float64)
+
+    def add(self, samples: Tensor) -> None:
+        self.num_samples += samples.numel()
+        self.rest = torch.cat([self.rest, samples.float().cpu()])
+        features = self.log_mel(self.rest).double()
+        if not len(features):
+            return
+        if self.origin is None:
+            self.origin = features.mean(0)
+        self.num_frames += len(features)
+        features = features - self.origin
+        self.sums += torch.stack([features.sum(0), features.square().sum(0)])
+        self.rest = self.rest[self.log_mel.samples_of(len(features)) :].clone()
+
+    def normalised(self, samples: Tensor) -> Tensor:
+        return samples
+
+    def moments(self, front: FrontEnd) -> Moments:
+        mean, square = self.sums / max(1, self.num_frames)
+        variance = (square - mean**2).clamp(min=0) * self.num_frames / max(1, self.num_frames - 1)
+        return Moments(mean + self.origin, variance)
+
+
 def convolve(front: FrontEnd, samples: Tensor, moments: Moments | None) -> Tensor:
     """Normalised samples (n,), in dtype and on the device of the model, to all their frames, projected: (1, t, D)."""
     given = {} if moments is None else {"moments": moments}
@@ -134,7 +168,9 @@ def fill(
                 f"the audio has become shorter since it was first read: at {first / SAMPLE_RATE:.1f} s it ends. Let "
                 "nothing write to the file, and start again"
             )
-        frames.x[start:stop] = convolve(front, statistics.normalised(samples).to(frames.frame()), moments)[0]
+        samples = statistics.normalised(samples)
+        samples = samples if front.log_mel is not None else samples.to(frames.frame())
+        frames.x[start:stop] = convolve(front, samples, moments)[0]
         done(stop - start)
 
 

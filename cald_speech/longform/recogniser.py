@@ -172,7 +172,7 @@ class Recogniser:
                 "expected the processor that the model was trained with"
             )
         model = model if device is None else model.to(device)
-        return cls(model, vocabulary, processor.feature_extractor.do_normalize)
+        return cls(model, vocabulary, getattr(processor.feature_extractor, "do_normalize", True))
 
     def transcribe(
         self,

@@ -20,7 +20,7 @@ from cald_speech.errors import UserError
 from cald_speech.ops import valid_frames
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.decoding import greedy
-from cald_speech.tasks.processors import first_processor
+from cald_speech.tasks.processors import feature_extractor, first_processor
 from cald_speech.tasks.wer import score
 
 
@@ -43,7 +43,12 @@ class CTC(Task):
         found = first_processor(Wav2Vec2Processor, places, required)
         if found is not None:
             return found
-        return make_processor(folder, (normalise(entry["text"], normaliser) for entry in read_manifest(train).values()))
+        made = make_processor(folder, (normalise(entry["text"], normaliser) for entry in read_manifest(train).values()))
+        extractor = feature_extractor(places, None)
+        if extractor.model_input_names[0] != "input_values":  # an encoder that hears features has brought it
+            made.feature_extractor = extractor
+            made.save_pretrained(folder)
+        return made
 
     def dataset(
         self, manifest: Path, processor: Wav2Vec2Processor, *, normaliser: str, unknown: str
@@ -51,6 +56,13 @@ class CTC(Task):
         return make_dataset(manifest, processor, normaliser=normaliser, unknown=unknown)
 
     def change(self, processor: Wav2Vec2Processor, *, join_utterances: int, pause_s: float) -> BatchChange | None:
+        if processor.feature_extractor.model_input_names[0] != "input_values":
+            if join_utterances > 1 or self.perturbation is not None:
+                raise UserError(
+                    "join_utterances and perturbation change samples, and this model hears features: expected "
+                    "join_utterances: 1 and no perturbation"
+                )
+            return None
         joiner = Joiner(join_utterances, pause_s, processor) if join_utterances > 1 else None
         if self.perturbation is None or joiner is None:
             return self.perturbation or joiner

@@ -1,8 +1,10 @@
 """Where a task's processor comes from."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import (
+    AutoFeatureExtractor,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedTokenizerBase,
@@ -17,8 +19,19 @@ from cald_speech.families.folder import check_processor
 from cald_speech.families.hub import check_source, load_processor_part
 
 
+class _AnyExtractor:
+    """The class that a folder names, of samples or of features; one of samples where it names none."""
+
+    @staticmethod
+    def from_pretrained(place: str, **options: Any) -> SequenceFeatureExtractor:
+        try:
+            return AutoFeatureExtractor.from_pretrained(place, **options)
+        except (OSError, ValueError, KeyError):
+            return Wav2Vec2FeatureExtractor.from_pretrained(place, **options)
+
+
 def first_processor(
-    cls: type[ProcessorMixin] | type[SequenceFeatureExtractor] | type[AutoTokenizer],
+    cls: type[ProcessorMixin] | type[AutoTokenizer] | type[_AnyExtractor],
     places: Sequence[str],
     required: str | None,
 ) -> ProcessorMixin | SequenceFeatureExtractor | PreTrainedTokenizerBase | None:
@@ -40,7 +53,7 @@ def first_processor(
 
 def feature_extractor(places: Sequence[str], required: str | None) -> SequenceFeatureExtractor:
     """The same for a task without text: the first one's feature extractor, or a new one."""
-    found = first_processor(Wav2Vec2FeatureExtractor, places, required)
+    found = first_processor(_AnyExtractor, places, required)
     return found or Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, return_attention_mask=True)
 
 

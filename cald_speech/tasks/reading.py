@@ -18,9 +18,12 @@ def whole(model: PreTrainedModel, processor: Wav2Vec2Processor) -> Reader:
     """The whole recording in one forward pass of the model, as short utterances are read."""
 
     def read(samples: Tensor) -> str:
-        inputs = processor(samples.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values
+        inputs = processor.feature_extractor(samples.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        values = inputs[processor.feature_extractor.model_input_names[0]]
+        if values.dim() == 3:  # features, of which the last may be masked
+            values = values[:, : inputs.attention_mask[0].sum()]
         with torch.inference_mode():
-            logits = model(inputs.to(model.device, model.dtype)).logits
+            logits = model(values.to(model.device, model.dtype)).logits
         return greedy(logits, torch.tensor([logits.size(1)]), processor.tokenizer)[0]
 
     return read

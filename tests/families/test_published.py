@@ -20,6 +20,7 @@ from transformers import (
     RobertaConfig,
     UniSpeechConfig,
     UniSpeechSatConfig,
+    Wav2Vec2BertConfig,
     Wav2Vec2Config,
     Wav2Vec2ConformerConfig,
     WavLMConfig,
@@ -116,6 +117,7 @@ SPEECH_MODELS = {
     "unispeech-1350-en-353-fr-ft-1h": (UniSpeechConfig(**SPEECH_LARGE), "base", 315_438_720),
     "unispeech-sat-base": (UniSpeechSatConfig(**SPEECH_BASE), "base", 94_371_712),
     "unispeech-sat-large": (UniSpeechSatConfig(**SPEECH_LARGE | {"conv_bias": False}), "base", 315_435_136),
+    "w2v-bert-2.0": (Wav2Vec2BertConfig(), "base", 580_493_120),
     "wav2vec2-conformer-rel-pos-large": (Wav2Vec2ConformerConfig(**SPEECH_LARGE), "base", 618_559_104),
     "wav2vec2-conformer-rope-large": (
         Wav2Vec2ConformerConfig(**SPEECH_LARGE, position_embeddings_type="rotary"),
@@ -129,6 +131,8 @@ SPEECH_MODELS = {
 
 def speech_parameters(config, head: str) -> int:
     """The same figures by arithmetic from the papers' layouts: no model has a say in them."""
+    if config.model_type == "wav2vec2-bert":
+        return wav2vec2_bert_parameters(config)
     width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     channels = [1, *config.conv_dim]
     convolutions = sum(a * b * k for a, b, k in zip(channels, channels[1:], config.conv_kernel, strict=False))
@@ -152,6 +156,16 @@ def speech_parameters(config, head: str) -> int:
     return total + ((width + 1) * config.vocab_size if head == "ctc" else 0)
 
 
+def wav2vec2_bert_parameters(config) -> int:
+    width, inner, features = config.hidden_size, config.intermediate_size, config.feature_projection_input_dim
+    distances = config.left_max_position_embeddings + config.right_max_position_embeddings + 1
+    feed_forwards = 2 * ((width + 1) * inner + (inner + 1) * width)
+    attention = 4 * (width + 1) * width + distances * width // config.num_attention_heads
+    convolution = 3 * width * width + config.conv_depthwise_kernel_size * width
+    layer = feed_forwards + attention + convolution + 6 * 2 * width  # six norms
+    return 2 * features + (features + 1) * width + width + config.num_hidden_layers * layer
+
+
 @pytest.mark.parametrize(("config", "head", "parameters"), SPEECH_MODELS.values(), ids=SPEECH_MODELS)
 def test_a_published_speech_model_converts(config, head, parameters):
     assert speech_parameters(config, head) == parameters
@@ -166,7 +180,7 @@ def test_a_published_speech_model_converts(config, head, parameters):
     assert report.num_parameters_before == parameters
     assert report.num_parameters_after == parameters - attention + config.num_hidden_layers * expected == size(model)
     # as hparams/mamba.yaml says; a conformer's attention is a smaller part of it
-    assert config.model_type == "wav2vec2-conformer" or math.isclose(
+    assert config.model_type in ("wav2vec2-bert", "wav2vec2-conformer") or math.isclose(
         report.num_parameters_after / parameters, 1.08, abs_tol=0.005
     )
     # transformers makes SpecAugment's vector on the CPU, wherever the rest is.
