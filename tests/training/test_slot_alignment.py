@@ -42,7 +42,7 @@ def test_it_is_the_distance_from_the_attentions_output(experiment):
         hidden = brain.teacher(wav, output_hidden_states=True).hidden_states
         expected = []
         for mixer, layer, x in zip(brain.objective.mixers.values(), family.layers(brain.teacher), hidden, strict=False):
-            before, slot, _ = family.open(layer)
+            before, slot, *_ = family.open(layer)
             u = before(x)
             arguments = family.layer_arguments(brain.teacher, u, None)
             sums, frames = layer_distances([mixer(u)], [slot(u, **arguments)])
