@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cald_speech.ops.backends import values_are_checked
+from cald_speech.ops.backends import check_is_tensor, device_of, values_are_checked
 from cald_speech.ops.lengths import check_lengths, valid_frames
 
 
@@ -35,6 +35,8 @@ def check_scan(
     >>> x, B = torch.ones(1, 3, 4, 2), torch.ones(1, 3, 1, 5)
     >>> check_scan(x, torch.ones(1, 3, 4), -torch.ones(4), B, B, None, axes="(B, T, H, P)", unit="heads")
     """
+    for name, v in {"x": x, "dt": dt, "A": A, "B": B, "C": C}.items():
+        check_is_tensor(name, v)
     if x.dim() != axes.count(",") + 1 or not x.is_floating_point():
         raise ValueError(f"x: expected a float tensor {axes}, got {x.dtype} of shape {tuple(x.shape)}")
     if B.dim() != 4:
@@ -52,9 +54,9 @@ def check_scan(
         "initial_state": (initial_state, (batch, units, *size, d_state)),
     }
     check_tensors(x, expected)
-    check_lengths(lengths, batch, num_frames)
+    check_lengths_of(x, lengths)
     check_chunk_size(chunk_size)
-    if values_are_checked():
+    if values_are_checked() and device_of(x).type != "meta":
         check_signs(dt, A, lengths)
 
 
@@ -72,6 +74,7 @@ def check_tensors(x: Tensor, expected: Mapping[str, tuple[Tensor | None, tuple[i
     for name, (tensor, shape) in expected.items():
         if tensor is None:
             continue
+        check_is_tensor(name, tensor)
         if tensor.shape != shape:
             raise ValueError(f"{name}: expected shape {shape} to go with x {tuple(x.shape)}, got {tuple(tensor.shape)}")
         if not tensor.is_floating_point():
@@ -80,18 +83,34 @@ def check_tensors(x: Tensor, expected: Mapping[str, tuple[Tensor | None, tuple[i
             raise ValueError(f"{name}: expected on {x.device} like x, got {tensor.device}")
 
 
+def check_lengths_of(x: Tensor, lengths: Tensor | None) -> None:
+    """Raise ValueError unless ``lengths`` fit x (B, T, ...), and lie where it does or on the CPU.
+
+    Example
+    -------
+    >>> import torch
+    >>> check_lengths_of(torch.ones(2, 5, 4), torch.tensor([3, 5], device="meta"))
+    Traceback (most recent call last):
+    ...
+    ValueError: lengths: expected on cpu like x, or on the CPU, got meta
+    """
+    check_lengths(lengths, x.size(0), x.size(1))
+    if lengths is not None and lengths.device != x.device and lengths.device.type != "cpu":
+        raise ValueError(f"lengths: expected on {x.device} like x, or on the CPU, got {lengths.device}")
+
+
 def check_chunk_size(chunk_size: int | None) -> None:
-    """Raise ValueError unless it is None or at least 1: kernels step by it, and would never arrive.
+    """Raise ValueError unless it is None or a whole number of at least 1: kernels step by it, and would never arrive.
 
     Example
     -------
     >>> check_chunk_size(-1)
     Traceback (most recent call last):
     ...
-    ValueError: chunk_size: expected at least 1, got -1
+    ValueError: chunk_size: expected a whole number of at least 1, got -1
     """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size: expected a whole number of at least 1, got {chunk_size!r}")
 
 
 def check_signs(dt: Tensor, A: Tensor, lengths: Tensor | None = None) -> None:

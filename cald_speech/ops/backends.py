@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,13 @@ class Backend:
         takes what the op takes but for ``backend``, and is given all of it: defaults and checks are the op's.
     why_not : why it cannot run a request, with the way out, or None where it can.
     auto_on : the device types on which ``auto`` considers it.
+    differentiable_forwards : whether torch differentiates its steps, in forward mode too. Others write backward passes.
     """
 
     module: str
     why_not: Callable[[Request], str | None] = lambda request: None
-    auto_on: tuple[str, ...] = ("cpu", "cuda", "mps", "xpu")
+    auto_on: tuple[str, ...] = ("cpu", "cuda", "mps", "xpu", "meta")
+    differentiable_forwards: bool = False
 
     def load(self, function: str) -> Callable:
         """A function of its module, which is imported now."""
@@ -50,11 +55,58 @@ def run_op(
 ) -> Any:
     """Choose a backend and call it: the one way from an op to what implements it.
 
-    Without autocast: a backend works in the dtypes that it is given, and says which these are.
+    Without autocast: a backend works in the dtypes that it is given, and says which these are. With lengths of its own
+    on a CPU: whoever writes to the caller's before the backward pass would send that beyond its memory.
     """
     name = choose_backend(op, backend, backends, request)
-    with torch.autocast(request.device.type, enabled=False):
+    if not backends[name].differentiable_forwards and any(map(has_tangent, (*tensors, options.get("initial_state")))):
+        raise ValueError(
+            f"backend: {op} has no forward-mode derivative with {name!r}, and an input carries a tangent. "
+            "Pass backend='naive', which has, or differentiate backwards."
+        )
+    device = (tensors[0] if isinstance(tensors[0], Tensor) else tensors[0][0]).device
+    if (lengths := options.get("lengths")) is not None:
+        options["lengths"] = lengths.to(device, copy=device.type == "cpu")
+    with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
         return backends[name].load(f"{op}_{name}")(*tensors, **options)
+
+
+def check_is_tensor(name: str, v: Any) -> None:
+    """Raise ValueError for whatever else it is.
+
+    Example
+    -------
+    >>> check_is_tensor("x", [1.0])
+    Traceback (most recent call last):
+    ...
+    ValueError: x: expected a tensor, got list
+    """
+    if not isinstance(v, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got {type(v).__name__}")
+
+
+def device_of(x: Tensor) -> torch.device:
+    """Where its values are: ``meta``, which is nowhere, for tensors of FakeTensorMode too.
+
+    Example
+    -------
+    >>> device_of(torch.ones(1, device="meta")), device_of(torch.ones(1))
+    (device(type='meta'), device(type='cpu'))
+    """
+    return torch.device("meta") if isinstance(x, FakeTensor) else x.device
+
+
+def has_tangent(v: Any) -> bool:
+    """Whether a tensor, or one of a pair of them, is to be differentiated in forward mode.
+
+    Example
+    -------
+    >>> has_tangent(torch.ones(1)), has_tangent(None)
+    (False, False)
+    """
+    if isinstance(v, tuple | list):
+        return any(map(has_tangent, v))
+    return isinstance(v, Tensor) and forward_ad.unpack_dual(v).tangent is not None
 
 
 def choose_backend(op: str, asked: str, backends: Mapping[str, Backend], request: Request) -> str:
@@ -72,7 +124,9 @@ def choose_backend(op: str, asked: str, backends: Mapping[str, Backend], request
         fit = (
             name for name, one in backends.items() if request.device.type in one.auto_on and not one.why_not(request)
         )
-        return next(fit)
+        if (name := next(fit, None)) is None:
+            raise ValueError(f"backend: {op} has none that 'auto' takes on {request.device}: pass backend='torch'.")
+        return name
     if asked not in backends:
         raise ValueError(
             f"backend: {op} expected one of {', '.join(('auto', *backends))}, got {asked!r}. "
@@ -81,6 +135,19 @@ def choose_backend(op: str, asked: str, backends: Mapping[str, Backend], request
     if reason := backends[asked].why_not(request):
         raise ValueError(f"backend: {op} cannot run with {asked!r} here: {reason}")
     return asked
+
+
+def why_not_torch(request: Request) -> str | None:
+    """Why the ``torch`` backend cannot run a request, or None: how it cuts up a call depends on values.
+
+    Example
+    -------
+    >>> why_not_torch(Request(torch.device("meta"), torch.float32))
+    "it looks at values, and the tensors have none (meta device or FakeTensorMode): pass backend='naive'."
+    """
+    if request.device.type == "meta":
+        return "it looks at values, and the tensors have none (meta device or FakeTensorMode): pass backend='naive'."
+    return None
 
 
 def why_not_triton(request: Request) -> str | None:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from cald_speech.ops.backends import check_is_tensor, device_of
+
 
 def check_lengths(lengths: Tensor | None, batch: int, num_frames: int) -> None:
     """Raise ValueError unless ``lengths`` is None or a (batch,) integer tensor with values in [0, num_frames].
@@ -15,12 +17,13 @@ def check_lengths(lengths: Tensor | None, batch: int, num_frames: int) -> None:
     """
     if lengths is None:
         return
+    check_is_tensor("lengths", lengths)
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(
             f"lengths: expected an integer tensor of shape ({batch},), "
             f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
         )
-    if lengths.device.type == "cpu" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= num_frames:
+    if device_of(lengths).type == "cpu" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= num_frames:
         raise ValueError(f"lengths: expected values in [0, {num_frames}], got {lengths.tolist()}")
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cald_speech import mixers
 from cald_speech.mixers import (
@@ -105,6 +106,15 @@ def test_shape_and_zeros_at_padding(factory):
     for row, length in enumerate(LENGTHS):
         assert y[row, :length].abs().sum(-1).all() and not y[row, length:].any()
     assert mixer(x).shape == x.shape
+
+
+@pytest.mark.parametrize("name", ["Bidirectional", "GatedLinearAttention", "Hydra", "Mamba", "Mamba2"])
+def test_shapes_alone(name):
+    """Under FakeTensorMode, with which memory is reckoned before any is taken."""
+    mixer, mode = build(FACTORIES[name]), FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
+        y = mixer(*map(mode.from_tensor, (torch.ones(2, 3, WIDTH), torch.tensor([3, 1]))))
+    assert y.shape == (2, 3, WIDTH)
 
 
 @every_mixer

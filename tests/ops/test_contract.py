@@ -3,6 +3,7 @@
 The Triton kernels run in Triton's interpreter where there is no GPU, at the smallest sizes that cross a block's border.
 """
 
+import contextlib
 import inspect
 import os
 import subprocess
@@ -10,6 +11,8 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from cald_speech import ops
 from cald_speech.ops import OPS, mask_padding
@@ -26,6 +29,7 @@ from tests.ops.cases import (
     exact_of,
     is_framewise,
     make_inputs,
+    run,
 )
 
 SMALL = {"batch": 2, "groups": 1, "heads": 1}
@@ -355,13 +359,18 @@ WRONG = [
     ("weight", lambda v: v[:, None]),
     ("weight", lambda v: v[1:]),
     ("weight", lambda v: v[:, :0]),
+    ("weight", lambda v: v.to("meta")),
     ("bias", lambda v: v[1:]),
     ("initial_state", lambda v: v.transpose(1, 2)),
+    ("initial_state", lambda v: v.to("meta")),
     ("lengths", torch.tensor([1, 2])),
     ("lengths", torch.tensor([1, 2, 8])),
     ("lengths", torch.tensor([1, 2, -1])),
+    ("lengths", torch.ones(3, dtype=torch.long, device="meta")),
+    ("lengths", [1, 2, 3]),
     ("chunk_size", 0),
     ("chunk_size", -1),
+    ("chunk_size", 1.5),
     ("activation", "relu"),
     ("backend", "cuda"),
     ("backend", "mamba_ssm"),
@@ -384,6 +393,66 @@ def test_wrong_arguments_are_named(op):
             call(op, given, **options)
         tried.append(name)
     assert set(accepted) - set(tried) <= {"reverse", "return_final_state"}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    "other", [torch.Tensor.tolist, torch.Tensor.numpy, lambda v: None], ids=["list", "array", "none"]
+)
+def test_what_is_no_tensor_is_refused_by_name(op, other):
+    inputs = make_inputs(op, 5)
+    for name in inputs:
+        if other(inputs[name]) is None and name.split()[0] in ("D", "bias", "initial_state"):
+            continue
+        with pytest.raises(ValueError, match=rf"^{name.split()[0]}: expected a (tensor|pair of tensors)"):
+            call(op, inputs | {name: other(inputs[name])}, "auto")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("fake", [False, True], ids=["meta", "fake"])
+def test_shapes_alone(op, fake):
+    """Tensors without values go to the recurrence under auto, which looks at none; others refuse them."""
+    inputs, lengths, mode = make_inputs(op, 5), torch.tensor([5, 2, 0]), FakeTensorMode()
+    expected = run(op, inputs, "naive", lengths=lengths)
+    with mode if fake else contextlib.nullcontext():
+        there = mode.from_tensor if fake else lambda v: v.to("meta")
+        inputs, lengths = {name: there(v).requires_grad_() for name, v in inputs.items()}, there(lengths)
+        outputs = call(op, inputs, "auto", lengths=lengths)
+        sum(v.sum() for v in outputs.values()).backward()
+    assert {name: v.shape for name, v in outputs.items()} == {name: expected[name].shape for name in outputs}
+    assert all(v.grad.shape == v.shape for v in inputs.values())
+    for backend in ("native", "torch"):
+        with pytest.raises(ValueError, match=rf"^backend: {op} cannot run with '{backend}' here: .*meta"):
+            call(op, inputs, backend)
+
+
+@ways(ops=CARRYING, but=("naive", "triton"))
+def test_lengths_that_change_before_the_backward_pass(way):
+    """Through an alias, of which torch knows nothing: C would write beyond its memory."""
+    leaves = {name: v.requires_grad_() for name, v in way.inputs().items()}
+    found = []
+    for after in (lengths_of(way), torch.full((3,), 2**40)):
+        lengths = lengths_of(way)
+        y = sum(v.sum() for v in way.call(leaves, lengths).values())
+        lengths.numpy()[:] = after
+        found.append(dict(zip(leaves, torch.autograd.grad(y, list(leaves.values())), strict=True)))
+    assert bits_differ(*found) == []
+
+
+@ways(but=("triton",))
+def test_forward_mode_is_refused_by_all_but_the_recurrence(way):
+    inputs = way.inputs(4)
+    name = next(iter(inputs))
+    with forward_ad.dual_level():
+        dual = inputs | {name: forward_ad.make_dual(inputs[name], torch.ones_like(inputs[name]))}
+        if way.backend != "naive":
+            with pytest.raises(ValueError, match=r"no forward-mode derivative .* backend='naive'"):
+                way.call(dual)
+            return
+        tangent = forward_ad.unpack_dual(sum(v.sum() for v in way.call(dual).values())).tangent
+    leaf = inputs[name].clone().requires_grad_()
+    sum(v.sum() for v in way.call(inputs | {name: leaf}).values()).backward()
+    assert tangent.item() == pytest.approx(leaf.grad.sum().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("op", SCANS)

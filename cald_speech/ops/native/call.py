@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from cald_speech.ops.backends import device_of
 from cald_speech.ops.native import library
 
 PAD = 16  # of vectors.h: scratch has whole vectors on every processor
@@ -54,8 +55,7 @@ class Call:
         for name, v in tensors.items():
             v = v.float()
             v = v if v.stride(3) == 1 or v.size(3) == 1 else v.contiguous()
-            self.held.append(v)
-            setattr(self.arguments, name, Strided(v.data_ptr(), *v.stride()[:3]))
+            setattr(self.arguments, name, Strided(self.address(name, v), *v.stride()[:3]))
 
     def written(self, **tensors: Tensor) -> None:
         """The same for tensors that the kernels write to: a copy of one would take the result with it."""
@@ -70,9 +70,14 @@ class Call:
         """Set tensors of the right dtype; None becomes NULL."""
         for name, v in tensors.items():
             if v is not None:
-                v = v.contiguous()
-                self.held.append(v)
-                setattr(self.arguments, name, v.data_ptr())
+                setattr(self.arguments, name, self.address(name, v.contiguous()))
+
+    def address(self, name: str, v: Tensor) -> int:
+        """Of a tensor that is held from now on. Raises ValueError where C would find nothing there, and crash."""
+        if device_of(v).type != "cpu":
+            raise ValueError(f"{name}: expected values on the CPU, got {type(v).__name__} on {device_of(v)}")
+        self.held.append(v)
+        return v.data_ptr()
 
     def run(self, name: str) -> None:
         """Call ``cald_<op>_<name>(arguments, scratch)``; the same name with ``_scratch`` says what a thread needs."""

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from cald_speech.ops.arguments import check_scan
-from cald_speech.ops.backends import Backend, Request, run_op, why_not_native, why_not_triton
+from cald_speech.ops.backends import Backend, Request, device_of, run_op, why_not_native, why_not_torch, why_not_triton
 
 # Of the Triton kernels: a program holds some frames' (channels, d_state) in registers, and beyond this they spill.
 MAX_D_STATE = 256
@@ -29,8 +29,8 @@ def why_not_selective_scan_triton(request: Request) -> str | None:
 BACKENDS = {
     "triton": Backend("cald_speech.ops.selective_scan.triton", why_not_selective_scan_triton, auto_on=("cuda",)),
     "native": Backend("cald_speech.ops.selective_scan.native", why_not_native, auto_on=("cpu",)),
-    "torch": Backend("cald_speech.ops.selective_scan.torch_blocked"),
-    "naive": Backend("cald_speech.ops.selective_scan.naive"),
+    "torch": Backend("cald_speech.ops.selective_scan.torch_blocked", why_not_torch),
+    "naive": Backend("cald_speech.ops.selective_scan.naive", differentiable_forwards=True),
 }
 
 
@@ -92,5 +92,5 @@ def selective_scan(
     options = {"lengths": lengths, "initial_state": initial_state, "chunk_size": chunk_size}
     check_scan(x, dt, A, B, C, D, axes="(B, T, D_inner)", unit="channels", **options)
     options |= {"reverse": reverse, "return_final_state": return_final_state}
-    request = Request(x.device, x.dtype, {"d_state": B.size(3), "elements": max(x.numel(), B.numel())})
+    request = Request(device_of(x), x.dtype, {"d_state": B.size(3), "elements": max(x.numel(), B.numel())})
     return run_op("selective_scan", backend, BACKENDS, request, x, dt, A, B, C, D, **options)

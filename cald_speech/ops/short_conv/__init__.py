@@ -2,9 +2,17 @@
 
 from torch import Tensor
 
-from cald_speech.ops.arguments import check_tensors
-from cald_speech.ops.backends import Backend, Request, run_op, why_not_native, why_not_triton
-from cald_speech.ops.lengths import check_lengths
+from cald_speech.ops.arguments import check_lengths_of, check_tensors
+from cald_speech.ops.backends import (
+    Backend,
+    Request,
+    check_is_tensor,
+    device_of,
+    run_op,
+    why_not_native,
+    why_not_torch,
+    why_not_triton,
+)
 
 ACTIVATIONS = ("silu", "identity")
 # Of the Triton kernels, whose backward pass writes out K times K loads for each frame.
@@ -31,8 +39,8 @@ def why_not_short_conv_triton(request: Request) -> str | None:
 BACKENDS = {
     "triton": Backend("cald_speech.ops.short_conv.triton", why_not_short_conv_triton, auto_on=("cuda",)),
     "native": Backend("cald_speech.ops.short_conv.native", why_not_native, auto_on=("cpu",)),
-    "torch": Backend("cald_speech.ops.short_conv.torch_blocked"),
-    "naive": Backend("cald_speech.ops.short_conv.naive"),
+    "torch": Backend("cald_speech.ops.short_conv.torch_blocked", why_not_torch),
+    "naive": Backend("cald_speech.ops.short_conv.naive", differentiable_forwards=True),
 }
 
 
@@ -81,17 +89,20 @@ def short_conv(
     >>> short_conv(x, taps, activation="identity", reverse=True).flatten().tolist()
     [21.0, 32.0, 3.0]
     """
+    check_is_tensor("x", x)
+    check_is_tensor("weight", weight)
     if x.dim() != 3 or not x.is_floating_point():
         raise ValueError(f"x: expected a float tensor (B, T, D), got {x.dtype} of shape {tuple(x.shape)}")
-    batch, num_frames, channels = x.shape
+    batch, _, channels = x.shape
     if weight.dim() != 2 or weight.size(0) != channels or weight.size(1) < 1:
         raise ValueError(f"weight: expected ({channels}, K) to go with x, got {tuple(weight.shape)}")
     state = (batch, channels, weight.size(1) - 1)
-    check_tensors(x, {"bias": (bias, (channels,)), "initial_state": (initial_state, state)})
-    check_lengths(lengths, batch, num_frames)
+    parameters = {"weight": (weight, tuple(weight.shape)), "bias": (bias, (channels,))}
+    check_tensors(x, parameters | {"initial_state": (initial_state, state)})
+    check_lengths_of(x, lengths)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     options = {"lengths": lengths, "reverse": reverse, "activation": activation}
     options |= {"initial_state": initial_state, "return_final_state": return_final_state}
-    request = Request(x.device, x.dtype, {"width": weight.size(1), "elements": x.numel()})
+    request = Request(device_of(x), x.dtype, {"width": weight.size(1), "elements": x.numel()})
     return run_op("short_conv", backend, BACKENDS, request, x, weight, bias, **options)

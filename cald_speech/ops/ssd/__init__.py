@@ -13,7 +13,16 @@ two ways of both directions at once:
 from torch import Tensor
 
 from cald_speech.ops.arguments import check_scan
-from cald_speech.ops.backends import Backend, Request, run_op, why_not_native, why_not_triton
+from cald_speech.ops.backends import (
+    Backend,
+    Request,
+    check_is_tensor,
+    device_of,
+    run_op,
+    why_not_native,
+    why_not_torch,
+    why_not_triton,
+)
 
 Pair = tuple[Tensor, Tensor]
 """Of the past and of the future."""
@@ -63,8 +72,8 @@ def why_not_triton_ssd(request: Request) -> str | None:
 BACKENDS = {
     "triton": Backend("cald_speech.ops.ssd.triton", why_not_triton_ssd, auto_on=("cuda",)),
     "native": Backend("cald_speech.ops.ssd.native", why_not_native, auto_on=("cpu",)),
-    "torch": Backend("cald_speech.ops.ssd.torch_chunked"),
-    "naive": Backend("cald_speech.ops.ssd.naive"),
+    "torch": Backend("cald_speech.ops.ssd.torch_chunked", why_not_torch),
+    "naive": Backend("cald_speech.ops.ssd.naive", differentiable_forwards=True),
 }
 
 
@@ -168,6 +177,8 @@ def ssd_bidirectional(
     >>> y.flatten().tolist()  # hardly any decay: three frames, and the present one once more
     [4.0, 4.0, 4.0]
     """
+    for name, v in {"dt": dt, "A": A}.items():
+        check_is_tensor(name, v)
     if dt.dim() != 4 or dt.size(2) != 2 or A.dim() != 2 or A.size(0) != 2:
         raise ValueError(
             f"dt, A: expected a direction axis of 2, dt (B, T, 2, H) and A (2, H), got {tuple(dt.shape)} and "
@@ -255,4 +266,4 @@ torch.float32 on cpu
 def request_of(x: Tensor, B: Tensor) -> Request:
     """What a backend is asked before it is chosen."""
     sizes = {"head_dim": x.size(3), "d_state": B.size(3), "elements": max(x.numel(), B.numel())}
-    return Request(x.device, x.dtype, sizes)
+    return Request(device_of(x), x.dtype, sizes)
