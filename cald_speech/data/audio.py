@@ -1,5 +1,6 @@
 """Audio files in and out: whatever `AudioFile` reads becomes float32, mono, 16 kHz."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -186,8 +187,11 @@ def write_audio(path: str | Path, samples: torch.Tensor) -> None:
 
     Samples beyond full scale are clipped. Raises: OSError, where the file cannot be written.
     """
+    path, encoded = Path(path), io.BytesIO()
+    # By way of memory: where a disk is full, libsndfile may lose what it has buffered, and say nothing.
+    soundfile.write(encoded, samples.numpy(), SAMPLE_RATE, subtype="PCM_16", format=path.suffix.lstrip(".").upper())
     with whole_file(path) as unfinished:
-        soundfile.write(str(unfinished), samples.numpy(), SAMPLE_RATE, subtype="PCM_16")
+        unfinished.write_bytes(encoded.getvalue())
 
 
 _MEND = "Copy or download the file again, or leave this utterance out of the data."

@@ -6,6 +6,7 @@ import soundfile
 import torch
 
 from cald_speech.data.audio import SAMPLE_RATE, AudioError, audio_info, read_audio, read_entry, write_audio
+from tests.training.test_faults import no_file_grows_past
 
 
 def tone(seconds: float, rate: int) -> np.ndarray:
@@ -20,6 +21,16 @@ def test_written_is_read_back(tmp_path):
     torch.testing.assert_close(audio, samples, atol=2**-15, rtol=0)
     assert audio_info(tmp_path / "new" / "a.flac") == (5_000, SAMPLE_RATE)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.flac"]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1_000, 9_000])
+@pytest.mark.parametrize("suffix", [".flac", ".wav"])
+def test_a_full_disk_leaves_no_half_of_a_file(tmp_path, suffix, num_bytes):
+    """libsndfile alone keeps quiet of what it had buffered."""
+    samples = torch.rand(5_000) - 0.5  # some 10 kB
+    with no_file_grows_past(num_bytes), pytest.raises(OSError, match="File too large"):
+        write_audio(tmp_path / f"a{suffix}", samples)
+    assert not list(tmp_path.iterdir())
 
 
 def test_stereo_is_mixed_down(tmp_path):
@@ -148,16 +159,9 @@ def test_a_segment_at_another_rate(tmp_path):
     np.testing.assert_allclose(audio[200:-200], tone(2.0, SAMPLE_RATE)[8_200:23_800], atol=5e-3)
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     write_audio(tmp_path / "a.flac", torch.zeros(500))
-
-    def full_disk(file, *_args, **_kwargs):
-        with open(file, "wb") as half:
-            half.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(soundfile, "write", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write_audio(tmp_path / "a.flac", torch.zeros(900))
+    with no_file_grows_past(100), pytest.raises(OSError, match="File too large"):
+        write_audio(tmp_path / "a.flac", torch.rand(900))
     assert len(read_audio(tmp_path / "a.flac")) == 500
     assert [path.name for path in tmp_path.iterdir()] == ["a.flac"]
