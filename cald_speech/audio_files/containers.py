@@ -357,3 +357,4 @@ _READERS: dict[bytes, Callable[[Bytes], Layout]] = {
     b"OggS": ogg_layout,
     b"\x1a\x45\xdf\xa3": _matroska,
 }
+MAGIC = tuple(_READERS)

@@ -25,10 +25,11 @@ NUMBERS_AT_ONCE = 2**18
 # Where a file was cut out of a longer one, the first frames need what is not there and give no samples.
 MPEG_SLACK = 10 * 1152
 # What libsndfile tells by the ending alone, and a second file beside (SD2): they are opened by name.
+WITHOUT_HEADER = (".raw", ".pcm")
 _BY_NAME = (".vox", ".gsm", ".sd2")
 # What libsndfile cannot read, by its first bytes, and ffmpeg's name of it: a file chooses no other of ffmpeg's readers,
 # some of which open further files.
-_BY_AV = {
+BY_AV = {
     b"\x1a\x45\xdf\xa3": "matroska",
     b"\xff\xf1": "aac",
     b"\xff\xf9": "aac",
@@ -271,7 +272,11 @@ def _open(path: Path, part: Part | None) -> "_Sndfile | _Av":
 def _by_av(path: Path, reason: str) -> _Av:
     form = _form_for_av(path)
     if form is None or av is None:
-        way_out = "Convert it to WAV or FLAC, or copy it again" if form is None else _INSTALL
+        way_out = _INSTALL if form else "Convert it to WAV or FLAC, or copy it again"
+        if path.suffix.lower() in WITHOUT_HEADER:
+            way_out = (
+                f"Samples without a header: `sox -t raw -r 16000 -e signed -b 16 -c 1 {path.name} new.wav` says what"
+            )
         raise UserError(f"{path}: expected an audio file, but it cannot be read ({reason}). {way_out}")
     try:
         return _Av(path, form)
@@ -289,7 +294,7 @@ def _form_for_av(path: Path) -> str | None:
         return "mov"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
-    return next((form for magic, form in _BY_AV.items() if head.startswith(magic)), None)
+    return next((form for magic, form in BY_AV.items() if head.startswith(magic)), None)
 
 
 def _reason(error: Exception) -> str:

@@ -82,9 +82,9 @@ RUN = options.together(
 def transcribe(files: tuple[Path, ...], text: Path | None, manifest: Path | None, **given: Any) -> int:
     """Transcribe audio of any length in one exact pass.
 
-    FILE is audio in any format and rate that soundfile reads, or a folder of it. Of a manifest's utterances the ids
-    are the names of the transcripts. The exit status is 1 where a file
-    could not be read to its end, and 130 after Ctrl-C, which keeps what was transcribed.
+    FILE is audio in any format and rate that soundfile reads (with the extra `formats` also m4a, mp4, webm and the
+    like), or a folder of it. Of a manifest's utterances the ids are the names of the transcripts. The exit status is 1
+    where a file could not be read to its end, and 130 after Ctrl-C, which keeps what was transcribed.
     """
     if bool(files) == (manifest is not None) or (text is not None and manifest is not None):
         raise click.UsageError("expected FILE..., or --manifest without --text")

@@ -112,11 +112,75 @@ def test_a_text_that_cannot_be_aligned(call, model, talk, tmp_path):
     assert call("align", talk, tmp_path / "said.txt", "--model", model, "--unknown", "drop").stdout == "take\n"
 
 
-def test_two_files_of_one_name_are_refused(call, model, talk, tmp_path):
-    soundfile.write(talk.with_suffix(".flac"), np.zeros(16_000), 16_000)
-    files = [talk, talk.with_suffix(".flac")]
-    refused = call("transcribe", *files, "--model", model, "--output", tmp_path / "out", status=2)
-    assert re.search(r"would both be .*talk\.txt", refused.stderr)
+def test_one_bad_file_never_ends_a_batch(call, model, talk, tmp_path):
+    """Files without a header, macOS companions, odd names, links, endings in capitals, one name twice."""
+    folder, sound = tmp_path / "talks", talk.read_bytes()
+    (folder / "inside").mkdir(parents=True)
+    for name in (
+        "talk.wav",
+        "talk.partial.wav",
+        "b.WAV",
+        "meeting 24.01.05",
+        "b.raw.wav",
+        "inside/talk.wav",
+        "a\n.wav",
+    ):
+        (folder / name).write_bytes(sound)
+    soundfile.write(folder / "talk.flac", np.zeros(16_000), 16_000)
+    soundfile.write(folder / "c.sph", np.zeros(16_000), 16_000, format="NIST")
+    (folder / "._talk.wav").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(100))
+    (folder / "b.raw").write_bytes(bytes(32_000))
+    (folder / "notes.txt").write_text("no audio")
+    (folder / "gone.wav").symlink_to("nowhere.wav")
+    (folder / "ring").symlink_to(folder, target_is_directory=True)
+    (folder / "linked").symlink_to(folder / "inside", target_is_directory=True)
+    options = ["--model", model, "--output", tmp_path / "out"]
+    report = call("transcribe", folder, *options, status=1).stderr
+    done = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.txt"))
+    names = [
+        "a\n",
+        "b.WAV",
+        "b.raw.wav",
+        "c",
+        "inside/talk",
+        "meeting 24.01.05",
+        "talk.flac",
+        "talk.partial.wav",
+        "talk.wav",
+    ]
+    assert done == sorted(f"{name}.txt" for name in names)
+    assert re.search(r"error: .*b\.raw: .*sox -t raw", report) and re.search(r"error: .*gone\.wav: there is no", report)
+    assert "passed over what is no audio: 1 macOS companions, 1 .txt" in report
+    assert "11 files: 9 done, 2 not done" in report
+    again = call("transcribe", folder, folder / "talk.wav", *options, status=1).stderr
+    assert "11 files: 9 skipped, 2 not done" in again
+
+
+def test_files_of_one_name_keep_apart(call, model, talk, tmp_path):
+    other = tmp_path / "other" / talk.name
+    other.parent.mkdir()
+    other.write_bytes(talk.read_bytes())
+    files = [talk, other, talk.with_name("." + "x" * 249 + ".wav")]
+    report = call("transcribe", *files, "--model", model, "--output", tmp_path / "out", status=1).stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["talk.wav.txt"]
+    assert f"error: {other}: its transcript would be" in report and "3 files: 1 done, 2 not done" in report
+
+
+@pytest.mark.parametrize("error", [RuntimeError("NaN logits"), IndexError("x"), TypeError("x")], ids=repr)
+def test_whatever_a_file_raises_is_its_own(call, model, talk, tmp_path, monkeypatch, error):
+    original = Recogniser.transcribe
+
+    def fails(self, source, **options):
+        if source.duration_s < 5:
+            raise error
+        return original(self, source, **options)
+
+    monkeypatch.setattr(Recogniser, "transcribe", fails)
+    soundfile.write(tmp_path / "bad.wav", np.zeros(16_000), 16_000)
+    options = ["--model", model, "--output", tmp_path / "out"]
+    report = call("transcribe", tmp_path / "bad.wav", talk, *options, status=1).stderr
+    assert re.search(rf"error: .*bad\.wav: .*{type(error).__name__}: {error}", report)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["talk.txt"]
 
 
 def test_a_folder_without_audio_is_named(call, model, tmp_path):

@@ -4,18 +4,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import soundfile
-
+from cald_speech.audio_files.names import ENDINGS
 from cald_speech.data.encodings import read_text
 from cald_speech.data.readers import hugging_face, json_files, tables
 from cald_speech.data.readers.records import Columns, Format, Record
 from cald_speech.errors import UserError
 
-ENDINGS = frozenset({f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}) | {
-    ".opus",
-    ".aif",
-    ".aifc",
-}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
