@@ -109,7 +109,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         if not isinstance(of, dict) or not all(isinstance(row, dict) for row in of.values()):
             raise UserError(f"{path}: {key}: expected figures by the names of their sets, got {of!s:.60}")
         for name, row in of.items():
-            if wrong := [k for k, kind in kinds.items() if not _is_of(kind, row.get(k))]:
+            if wrong := [k for k, kind in kinds.items() if k not in row or not _is_of(kind, row[k])]:
                 raise UserError(f"{path}: {key}: {name:.60}: {wrong[0]}: got {row.get(wrong[0])!s:.60}")
     return facts
 

@@ -44,6 +44,10 @@ def numbered(parts: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
         first += len(part)
 
 
+class NotFinite(UserError, RuntimeError):
+    """Logits that a model has no numbers for: its weights, or what it was given, are too large for its dtype."""
+
+
 def log_posteriors(chunks: LogitChunks) -> Iterator[tuple[int, Tensor]]:
     """Pairs (first frame, (t, V) float32 log posteriors on the CPU) of logit chunks.
 
@@ -51,7 +55,7 @@ def log_posteriors(chunks: LogitChunks) -> Iterator[tuple[int, Tensor]]:
     ------
     ValueError
         for chunks that leave frames out or come twice.
-    RuntimeError
+    NotFinite
         for logits that are not finite, with the frame.
 
     Example
@@ -65,7 +69,10 @@ def log_posteriors(chunks: LogitChunks) -> Iterator[tuple[int, Tensor]]:
             raise ValueError(f"expected (t, V) logits from frame {expected} on, got {tuple(logits.shape)} from {first}")
         finite = logits.isfinite().all(-1)
         if not finite.all():
-            raise RuntimeError(f"the logits of frame {first + int(finite.long().argmin())} are not finite")
+            raise NotFinite(
+                f"the logits of frame {first + int(finite.long().argmin())} are not finite: expected numbers, got NaN "
+                "or infinity. Read in float32, or take an earlier checkpoint of the model"
+            )
         expected += len(logits)
         yield first, logits.float().log_softmax(-1).cpu()
 

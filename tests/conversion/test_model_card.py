@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from cald_speech.conversion.model_card import add_figure, add_result, read_facts, render, update_facts
+from cald_speech.errors import UserError
 from tests.training.conftest import corpus, experiment, signal_handlers, start, teachers  # noqa: F401
 
 FACTS = {
@@ -29,6 +30,7 @@ RESULT = {
     "words": {"count": 2345, "substitutions": 1},
     "cer": 3.0,
 }
+RESULT_ROW = {key: v for key, v in RESULT.items() if key != "cer"} | {"words": 2345}
 
 
 def card(folder) -> str:
@@ -138,3 +140,29 @@ def test_an_unguided_model_names_no_teacher(experiment, start):  # noqa: F811
 def test_a_fine_tuned_teacher_is_not_converted(experiment, start):  # noqa: F811
     brain = start(experiment(convert=False, guidance="unguided"))
     assert read_facts(brain.store.folder / "model")["layers"] == "0 of 2 layers converted"
+
+
+def test_what_a_folder_says_of_itself_is_shown_and_not_obeyed(tmp_path):
+    evil = "x](http://evil) | <script>run()</script>\n\n# New heading `code`"
+    update_facts(tmp_path, **FACTS | {"teacher": evil, "pipeline": "x\n---\nlicense: mit"}, results={evil: RESULT_ROW})
+    head, _, text = card(tmp_path).partition("\n---\n\n")
+    assert "license: mit" not in head and "pipeline_tag: feature-extraction" in head
+    assert "<script" not in text and "\n# New" not in text
+    assert "x\\](http://evil) \\| &lt;script&gt;run()&lt;/script&gt; \\# New heading \\`code\\`" in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ("[]", "expected keys and values"),
+        ('{"results": [1]}', "results: expected figures by the names"),
+        ('{"results": {"dev": {"wer": "x"}}}', "results: dev: wer: got x"),
+        ('{"figures": {"dev": {"metric": "accuracy"}}}', "figures: dev: value: got None"),
+        ("{", "not a valid JSON file"),
+    ],
+)
+def test_facts_that_are_none_are_refused_by_their_key(facts, message, tmp_path):
+    (tmp_path / "cald.json").write_text(facts)
+    with pytest.raises(UserError, match=rf"cald\.json: {message}"):
+        update_facts(tmp_path, steps=1)
+    assert not (tmp_path / "README.md").exists()

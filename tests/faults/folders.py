@@ -94,7 +94,7 @@ def use(folder: Path, *, speech: bool) -> None:
 def change_json(rng: random.Random, folder: Path) -> None:
     """One value of one of the JSON files; config.json as often as all others together."""
     files = sorted(folder.glob("*.json"))
-    path = rng.choice([folder / "config.json", rng.choice(files)])
+    path = rng.choice([folder / "config.json", rng.choice([folder / "config.json", *files])])
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
