@@ -49,6 +49,7 @@ BYTES = 2  # of a sample
 @FORMAT
 @DECODING
 @MARGINS
+@options.target_lang()
 @options.device()
 @options.dtype()
 def stream(
@@ -65,6 +66,7 @@ def stream(
     tail_s: float,
     device: str,
     dtype: torch.dtype,
+    target_lang: str | None,
 ) -> int:
     """Write the words of FILE, or of audio that arrives on the standard input (-), each as soon as it is over.
 
@@ -75,7 +77,7 @@ def stream(
 
     All layers of the model must be converted. Ctrl-C ends it, with status 130; what was written stays.
     """
-    recogniser = Recogniser.of(model, dtype=dtype, device=device, force=True)
+    recogniser = Recogniser.of(model, dtype=dtype, device=device, force=True, target_lang=target_lang)
     behind_s = latency_s(recogniser.model, lookahead_s)
     measured = None
     if statistics is not None:

@@ -55,8 +55,8 @@ def test_the_other_kind_is_refused_with_the_way_out():
             SEWConfig(),
             "'sew' is not known: .* The nearest is wav2vec2: it squeezes time: its layers run at half the rate",
         ),
-        (ParakeetCTCConfig(), "'parakeet_ctc' is not known: .* The nearest is wav2vec2: it hears log-mel features"),
-        (WhisperConfig(), "'whisper' is not known: .* The nearest is wav2vec2: its encoder hears 30 s"),
+        (ParakeetCTCConfig(), "'parakeet_ctc' is not known: .* The nearest is wav2vec2-bert: two-dimensional"),
+        (WhisperConfig(), "'whisper' is not known: .* The nearest is wav2vec2-bert: its encoder hears 30 s"),
         (ElectraConfig(), "'electra' is not known: .* The nearest is bert"),
         (Gemma2Config(), "'gemma2' is not known: .* The nearest is llama"),
         (
