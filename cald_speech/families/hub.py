@@ -131,8 +131,10 @@ def load_checked(
     blank = check_size(cls, config, stored, source)
     prefix = f"{cls.base_model_prefix}."
     kept = _others(stored, prefix, leftover_names)
-    integers = {name for name, b in blank.named_buffers() if not b.is_floating_point()}
-    check_kinds({name: stored[name] for name in kept}, integers, source)
+    # With the base model's prefix or without, as the file's names are.
+    integers = {name.removeprefix(prefix) for name, b in blank.named_buffers() if not b.is_floating_point()}
+    whole = {name for name in kept if name.removeprefix(prefix) in integers}
+    check_kinds({name: stored[name] for name in kept}, whole, source)
     # Other sizes are not ignored: they are named below with all else that does not fit.
     with _quiet(), opening(source, "the model"):
         model, info = cls.from_pretrained(

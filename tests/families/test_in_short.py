@@ -81,3 +81,14 @@ def test_saved_loaded_and_long(family, options, tmp_path, monkeypatch):
         monkeypatch.setattr(BlockSizes, "of", lambda *_, sizes=sizes: BlockSizes(*sizes))
         parts = stream_logits(loaded, AudioSource.from_samples(audio[1]), do_normalize=False)
         assert relative_error(torch.cat([logits for _, logits in parts]), expected[1]) <= TOLERANCE["rounding"]
+
+
+@every_other
+def test_an_encoders_file_and_a_models_are_read_for_either(family, options, tmp_path):
+    model = tiny_model(family, "layer", **options)
+    model.save_pretrained(tmp_path / "whole")
+    model.base_model.save_pretrained(tmp_path / "encoder")
+    for head, place in (("base", "whole"), ("ctc", "encoder")):
+        encoder = cald_speech.from_pretrained(tmp_path / place, head=head).base_model
+        expected = model.base_model.state_dict()
+        assert all(torch.equal(v, expected[name]) for name, v in encoder.state_dict().items())
