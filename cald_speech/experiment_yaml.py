@@ -46,6 +46,10 @@ def check(text: str, place: str) -> None:
     """
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"{place}: expected an experiment of up to {MOST_CHARACTERS:,} characters, got {len(text):,}")
+    if re.search("^%", text, re.MULTILINE):
+        raise UserError(
+            f"{place}: expected an experiment without directives, which could rename tags, got a line with %"
+        )
     try:
         for event in _bounded_events(text, place):
             tag = "" if isinstance(event, AliasEvent) else str(event.tag or "")
@@ -163,6 +167,8 @@ def _grown(node: Any, tree: Mapping[str, Any], place: str, known: dict[int, int]
         parts = list(value.values() if isinstance(value, Mapping) else value)
     elif isinstance(value, str) and "<" in value:
         parts = [found for ref in re.findall(r"<([^>]*)>", value) if (found := _named(ref, tree)) is not None]
+        if any(ref.partition(".")[2].startswith("_") for ref in re.findall(r"<([^>]*)>", value)):
+            raise UserError(f"{place}: expected references to keys and what they say openly, got {value!r:.60}")
         if parts and "**" in value:
             raise UserError(f"{place}: expected sums and products of references, got the power in {value!r}")
     else:

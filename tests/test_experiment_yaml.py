@@ -78,6 +78,14 @@ def test_what_grows_or_does_not_end_is_refused_at_once(text, tmp_path):
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize(
+    "text", ["%TAG !! !new:subprocess.\n---\na: !!Popen [[ls]]", "a: !ref <b.__class__>\nb: x"], ids=["tags", "insides"]
+)
+def test_ways_round_the_list_of_tags_are_closed(text):
+    with pytest.raises(UserError, match=r"mine\.yaml: expected (an experiment without directives|references to keys)"):
+        check(text, "mine.yaml")
+
+
 def test_an_unknown_key_is_refused_before_anything_is_built(tmp_path):
     (tmp_path / "a.yaml").write_text("output_folder: x\nlayer_mop: !new:cald_speech.conversion.LayerMap {no: 1}\n")
     with pytest.raises(UserError, match="unknown key 'layer_mop'; did you mean 'layer_map'"):

@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 from cald_speech.errors import UserError, some_of
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
 PROCESSOR_FILES += ("special_tokens_map.json", "added_tokens.json", "vocab.json")
@@ -115,6 +116,11 @@ def check_config(source: str) -> None:
     path = find_file(source, CONFIG)
     if path is None:
         return  # transformers says so
+    if find_file(source, ADAPTER) is not None:
+        raise UserError(
+            f"{source}: expected a model, got a PEFT adapter beside one ({ADAPTER}), which names another model. Merge "
+            "it into its model with merge_and_unload(), and save that"
+        )
     values = read_json(path)
     model_type = values.get("model_type")
     if model_type is not None and not isinstance(model_type, str):

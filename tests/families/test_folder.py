@@ -135,6 +135,12 @@ def test_pickled_weights_are_refused_with_the_way_out(folder):
         cald_speech.from_pretrained(folder)
 
 
+def test_an_adapter_that_names_another_model_is_refused(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
+    with pytest.raises(UserError, match=r"got a PEFT adapter beside one .*merge_and_unload"):
+        cald_speech.from_pretrained(folder)
+
+
 def test_shards_stay_in_the_folder(folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
