@@ -1,7 +1,9 @@
 """Corpora in every format give the same utterances; what is malformed is named with file and line."""
 
 import csv
+import gzip
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,25 @@ def test_commands_keep_manifests_in_the_cache(tmp_path, monkeypatch):
     assert manifest_of(path) == path  # one of ours already
     relative = write("our JSON", tmp_path / "ours", miniature())
     assert manifest_of(relative) != relative and len(read_manifest(manifest_of(relative))) == 3
+
+
+def test_archives_that_lost_something(tmp_path, caplog):
+    """Cut off between two members, nothing but the archive's end is missing."""
+    source = write("WebDataset", tmp_path / "corpus", miniature())
+    last = sorted(source.glob("*.tar"))[-1]
+    with tarfile.open(last) as archive:
+        second = archive.getmembers()[1].offset
+    last.write_bytes(last.read_bytes()[:second])
+    with pytest.raises(UserError, match=r"000002\.tar: the archive is cut off"):
+        entries_of(tmp_path, source)
+    shards = write("lhotse shards", tmp_path / "shards", miniature())
+    table = shards / "cuts.000000.jsonl.gz"
+    table.write_bytes(gzip.compress(b"".join(gzip.decompress(table.read_bytes()).splitlines(keepends=True)[1:])))
+    with pytest.raises(UserError, match=r"expected a cut in cuts\.000000\.jsonl\.gz for 3-7-0000"):
+        entries_of(tmp_path, shards)
+    folder = write("Kaldi", tmp_path / "kaldi", miniature())
+    (folder / "wav.scp").write_text("rec all.flac\nother all.flac\n")
+    assert entries_of(tmp_path, folder) and "no segment names 1 of 2 recordings" in caplog.text
 
 
 def test_several_sources_are_one_set(tmp_path):

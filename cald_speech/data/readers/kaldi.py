@@ -1,5 +1,6 @@
 """Kaldi's data folders: wav.scp and text, with or without segments, utt2spk and utt2dur."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from cald_speech.data.encodings import read_text
 from cald_speech.data.readers.records import Columns, Format, Record, path_of, seconds
 from cald_speech.errors import UserError
 
+logger = logging.getLogger(__name__)
 _FILES = ("wav.scp", "text", "segments", "utt2spk", "utt2dur")
 
 
@@ -26,6 +28,9 @@ def read(source: str, columns: Columns) -> Iterator[Record]:
         _lines(folder / name) if (folder / name).is_file() else {} for name in ("segments", "utt2spk", "utt2dur")
     )
     utterances = parts or recordings
+    unused = recordings.keys() - {rest.split()[0] for _, rest in parts.values() if rest} if parts else ()
+    if unused:
+        logger.warning("%s: no segment names %d of %d recordings", source, len(unused), len(recordings))
     for name, (place, _) in texts.items():
         if name not in utterances:
             raise UserError(

@@ -45,7 +45,9 @@ def read_shar(source: str, columns: Columns) -> Iterator[Record]:
             rows[row.get("id")] = place, row
         for key, parts in _samples(archive):
             audio = [ending for ending in parts if ending in ENDINGS]
-            if key in rows and len(audio) == 1:
+            if key not in rows:
+                raise UserError(f"{archive}: expected a cut in {table.name} for {key}, but there is none.")
+            if len(audio) == 1:
                 place, row = rows.pop(key)
                 yield cuts.record(row, place, table.absolute().parent, inside=(parts[audio[0]], audio[0]))
         for place, row in rows.values():
