@@ -40,7 +40,7 @@ THIRD_PARTY = {
     "audio_files": {"soundfile", "av"},  # av is of the extra `formats`
     "families": {"transformers", "huggingface_hub", "safetensors"},
     "longform": {"soundfile", "tqdm"},  # tqdm comes with huggingface_hub
-    "data": {"speechbrain", "soundfile", "torchaudio", "tqdm", "tokenizers", "datasets"},
+    "data": {"speechbrain", "soundfile", "torchaudio", "tqdm", "tokenizers", "datasets", "pyarrow"},
     "tasks": {"jiwer"},
     "experiment_yaml": {"hyperpyyaml", "ruamel"},
     "training": {"tensorboard"},
@@ -50,7 +50,7 @@ THIRD_PARTY = {
 }
 INSIDE_A_FUNCTION = {
     "tasks": {"speechbrain"},  # its beam search takes seconds to import, and greedy decoding does without it
-    "data": {"datasets"},  # of the extra `data`
+    "data": {"datasets", "pyarrow"},  # of the extra `data`
     "evaluation": {"lm_eval"},  # of the extra `text`
     "benchmarks": {"fla", "causal_conv1d"},  # peers, where they are installed
 }

@@ -5,7 +5,7 @@ An address is ``hf://owner/name?split=train``. More options of it: ``config=en``
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -18,11 +18,19 @@ _OPTIONS = ("split", "config", "revision", "limit", "streaming")
 
 def read_parquet(source: str, columns: Columns) -> Iterator[Record]:
     path, datasets = Path(source), _datasets(source)
+    from pyarrow.parquet import ParquetFile
+
     try:
-        table = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+        file = ParquetFile(path)
+        features = datasets.Features.from_arrow_schema(file.schema_arrow)
     except Exception as error:  # pyarrow and datasets raise errors of many kinds, for a damaged file too
         raise UserError(f"{path}: expected a parquet file, but it cannot be read ({_first_line(error)}).") from error
-    yield from _records(table, str(path), path.absolute().parent, columns)
+
+    def rows(names: list[str]) -> Iterator[dict[str, Any]]:
+        for batch in file.iter_batches(64, columns=names):  # never the whole file in memory
+            yield from batch.to_pylist()
+
+    yield from _records(features, rows, str(path), path.absolute().parent, columns)
 
 
 def read_hub(source: str, columns: Columns) -> Iterator[Record]:
@@ -36,12 +44,24 @@ def read_hub(source: str, columns: Columns) -> Iterator[Record]:
             revision=options.get("revision"),
             streaming=options.get("streaming") == "yes",
         )
+        if "limit" in options:
+            limit = int(options["limit"])
+            table = (
+                table.take(limit) if options.get("streaming") == "yes" else table.select(range(min(limit, len(table))))
+            )
+        if table.features is None:  # of a stream, before anything of it is read
+            table = table._resolve_features()
     except Exception as error:  # of the network, the hub, or the set itself
         raise UserError(f"{source}: the data set cannot be loaded: {_first_line(error)}") from error
-    if "limit" in options:
-        limit = int(options["limit"])
-        table = table.take(limit) if options.get("streaming") == "yes" else table.select(range(min(limit, len(table))))
-    yield from _records(table, source, Path.cwd(), columns)
+
+    def rows(names: list[str]) -> Iterator[dict[str, Any]]:
+        kept = table.select_columns(names)
+        for name in names:
+            if isinstance(table.features[name], datasets.Audio):
+                kept = kept.cast_column(name, datasets.Audio(decode=False))
+        yield from kept
+
+    yield from _records(table.features, rows, source, Path.cwd(), columns)
 
 
 def parse(source: str) -> tuple[str, Mapping[str, str]]:
@@ -58,7 +78,7 @@ def parse(source: str) -> tuple[str, Mapping[str, str]]:
     except ValueError:
         name, options = "", {}
     strange = [key for key in options if key not in _OPTIONS]
-    numbers = options.get("limit", "1").isdecimal() and int(options.get("limit", "1")) > 0
+    numbers = re.fullmatch(r"[1-9][0-9]{0,11}", options.get("limit", "1"))
     if not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name) or strange or "split" not in options or not numbers:
         raise UserError(
             f"{source}: expected hf://owner/name?split=train, and of {', '.join(_OPTIONS[1:])} what is wanted, such as "
@@ -69,18 +89,19 @@ def parse(source: str) -> tuple[str, Mapping[str, str]]:
     return name, options
 
 
-def _records(table: Any, source: str, folder: Path, columns: Columns) -> Iterator[Record]:
-    """The rows, with the audio as the bytes that the set holds, and classes by their names."""
-    from datasets import Audio, ClassLabel
-
+def _records(
+    features: Mapping[str, Any],
+    rows: Callable[[list[str]], Iterator[dict[str, Any]]],
+    source: str,
+    folder: Path,
+    columns: Columns,
+) -> Iterator[Record]:
+    """The records of the ``rows`` with the columns that are needed: classes by their names, audio as it is stored."""
+    found = columns.find(list(features), source)
+    needed = {name for column in found.values() for name in ([column] if isinstance(column, str) else column)}
+    classes = {name: kind for name, kind in features.items() if hasattr(kind, "int2str")}
     try:
-        names = list(table.features)
-        found = columns.find(names, source)
-        if isinstance(table.features[found["audio"]], Audio):
-            table = table.cast_column(found["audio"], Audio(decode=False))
-        classes = {name: kind for name, kind in table.features.items() if isinstance(kind, ClassLabel)}
-        needed = [name for column in found.values() for name in ([column] if isinstance(column, str) else column)]
-        for number, row in enumerate(table.select_columns(sorted(set(needed))), start=1):
+        for number, row in enumerate(rows(sorted(needed)), start=1):
             kept = {n: classes[n].int2str(v) if n in classes and v is not None else v for n, v in row.items()}
             audio = kept[found["audio"]]
             inner = audio.get("path") if isinstance(audio, Mapping) else None
