@@ -98,8 +98,11 @@ def test_padded_is_alone_and_trains(positions):
     assert found.keys() == trained(model) and all(g.isfinite().all() for g in found.values())
 
 
-@pytest.mark.parametrize("num_samples", [12_011, 12_160, 720, 560])
-@every_position
+# Whole and half windows at the end, and one frame alone, in the published kind of positions.
+@pytest.mark.parametrize(
+    ("positions", "num_samples"),
+    [*((p, 12_011) for p in POSITIONS), *(("relative_key", n) for n in (12_160, 720, 560))],
+)
 @torch.no_grad()
 def test_saved_loaded_and_long(positions, num_samples, tmp_path, monkeypatch):
     model = converted(positions)
