@@ -16,8 +16,9 @@ import click
 import torch
 
 from cald_speech.commands.options import command
-from cald_speech.ops import OPS
+from cald_speech.ops import OPS, native
 from cald_speech.ops.backends import Backend, Request, choose_backend
+from cald_speech.ops.native.kept import NotBuilt
 from cald_speech.shipped import hparams_folder, recipes_folder
 
 # A batch of four half-minutes in a base-sized encoder, in the dtype that the device trains in.
@@ -99,6 +100,7 @@ def diagnose() -> tuple[str, bool]:
     found = findings()
     lines = ["versions", *(f"  {name:14} {version}" for name, version in versions().items()), ""]
     lines += ["shipped", *(f"  {name:14} {told}" for name, told in shipped().items()), ""]
+    lines += ["compiled kernels", f"  {compiled_kernels()}", ""]
     for device in devices():
         lines += [f"backends on {device} ({str(DTYPES[device]).removeprefix('torch.')})"]
         lines += [f"  {line}" for op, backends in OPS.items() for line in backend_lines(op, backends, device)]
@@ -120,6 +122,15 @@ def shipped() -> dict[str, str]:
     """Where the experiments and the recipes are, and how many; `cald-speech train` takes them from there."""
     places = {"hparams": (hparams_folder(), "**/*.yaml"), "recipes": (recipes_folder(), "*/prepare.py")}
     return {name: f"{folder} ({len(list(folder.glob(what)))})" for name, (folder, what) in places.items()}
+
+
+def compiled_kernels() -> str:
+    """Where they are kept, what was wrong with those that were there before, or why there are none."""
+    try:
+        found = native.built()
+    except NotBuilt as reason:
+        return f"none: {reason}"
+    return f"{found.path}" + (f", compiled anew: the file before {found.mended}" if found.mended else "")
 
 
 def version_of(name: str) -> str | None:

@@ -4,6 +4,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from cald_speech.commands import doctor, main
 from cald_speech.ops.backends import Backend
+from cald_speech.ops.native.compiler import Built
 
 HERE = {
     "torch": "2.11.0+cpu",
@@ -51,6 +53,14 @@ def report_of() -> tuple[str, int]:
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.output, result.exit_code
+
+
+def test_compiled_kernels_that_were_damaged_are_told(machine, monkeypatch):
+    machine(HERE)
+    found = Built(None, Path("/cache/kernels.so"), "is not what was compiled")
+    monkeypatch.setattr(doctor.native, "built", lambda: found)
+    said = "  /cache/kernels.so, compiled anew: the file before is not what was compiled\n"
+    assert f"compiled kernels\n{said}" in report_of()[0]
 
 
 def test_a_sound_machine(machine):

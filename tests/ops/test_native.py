@@ -1,6 +1,8 @@
 """The compiled kernels: sizes, threads, numbers to the last bits, what they share with Python, how they come to be."""
 
 import ctypes
+import os
+import shutil
 import sys
 
 import pytest
@@ -13,7 +15,7 @@ from cald_speech.ops import short_conv, ssd
 from cald_speech.ops.backends import Request, why_not_native
 from cald_speech.ops.native import compiler
 from cald_speech.ops.native.call import Strided, check_fields
-from cald_speech.ops.native.compiler import NotBuilt
+from cald_speech.ops.native.kept import NotBuilt
 from cald_speech.ops.selective_scan import native as selective_scan_kernels
 from cald_speech.ops.short_conv import native as short_conv_kernels
 from cald_speech.ops.ssd import native as ssd_kernels
@@ -244,13 +246,101 @@ def test_a_changed_field_is_named(change, said):
         check_fields(changed, "cald_ssd")
 
 
-def test_it_is_compiled_once(tmp_path, monkeypatch):
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A cache of its own, for the smallest of the sources: what is tested here is how it is kept."""
+    monkeypatch.setattr(compiler, "sources", lambda endings: [compiler.SHARED / "tensor.c"])
     monkeypatch.setenv("CALD_SPEECH_CACHE", str(tmp_path / "new"))
+    return tmp_path / "new"
+
+
+def test_it_is_compiled_once(place, monkeypatch):
     compiler.build()
-    (kept,) = (tmp_path / "new").iterdir()
+    assert sorted(path.suffix for path in place.iterdir()) == [".sha256", ".so"]
+    assert place.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(compiler, "compile_to", lambda *arguments: pytest.fail("compiled again"))
+    assert compiler.build().mended is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda library: os.truncate(library, library.stat().st_size // 2), "its digest is another"),
+        (lambda library: library.write_bytes(bytes(library.stat().st_size)), "its digest is another"),
+        (lambda library: library.with_suffix(".sha256").unlink(), "has no digest"),
+        (lambda library: library.with_suffix(".sha256").write_bytes(b"\xff"), "has no digest"),
+        (lambda library: library.chmod(0o777), "others than its owner may write to"),
+    ],
+    ids=["cut off", "zeroed", "no digest", "no text", "writable"],
+)
+def test_a_damaged_library_is_compiled_anew(place, spoil, said, caplog, tmp_path, monkeypatch):
+    """It would end the process where it is touched: SIGBUS, SIGSEGV. In a copy, for the first is loaded here."""
+    shutil.copytree(compiler.build().path.parent, tmp_path / "copy")
+    monkeypatch.setenv("CALD_SPEECH_CACHE", str(tmp_path / "copy"))
+    spoil(next((tmp_path / "copy").glob("*.so")))
+    again = compiler.build()
+    assert said in again.mended and said in caplog.text and again.library.cald_tensor_fields
+    assert compiler.build().mended is None
+
+
+def test_what_others_could_have_written_is_not_loaded(place, monkeypatch):
     compiler.build()
-    assert kept.suffix == ".so"
+    for mode in (0o720, 0o702):
+        place.chmod(mode)
+        with pytest.raises(NotBuilt, match=r"not kept in .*, which others than its owner may write to.*chmod 700 "):
+            compiler.build()
+    place.chmod(0o755)
+    compiler.build()
+    monkeypatch.setattr(os, "geteuid", lambda: place.stat().st_uid + 1)
+    with pytest.raises(NotBuilt, match=r"not kept in .*, which belongs to user"):
+        compiler.build()
+
+
+def test_what_a_killed_compilation_leaves_is_removed(place):
+    (place / "compiling-abc").mkdir(parents=True)
+    compiler.build()
+    assert not list(place.glob("compiling-*"))
+
+
+def test_a_library_that_lacks_a_function(place, monkeypatch):
+    compiler.build()
+    monkeypatch.setattr(compiler, "symbols", lambda: ["cald_tensor_fields", "cald_ssd_forward"])
+    with pytest.raises(NotBuilt, match=r"has no cald_ssd_forward: remove it"):
+        compiler.build()
+
+
+def test_the_names_of_all_functions():
+    names = compiler.symbols()
+    assert len(names) == 16 and {"cald_tensor_fields", "cald_ssd_backward", "cald_ssd_forward_scratch"} <= {*names}
+
+
+@pytest.fixture
+def fake_compiler(tmp_path):
+    """Writes a shell script that takes a compiler's place, in a folder with a blank in its name."""
+    path = tmp_path / "my tools" / "cc"
+    path.parent.mkdir()
+
+    def write(body):
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "named", ["'{0}' cc", "{0}", '"{0}" "cc" -g0', "  "], ids=["two words", "blank", "quotes", "blanks"]
+)
+def test_how_a_compiler_is_named(named, place, fake_compiler, monkeypatch):
+    path = fake_compiler('case "$1" in cc) shift;; esac; exec cc "$@"')
+    monkeypatch.setenv("CC", named.format(path))
+    assert compiler.build().library.cald_tensor_fields
+
+
+def test_a_relative_cache(place, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CALD_SPEECH_CACHE", "kernels here")
+    assert compiler.build().path.parent == tmp_path / "kernels here"
 
 
 @pytest.mark.parametrize(
@@ -259,9 +349,10 @@ def test_it_is_compiled_once(tmp_path, monkeypatch):
         ("CC", "no-such-compiler", "It needs a C compiler, and CC names none: no-such-compiler"),
         ("PATH", "", "It needs a C compiler, and there is none"),
         ("CC", "false", "false .* failed"),
+        ("CC", "cc 'unclosed", "CC cannot be read as a command .*: cc 'unclosed"),
         ("CC", f"{sys.executable}", "failed: .*"),
         ("CALD_SPEECH_CACHE", "/dev/null/cache", "It has nowhere to be kept .* set CALD_SPEECH_CACHE"),
-        ("CALD_SPEECH_CACHE", "/proc", "It cannot be kept in /proc"),
+        ("CALD_SPEECH_CACHE", "/proc", "It (cannot be|is not) kept in /proc"),
     ],
 )
 def test_why_it_cannot_be_had(setting, value, said, tmp_path, monkeypatch):
@@ -274,9 +365,9 @@ def test_why_it_cannot_be_had(setting, value, said, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_library_that_cannot_be_loaded(tmp_path, monkeypatch):
-    monkeypatch.setenv("CALD_SPEECH_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiler, "compile_to", lambda path, command: path.write_text("no library"))
+def test_a_library_that_cannot_be_loaded(place, fake_compiler, monkeypatch):
+    path = fake_compiler('while [ $# -gt 1 ]; do [ "$1" = -o ] && echo no library > "$2"; shift; done; echo 1.0')
+    monkeypatch.setenv("CC", str(path))
     with pytest.raises(NotBuilt, match=r"cannot be loaded .*: remove it to try again"):
         compiler.build()
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -229,9 +230,9 @@ def _is_ours(path: str) -> bool:
 def _cache() -> Path:
     try:
         chosen = os.environ.get("CALD_SPEECH_CACHE")
-        return (
-            Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cald_speech")
-            / "manifests"
-        )
+        folder = Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cald_speech")
     except RuntimeError as error:
         raise UserError(f"manifests have nowhere to be kept ({error}): set CALD_SPEECH_CACHE to a folder.") from error
+    with suppress(OSError):  # compiled kernels lie there too: nobody else may write to it, whatever the umask
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder / "manifests"
