@@ -186,9 +186,10 @@ def _voc(content: Bytes) -> Layout:
 
 def _mat5(content: Bytes) -> Layout:
     order = "little" if content(126, 2) == b"IM" else "big"
-    at = 128
+    at, over = 128, 8 if b"libsndfile" in content(0, 116) else 0  # which counts 8 bytes too many
     while at + 8 <= content.size:
         length = content.number(at + 4, 4, order)
+        length -= over if at + 8 + length > content.size else 0
         if at + 8 + length > content.size:
             return _sized(at + 8, length, content)
         at += 8 + length
@@ -251,6 +252,12 @@ def _ircam(content: Bytes) -> Layout:
     order = "little" if content(0, 2) == b"\x64\xa3" else "big"
     width = {1: 1, 2: 2, 3: 3, 4: 4, 0x40004: 4, 0x10001: 1, 0x20001: 1}.get(content.number(12, 4, order), 0)
     return _whole_samples(content, 1024, content.number(8, 4, order) * width)
+
+
+def _paris(content: Bytes) -> Layout:
+    order = "little" if content(0, 4) == b"fap " else "big"
+    width = {0: 2, 1: 32, 2: 1}.get(content.number(16, 4, order), 0)  # 24 bits come in blocks of ten samples
+    return _whole_samples(content, 2048, content.number(20, 4, order) * width)
 
 
 def _whole_samples(content: Bytes, start: int, width: int) -> Layout:
@@ -350,6 +357,7 @@ _READERS: dict[bytes, Callable[[Bytes], Layout]] = {
     b"ALawSoundFile**": _psion,
     b"Extended Instrument: ": _xi,
     b"PVF1\n": _pvf,
+    **dict.fromkeys((b" paf", b"fap "), _paris),
     **dict.fromkeys(
         (b"\x64\xa3\1\0", b"\x64\xa3\2\0", b"\x64\xa3\3\0", b"\x64\xa3\4\0", b"\0\1\xa3\x64", b"\0\2\xa3\x64"), _ircam
     ),
