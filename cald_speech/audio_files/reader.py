@@ -25,6 +25,7 @@ NUMBERS_AT_ONCE = 2**18
 # Where a file was cut out of a longer one, the first frames need what is not there and give no samples.
 MPEG_SLACK = 10 * 1152
 # What libsndfile tells by the ending alone, and a second file beside (SD2): they are opened by name.
+_NO_LENGTH = ("IRCAM", "PVF", "PAF", "SD2", "XI")
 WITHOUT_HEADER = (".raw", ".pcm")
 _BY_NAME = (".vox", ".gsm", ".sd2")
 # What libsndfile cannot read, by its first bytes, and ffmpeg's name of it: a file chooses no other of ffmpeg's readers,
@@ -98,14 +99,31 @@ class AudioFile:
                 self._end(self._layout.fault, self.num_samples)
 
     @property
-    def seekable(self) -> bool:
-        """Whether libsndfile may go to any sample of the file as it is."""
-        return not self._layout.parts and isinstance(self._decoder, _Sndfile) and not self._decoder.is_mpeg
+    def note(self) -> str | None:
+        """What can never be known of a file of this kind; None for most."""
+        form = getattr(self._decoder, "format", None)
+        return (
+            f"{form} files do not say how long they are: nothing shows whether all is there"
+            if form in _NO_LENGTH
+            else None
+        )
 
     def rewind(self) -> None:
         """Start again from the first sample."""
         self.at = 0
         self._open(0)
+
+    def skip(self, count: int) -> None:
+        """Leave out the next ``count`` samples; where libsndfile finds any sample exactly, without decoding them."""
+        is_exact = isinstance(self._decoder, _Sndfile) and not self._layout.parts and not self._decoder.is_mpeg
+        if is_exact and self.at + count <= self._decoder.num_samples < UNKNOWN_LENGTH:
+            try:
+                self.at = self._decoder.seek(self.at + count)
+            except soundfile.LibsndfileError as error:
+                self._end(f"the audio is damaged or cut off ({_reason(error)})", self.at)
+            return
+        while count > 0 and len(samples := self.read(min(count, NUMBERS_AT_ONCE))):
+            count -= len(samples)
 
     def read(self, count: int) -> np.ndarray:
         """The next ``count`` samples, fewer where the audio ends."""

@@ -210,6 +210,8 @@ def _run(job: Job, recognise: Recognise, form: Format) -> bool:
         warnings.simplefilter("always", UserWarning)
         words = _UntilInterrupted(recognise(source, progress=bar.show))
         where = _write(job, form.write(words, recording=_printable(job.name or job.audio.stem)), words, source)
+    if source.note:
+        _say(f"warning: {job.audio}: {source.note}")
     for warning in caught:
         _say(f"warning: {job.audio}: {str(warning.message).removeprefix('the audio: ')}")
     seconds, duration_s = time.perf_counter() - start, source.duration_s

@@ -119,19 +119,16 @@ def _all_of(file: AudioFile) -> np.ndarray:
 
 def _segment(file: AudioFile, start_s: float, duration_s: float | None) -> np.ndarray:
     """The samples of a segment at the file's own rate; nothing before them is decoded where the file can seek."""
-    num_samples = file.num_samples if file.seekable else audio_info(file.path)[0]
+    end_s = 0.0 if duration_s is None else start_s + duration_s
+    while file.num_samples == UNKNOWN_LENGTH and (duration_s is None or file.at < end_s * file.rate):
+        file.read(_SAMPLES_AT_ONCE)  # only so far that the segment is known to be there
+    _refuse_faults(file)
+    num_samples = file.num_samples
     first, count = _extent(file.path, num_samples, file.rate, start_s, duration_s)
-    if not file.seekable:
-        for start in range(0, first, _SAMPLES_AT_ONCE):
-            file.read(min(_SAMPLES_AT_ONCE, first - start))
-        mono = file.read(count)
-        _refuse_faults(file)
-    else:
-        try:
-            samples, _ = soundfile.read(str(file.path), frames=count, start=first, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{file.path}: the audio is damaged or cut off ({error.error_string}). {_MEND}") from error
-        mono = samples.mean(axis=1)
+    file.rewind()
+    file.skip(first)
+    mono = file.read(count)
+    _refuse_faults(file)
     if len(mono) < count:
         raise AudioError(
             f"{file.path}: the header promises {num_samples} samples, but only {first + len(mono)} are there. {_MEND}"

@@ -70,6 +70,11 @@ class AudioSource:
         """What kept the rest of a file from being read; None while nothing did."""
         return self._reader.fault
 
+    @property
+    def note(self) -> str | None:
+        """What can never be known of a file of this kind (whether it is whole, where nothing says its length)."""
+        return self._reader.note
+
     def read(self, start: int, stop: int) -> Tensor:
         """Samples [start, stop) at 16 kHz, fewer where the audio ends before: (<= stop - start,) float32."""
         if not 0 <= start <= stop:
@@ -96,6 +101,7 @@ class SampleReader:
     """A signal that is in memory already, at its own rate."""
 
     fault: Fault | None = None
+    note: str | None = None
 
     def __init__(self, samples: Tensor, rate: int):
         self.samples, self.rate = samples.detach().cpu(), rate
@@ -121,6 +127,10 @@ class FileReader:
     @property
     def num_samples(self) -> int:
         return self._file.num_samples
+
+    @property
+    def note(self) -> str | None:
+        return self._file.note
 
     @property
     def fault(self) -> Fault | None:
