@@ -215,10 +215,11 @@ def _mat4(content: Bytes) -> Layout:
 def _sample_dump(content: Bytes) -> Layout:
     """MIDI: packets of 127 bytes, 120 of them samples of two to four bytes."""
     bits, count = content(6, 1), content(10, 3)
-    if len(count) < 3 or not 8 <= bits[0] <= 28:
+    if len(count) < 3:
         return Layout()
-    samples, width = count[0] | count[1] << 7 | count[2] << 14, -(-bits[0] // 7)
-    return _sized(21, -(-samples // (120 // width)) * 127, content)
+    samples, a_packet = count[0] | count[1] << 7 | count[2] << 14, 120 // max(2, -(-bits[0] // 7))
+    fault = _sized(21, -(-samples // max(1, a_packet)) * 127, content).fault
+    return Layout(fault=fault, most_samples=(content.size - 21) // 127 * a_packet)
 
 
 def _avr(content: Bytes) -> Layout:

@@ -13,10 +13,14 @@ class Part(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """``parts`` one after the other, none for a file that is opened as it is; ``fault`` where it is not whole."""
+    """``parts`` one after the other, none for a file that is opened as it is; ``fault`` where it is not whole.
+
+    ``most_samples`` is what the bytes that are there can hold, for formats where a decoder makes up the rest.
+    """
 
     parts: tuple[Part, ...] = ()
     fault: str | None = None
+    most_samples: int = 2**61
 
 
 class Bytes:

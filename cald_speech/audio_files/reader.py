@@ -94,7 +94,7 @@ class AudioFile:
             )
         is_plain = not self._layout.parts and self._decoder.num_samples < UNKNOWN_LENGTH
         if is_plain and not self._decoder.is_mpeg:
-            self.num_samples = self._decoder.num_samples
+            self.num_samples = min(self._decoder.num_samples, self._layout.most_samples)
             if self._layout.fault:
                 self._end(self._layout.fault, self.num_samples)
 
