@@ -1,7 +1,8 @@
 """A model folder is data, from whom it may come: what its files say is looked at before code believes it.
 
-Sizes are compared with the weights that are there before memory is taken for them; nothing in a folder is imported,
-unpickled or run. Everything that is wrong is one UserError, which names the file and the key.
+Sizes are compared with the weights that are there before memory is taken for them; nothing in a folder is imported or
+run, and of PyTorch's own files nothing but tensors is unpickled. Everything that is wrong is one UserError, which names
+the file and the key.
 """
 
 import json
@@ -35,6 +36,8 @@ MOST_LAYERS = 1024
 MOST_LABELS = 2**20
 MOST_BEYOND_WEIGHTS = 2**24  # numbers that a model may have beyond twice its weights: heads that are new
 FLOATING = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+# What safetensors calls the floating dtypes that PyTorch's own files hold.
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 # What a processor's files may say, where what they feed would find out too late.
 PROCESSOR_KEYS: dict[str, tuple[type | tuple[type, ...], str, Any]] = {
     "sampling_rate": (int, "samples a second from 1,000 to 768,000", lambda v: 1_000 <= v <= 768_000),
@@ -195,10 +198,12 @@ class Stored(NamedTuple):
 
 
 def stored_weights(source: str) -> dict[str, Stored]:
-    """What the safetensors files of a folder or hub id hold, without reading it.
+    """What the weights' files of a folder or hub id hold, without reading it.
 
     Raises UserError where there are none, and where they are damaged.
     """
+    if is_pickled(source):
+        return _pickled_weights(source)
     single = find_file(source, WEIGHTS)
     names = {WEIGHTS} if single else _shards(source)
     stored = {}
@@ -222,13 +227,7 @@ def stored_weights(source: str) -> dict[str, Stored]:
 def _shards(source: str) -> set[str]:
     index = find_file(source, INDEX)
     if index is None:
-        pickled = next((name for name in PICKLES if find_file(source, name) is not None), None)
-        found = f"{pickled}, which is a pickle, and a pickle can run code" if pickled else "none"
-        raise UserError(
-            f"{source}: expected weights in {WEIGHTS}, got {found}. Where you trust the folder, write it anew with "
-            "transformers: AutoModel.from_pretrained(folder).save_pretrained(new_folder), with the class that its "
-            "config.json names in the place of AutoModel"
-        )
+        raise UserError(f"{source}: expected weights in {WEIGHTS}, got none. Copy the folder again")
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise UserError(f"{index}: weight_map: expected the file of each weight, got {_shown(names)}")
@@ -236,6 +235,35 @@ def _shards(source: str) -> set[str]:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{index}: weight_map: expected names of safetensors files here, got {_shown(name)}")
     return set(names.values())
+
+
+def is_pickled(source: str) -> bool:
+    """Whether the weights are PyTorch's pickles alone, as in older folders (HuBERT's and WavLM's on the hub)."""
+    return not any(find_file(source, name) for name in (WEIGHTS, INDEX)) and any(find_file(source, n) for n in PICKLES)
+
+
+def _pickled_weights(source: str) -> dict[str, Stored]:
+    """As :func:`stored_weights`: nothing but tensors is unpickled, and no values are read."""
+    path = find_file(source, PICKLES[0])
+    paths = [path] if path else []
+    if not paths:
+        names = read_json(find_file(source, PICKLES[1])).get("weight_map")
+        names = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
+        if not names or any(Path(name).name != name for name in names):
+            raise UserError(f"{source}: {PICKLES[1]}: weight_map: expected the file of each weight")
+        paths = [find_file(source, name) for name in names]
+    stored = {}
+    for path in paths:
+        try:
+            weights = torch.load(path, map_location="meta", weights_only=True)
+            stored |= {name: Stored(_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in weights.items()}
+        except Exception as error:  # unpickling damage fails in many ways
+            said = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{path or source}: expected tensors and nothing else in PyTorch's file of weights, got one that "
+                f"cannot be read so: {said} Copy the folder again, or take one with {WEIGHTS}"
+            ) from error
+    return stored
 
 
 def check_size(

@@ -34,6 +34,7 @@ from cald_speech.families.folder import (
     check_processor,
     check_size,
     check_values,
+    is_pickled,
     opening,
     stored_weights,
 )
@@ -141,7 +142,8 @@ def load_checked(
             source,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            use_safetensors=True,
+            use_safetensors=not is_pickled(source),
+            weights_only=True,
             trust_remote_code=False,
             **options,
         )

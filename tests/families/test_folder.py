@@ -1,6 +1,7 @@
 """A model folder is data: what is wrong in it is named by file and key, before memory is taken for it."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -128,11 +129,22 @@ def test_any_floating_dtype_is_cast_as_asked(saved, asked, folder):
         assert p.dtype == (torch.float32 if name.endswith(kept) else asked), name
 
 
-def test_pickled_weights_are_refused_with_the_way_out(folder):
+def test_older_files_of_weights_are_read_as_tensors_alone(folder, tmp_path):
+    """HuBERT's and WavLM's folders on the hub have no others."""
+    weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"got pytorch_model\.bin, which is a pickle.*save_pretrained\(new_folder\)"):
+    torch.save(weights, folder / "pytorch_model.bin")
+    state = cald_speech.from_pretrained(folder).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in weights.items())
+
+    class RunsCode:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "it ran"),)
+
+    torch.save(weights | {"x": RunsCode()}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: expected tensors and nothing else"):
         cald_speech.from_pretrained(folder)
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_an_adapter_that_names_another_model_is_refused(folder):
