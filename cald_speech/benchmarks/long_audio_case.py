@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from cald_speech.benchmarks.stopwatch import free_bytes, is_out_of_memory, resident, seconds_of
 from cald_speech.conversion import from_pretrained
 from cald_speech.data.audio import read_audio
+from cald_speech.errors import UserError
 from cald_speech.families.hub import load_processor
 from cald_speech.tasks.reading import READERS
 
@@ -26,8 +27,10 @@ def run(case: dict) -> dict:
     """Load the model, read a second of audio to warm up, and time the recording."""
     try:
         model = load(case)
-    except CANNOT_RUN as error:
-        return {"fault": str(error).splitlines()[0][:120]}
+    except UserError as error:
+        if not isinstance(error.__cause__, CANNOT_RUN):
+            raise
+        return {"fault": str(error.__cause__).splitlines()[0][:120]}
     read = READERS[case["reader"]](model, load_processor(case["model"]))
     samples = read_audio(case["audio"])
     read(samples[: min(len(samples), 32_000)])
