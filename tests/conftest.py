@@ -21,7 +21,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, which reads it once
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-QUICK_CASES = 3  # of each parametrised test
+QUICK_CASES = 2  # of each parametrised test
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
