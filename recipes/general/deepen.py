@@ -31,7 +31,8 @@ def write_deeper(folder: str | Path, source: str | Path | None = None, *, num_la
     shallow = Wav2Vec2ForCTC.from_pretrained(source, dtype=torch.float32)
     options = {"num_hidden_layers": num_layers, "vocab_size": len(vocabulary), "dtype": torch.float32}
     model = Wav2Vec2ForCTC(AutoConfig.from_pretrained(source, **options))
-    model.wav2vec2.load_state_dict(shallow.wav2vec2.state_dict(), strict=False)
+    # All of the source is taken over, or this raises; the layers that it has not keep what they began with.
+    model.wav2vec2.load_state_dict(model.wav2vec2.state_dict() | shallow.wav2vec2.state_dict())
     with torch.no_grad():
         for layer in model.wav2vec2.encoder.layers[shallow.config.num_hidden_layers :]:
             for last in (layer.attention.out_proj, layer.feed_forward.output_dense):
