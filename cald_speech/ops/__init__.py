@@ -6,6 +6,8 @@ come ``naive.py``, which defines it, ``torch_*.py``, ``native/`` (C for CPUs, be
 ``lengths.py`` and, for C, ``native/`` (compiler, call, headers).
 """
 
+from cald_speech.ops.gated_delta import BACKENDS as GATED_DELTA_BACKENDS
+from cald_speech.ops.gated_delta import gated_delta
 from cald_speech.ops.lengths import check_lengths, mask_padding, valid_frames
 from cald_speech.ops.selective_scan import BACKENDS as SELECTIVE_SCAN_BACKENDS
 from cald_speech.ops.selective_scan import selective_scan
@@ -21,11 +23,13 @@ OPS = {
     "ssd_pair": SSD_BACKENDS,
     "short_conv": SHORT_CONV_BACKENDS,
     "selective_scan": SELECTIVE_SCAN_BACKENDS,
+    "gated_delta": GATED_DELTA_BACKENDS,
 }
 
 __all__ = [
     "OPS",
     "check_lengths",
+    "gated_delta",
     "mask_padding",
     "selective_scan",
     "short_conv",

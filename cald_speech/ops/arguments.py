@@ -60,8 +60,10 @@ def check_scan(
         check_signs(dt, A, lengths)
 
 
-def check_tensors(x: Tensor, expected: Mapping[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+def check_tensors(x: Tensor, expected: Mapping[str, tuple[Tensor | None, tuple[int, ...]]], *, of: str = "x") -> None:
     """Raise ValueError unless every tensor that is given has its shape, holds floats and lies where x does.
+
+    of : what the op calls x.
 
     Example
     -------
@@ -76,15 +78,18 @@ def check_tensors(x: Tensor, expected: Mapping[str, tuple[Tensor | None, tuple[i
             continue
         check_is_tensor(name, tensor)
         if tensor.shape != shape:
-            raise ValueError(f"{name}: expected shape {shape} to go with x {tuple(x.shape)}, got {tuple(tensor.shape)}")
+            given = tuple(tensor.shape)
+            raise ValueError(f"{name}: expected shape {shape} to go with {of} {tuple(x.shape)}, got {given}")
         if not tensor.is_floating_point():
             raise ValueError(f"{name}: expected a float tensor, got {tensor.dtype}")
         if tensor.device != x.device:
-            raise ValueError(f"{name}: expected on {x.device} like x, got {tensor.device}")
+            raise ValueError(f"{name}: expected on {x.device} like {of}, got {tensor.device}")
 
 
-def check_lengths_of(x: Tensor, lengths: Tensor | None) -> None:
+def check_lengths_of(x: Tensor, lengths: Tensor | None, *, of: str = "x") -> None:
     """Raise ValueError unless ``lengths`` fit x (B, T, ...), and lie where it does or on the CPU.
+
+    of : what the op calls x.
 
     Example
     -------
@@ -96,7 +101,7 @@ def check_lengths_of(x: Tensor, lengths: Tensor | None) -> None:
     """
     check_lengths(lengths, x.size(0), x.size(1))
     if lengths is not None and lengths.device != x.device and lengths.device.type != "cpu":
-        raise ValueError(f"lengths: expected on {x.device} like x, or on the CPU, got {lengths.device}")
+        raise ValueError(f"lengths: expected on {x.device} like {of}, or on the CPU, got {lengths.device}")
 
 
 def check_chunk_size(chunk_size: int | None) -> None:

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from cald_speech import ops
 from tests.helpers import TOLERANCE, relative_error
 
-CARRYING = ("ssd", "selective_scan", "short_conv")  # they take a direction, and hand on a state
-SCANS = ("ssd", "ssd_bidirectional", "ssd_pair", "selective_scan")
-FRAMEWISE = ("x", "dt", "B", "C")
+CARRYING = ("ssd", "selective_scan", "gated_delta", "short_conv")  # they take a direction, and hand on a state
+SCANS = ("ssd", "ssd_bidirectional", "ssd_pair", "selective_scan", "gated_delta")
+FRAMEWISE = ("x", "dt", "B", "C", "q", "k", "v", "beta", "g")
+STEPS = ("dt", "beta", "g")  # where these are 0, a frame leaves the state alone
 CHANNELS, HEAD_DIM, D_STATE = 6, 3, 5
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -69,12 +70,14 @@ def make_inputs(
     channels: int = CHANNELS,
     d_state: int = D_STATE,
     taps: int = 4,
+    per_channel: bool = False,
     strength: float | None = None,
     left_out: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
     """An op's inputs by name, in float32 on the CPU; those of a pair are called ``x past``, ``x future`` and so on.
 
     Decays forget within one to some 100 frames; ``strength`` makes every rate that strong, and steps even up to 1.
+    per_channel : of the gated delta rule, a decay for every channel of the keys.
     """
     g = torch.Generator().manual_seed(0)
     randn = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
@@ -93,6 +96,16 @@ def make_inputs(
             "bias": lambda: randn(channels),
             "initial_state": lambda: randn(batch, channels, taps - 1),
         }
+    elif op == "gated_delta":
+        decayed = (*frames, heads, d_state) if per_channel else (*frames, heads)
+        made = {
+            "q": lambda: F.normalize(randn(*frames, groups, d_state), dim=-1),
+            "k": lambda: F.normalize(randn(*frames, groups, d_state), dim=-1),
+            "v": lambda: randn(*frames, heads, head_dim),
+            "beta": lambda: torch.rand(*frames, heads, generator=g) * 1.5,
+            "g": lambda: -steps(*decayed) * (1 if strength is None else strength),
+            "initial_state": lambda: randn(batch, heads, head_dim, d_state),
+        }
     else:
         ways = (2,) if op == "ssd_bidirectional" else ()
         units, size = ((channels,), ()) if op == "selective_scan" else ((heads,), (head_dim,))
@@ -109,6 +122,11 @@ def make_inputs(
         made.pop("initial_state")
     sides = (" past", " future") if op == "ssd_pair" else ("",)
     return {name + side: new() for name, new in made.items() for side in sides if name not in left_out}
+
+
+def like_output(op: str) -> str:
+    """The input of y's shape; of a pair, without its side."""
+    return "v" if op == "gated_delta" else "x"
 
 
 def is_framewise(name: str) -> bool:

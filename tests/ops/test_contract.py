@@ -20,7 +20,9 @@ from tests.helpers import NO_NATIVE, TOLERANCE, flip_valid, needs_native, relati
 from tests.ops.cases import (
     CARRYING,
     CHANNELS,
+    FRAMEWISE,
     SCANS,
+    STEPS,
     Way,
     assert_same,
     bits_differ,
@@ -28,20 +30,25 @@ from tests.ops.cases import (
     exact,
     exact_of,
     is_framewise,
+    like_output,
     make_inputs,
     run,
 )
 
 SMALL = {"batch": 2, "groups": 1, "heads": 1}
 SEVERAL_BLOCKS = {"chunk_size": 16}
+PER_CHANNEL = {"per_channel": True}
 WAYS = [
     *(Way(op, "naive", frames=20) for op in OPS),
+    Way("gated_delta", "naive", "per channel", frames=20, sizes=PER_CHANNEL),
     Way("ssd", "torch", "by blocks", borders=(1, 63, 64, 65, 1000)),
     Way("ssd", "torch", "whole batch", borders=(1, 63, 64, 65, 1000)),
     Way("ssd_bidirectional", "torch", "by blocks", borders=(1, 65, 130)),
     Way("ssd_bidirectional", "torch", "whole batch", borders=(1, 65)),
     Way("ssd_pair", "torch", "by blocks", borders=(1, 65, 130)),
     Way("selective_scan", "torch", borders=(1, 15, 16, 17, 300), options=SEVERAL_BLOCKS),
+    Way("gated_delta", "torch", borders=(1, 63, 64, 65, 300)),
+    Way("gated_delta", "torch", "per channel", borders=(1, 7, 8, 9, 33, 300), sizes=PER_CHANNEL),
     Way("short_conv", "torch", borders=(1, 2, 3, 4, 63, 64, 65, 300)),
     Way("ssd", "native", borders=(1, 63, 64, 65, 1000)),
     Way("ssd_bidirectional", "native", borders=(1, 65, 130)),
@@ -152,13 +159,13 @@ def test_gradients_against_finite_differences(way):
 
 @ways(but=("triton",))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("float32_parameters", [False, True], ids=["all half", "x, B and C half"])
+@pytest.mark.parametrize("float32_parameters", [False, True], ids=["all half", "streams half"])
 def test_half_precision_inputs(way, dtype, float32_parameters):
     """Arithmetic is float32 whatever comes in; what comes out has the dtype of x, and each gradient its input's.
 
     Triton's, which multiply in half precision, are in test_triton.py.
     """
-    kept = ("dt", "A", "D", "weight", "bias", "initial_state") if float32_parameters else ()
+    kept = ("dt", "A", "D", "beta", "g", "weight", "bias", "initial_state") if float32_parameters else ()
     inputs = {name: v if name.split()[0] in kept else v.to(dtype) for name, v in way.inputs().items()}
     if way.backend == "native":
         with pytest.raises(ValueError, match="its arithmetic is float32"):
@@ -221,8 +228,8 @@ def test_padding_is_never_read(way):
             assert torch.equal(actual["state"][-1], inputs["initial_state"][-1])
 
 
-BAD = [{name: value} for name in ("x", "dt", "B", "C") for value in (torch.nan, torch.inf)]
-ALL_BAD = [{name: values[k % 2] for k, name in enumerate(("x", "dt", "B", "C"))} for values in [(torch.nan, torch.inf)]]
+BAD = [{name: value} for name in FRAMEWISE for value in (torch.nan, torch.inf)]
+ALL_BAD = [{name: (torch.nan, torch.inf)[k % 2] for k, name in enumerate(FRAMEWISE)}]
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -298,7 +305,7 @@ def test_no_frames(way):
     for options in both_ways(way.op):
         actual = way.run(inputs, **options)
         for name in (name for name in actual if name.startswith("y")):
-            assert actual[name].shape == inputs[name.replace("y", "x")].shape
+            assert actual[name].shape == inputs[name.replace("y", like_output(way.op))].shape
         if "state" in actual:
             assert torch.equal(actual["state"], inputs["initial_state"])
             assert actual["gradient of initial_state"].any()
@@ -322,7 +329,8 @@ def test_slices_of_wider_tensors_and_twice_the_same(way):
 
 @ways(but=("triton",))
 def test_only_what_is_asked_for_gets_a_gradient(way):
-    for chosen in ("x", "dt" if way.op in SCANS else "weight"):
+    other = {"gated_delta": "beta", "short_conv": "weight"}.get(way.op, "dt")
+    for chosen in (like_output(way.op), other):
         inputs = {name: v.to(way.device) for name, v in way.inputs(9).items()}
         asked = [name for name in inputs if name.split()[0] == chosen]
         for name in asked:
@@ -336,7 +344,7 @@ def test_only_what_is_asked_for_gets_a_gradient(way):
 def test_offsets_past_two_to_the_31(way, axis):
     """So far apart that no 32-bit offset reaches, in memory that is only touched where they lie; Triton's elsewhere."""
     inputs, apart = way.inputs(2, batch=2 - axis), 2**31 + 8
-    for name in [name for name in inputs if name.startswith("x")]:
+    for name in [name for name in inputs if name.startswith(like_output(way.op))]:
         v = inputs[name]
         strides = [apart if i == axis else stride for i, stride in enumerate(v.stride())]
         far = torch.empty(apart + v[0].numel()).as_strided(v.shape, strides).copy_(v)
@@ -356,6 +364,16 @@ WRONG = [
     ("C", lambda v: torch.cat([v, v], dim=-1)),
     ("D", lambda v: v[:, None]),
     ("D", lambda v: v.to("meta")),
+    ("q", lambda v: v[:, :, 0]),
+    ("k", lambda v: v[:, :, 0]),
+    ("k", lambda v: torch.cat([v, v, v[:, :, :1]], dim=2)),
+    ("k", lambda v: v.long()),
+    ("v", lambda v: v.flatten(-2)),
+    ("v", lambda v: v.long()),
+    ("beta", lambda v: v[..., None]),
+    ("beta", lambda v: v.to("meta")),
+    ("g", lambda v: v[:, 1:]),
+    ("g", lambda v: torch.stack([v, v], dim=-1)),
     ("weight", lambda v: v[:, None]),
     ("weight", lambda v: v[1:]),
     ("weight", lambda v: v[:, :0]),
@@ -421,7 +439,7 @@ def test_shapes_alone(op, fake):
         sum(v.sum() for v in outputs.values()).backward()
     assert {name: v.shape for name, v in outputs.items()} == {name: expected[name].shape for name in outputs}
     assert all(v.grad.shape == v.shape for v in inputs.values())
-    for backend in ("native", "torch"):
+    for backend in OPS[op].keys() & {"native", "torch"}:
         with pytest.raises(ValueError, match=rf"^backend: {op} cannot run with '{backend}' here: .*meta"):
             call(op, inputs, backend)
 
@@ -455,17 +473,23 @@ def test_forward_mode_is_refused_by_all_but_the_recurrence(way):
     assert tangent.item() == pytest.approx(leaf.grad.sum().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("op", SCANS)
-@pytest.mark.parametrize(("argument", "value"), [("dt", 0.0), ("dt", -1.0), ("dt", torch.nan), ("A", 0.0)])
+SIGNS = [("dt", 0.0), ("dt", -1.0), ("dt", torch.nan), ("A", 0.0)]
+DELTA_SIGNS = [("beta", -0.1), ("beta", 2.1), ("beta", torch.nan), ("g", 0.1), ("g", torch.nan)]
+
+
+@pytest.mark.parametrize(
+    ("op", "argument", "value"),
+    [(op, *case) for op in SCANS for case in (DELTA_SIGNS if op == "gated_delta" else SIGNS)],
+)
 def test_signs_are_checked_in_debug_mode_at_valid_frames(op, argument, value, monkeypatch):
     inputs, lengths = make_inputs(op, 6), torch.tensor([6, 4, 0])
-    for name in [name for name in inputs if name.startswith("dt")]:
-        inputs[name][1, 4:] = -1.0
+    for name in [name for name in inputs if name.split()[0] in STEPS]:
+        inputs[name][1, 4:] = 1.0 if name == "g" else -1.0
     call(op, inputs, "torch", lengths=lengths)
     monkeypatch.setenv("CALD_SPEECH_DEBUG", "1")
     call(op, inputs, "torch", lengths=lengths)
     spoilt = inputs[next(name for name in inputs if name.startswith(argument))]
-    (spoilt[1, 3] if argument == "dt" else spoilt)[...] = value
+    (spoilt[1, 3] if argument in STEPS else spoilt)[...] = value
     with pytest.raises(ValueError, match=rf"^{argument}: expected"):
         call(op, inputs, "torch", lengths=lengths)
 
@@ -473,16 +497,18 @@ def test_signs_are_checked_in_debug_mode_at_valid_frames(op, argument, value, mo
 @pytest.mark.parametrize("op", OPS)
 def test_auto_is_the_first_that_can_run(op):
     inputs = make_inputs(op, 65)
+    fastest = "torch" if NO_NATIVE or "native" not in OPS[op] else "native"
     exact_inputs = {name: v.double() for name, v in inputs.items()}
-    assert bits_differ(call(op, inputs, "auto"), call(op, inputs, "torch" if NO_NATIVE else "native")) == []
+    assert bits_differ(call(op, inputs, "auto"), call(op, inputs, fastest)) == []
     assert bits_differ(call(op, exact_inputs, "auto"), call(op, exact_inputs, "torch")) == []
 
 
 @pytest.mark.parametrize("op", SCANS)
 def test_masking_the_input_is_giving_lengths(op):
-    """What makes padding cheap: a frame with dt = 0 and x = 0 leaves the state alone, in either direction."""
+    """What makes padding cheap: a frame whose steps and x are 0 leaves the state alone, in either direction."""
     inputs, lengths = make_inputs(op, 20), torch.tensor([20, 7, 0])
-    masked = {name: mask_padding(v, lengths) if name[0] in "xd" else v for name, v in inputs.items()}
+    zeros = (like_output(op), *STEPS)
+    masked = {name: mask_padding(v, lengths) if name.split()[0] in zeros else v for name, v in inputs.items()}
     for options in both_ways(op):
         actual, expected = call(op, inputs, "auto", lengths=lengths, **options), call(op, masked, "auto", **options)
         for name in (name for name in actual if name.startswith("y")):
@@ -544,7 +570,7 @@ def test_a_backend_is_imported_when_it_is_first_chosen(tmp_path):
     code = (
         "import sys, torch, cald_speech.ops as ops\n"
         "shared = ('cald_speech.ops.native', 'cald_speech.ops.triton')\n"
-        "folders = tuple(f'cald_speech.ops.{op}.' for op in ('ssd', 'short_conv', 'selective_scan'))\n"
+        "folders = tuple(f'cald_speech.ops.{op}.' for op in ('ssd', 'short_conv', 'selective_scan', 'gated_delta'))\n"
         "loaded = lambda: sorted(m for m in sys.modules if m.startswith(folders) or m in shared)\n"
         "print(loaded(), 'triton' in sys.modules)\n"
         "ops.short_conv(torch.ones(1, 3, 1), torch.ones(1, 2), backend='naive')\n"
