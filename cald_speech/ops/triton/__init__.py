@@ -1,10 +1,11 @@
-"""What the Triton kernels of every op need: an interpreter in which loops end.
+"""What the Triton kernels of every op need: an interpreter in which loops end, and inputs whose last axis is dense.
 
 ``TRITON_INTERPRET=1``, set before the first import of triton, runs kernels in Python on a CPU: slowly, to try them
 where there is no GPU, with ``backend="triton"``. The kernels of every op mend it when they are imported.
 """
 
 import numpy
+from torch import Tensor
 from triton.runtime import interpreter
 
 from cald_speech.ops.backends import interpreted
@@ -32,3 +33,15 @@ def mend_interpreter() -> None:
 
     patch.mended = True
     interpreter._patch_lang_tensor = patch
+
+
+def unit_stride(v: Tensor) -> Tensor:
+    """The tensor itself where its last axis has stride 1, as that of every slice of a projection has; else a copy.
+
+    Example
+    -------
+    >>> import torch
+    >>> unit_stride(torch.ones(2, 3).T).stride()
+    (2, 1)
+    """
+    return v if v.stride(-1) == 1 else v.contiguous()

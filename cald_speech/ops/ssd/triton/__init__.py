@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from cald_speech.ops.ssd import head_parts, ssd, ssd_bidirectional, ssd_pair
 from cald_speech.ops.ssd.triton.launch import Inputs, Scans
 from cald_speech.ops.ssd.triton.tiling import largest_part, tiling
-from cald_speech.ops.triton import mend_interpreter
+from cald_speech.ops.triton import mend_interpreter, unit_stride
 
 mend_interpreter()
 
@@ -97,13 +97,8 @@ def _prepared(scan: Inputs, parts: int) -> Inputs:
     if parts > 1:
         x = x.unflatten(3, (parts, -1)).flatten(2, 3)
         dt, A, D = (v if v is None else v.repeat_interleave(parts, dim=-1) for v in (dt, A, D))
-    x, dt, B, C = map(_unit_stride, (x, dt, B.to(x.dtype), C.to(x.dtype)))
+    x, dt, B, C = map(unit_stride, (x, dt, B.to(x.dtype), C.to(x.dtype)))
     return Inputs(x, dt, A.contiguous(), B, C, D if D is None else D.contiguous())
-
-
-def _unit_stride(v: Tensor) -> Tensor:
-    """The tensor itself where its last axis has stride 1, as that of every slice of a projection has; else a copy."""
-    return v if v.stride(-1) == 1 else v.contiguous()
 
 
 class _SSD(torch.autograd.Function):
@@ -130,7 +125,7 @@ class _SSD(torch.autograd.Function):
         initial_state, lengths, *inputs = ctx.saved_tensors
         x, _, _, B, *_ = inputs
         *dy, dfinal = gradients
-        dy = [torch.zeros_like(x) if v is None else _unit_stride(v) for v in dy]
+        dy = [torch.zeros_like(x) if v is None else unit_stride(v) for v in dy]
         dfinal = None if dfinal is None else [dfinal.contiguous()]
         dinitial = None if initial_state is None else torch.empty_like(initial_state)
         with torch.cuda.device_of(x):

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from cald_speech.ops.ssd.triton.tiles import frames_of, locate, run
+from cald_speech.ops.ssd.triton.tiles import frames_of, run
+from cald_speech.ops.triton.tiles import locate
 
 
 @triton.jit(do_not_specialize=["strides", "num_frames", "num_chunks"])

@@ -7,15 +7,12 @@ from cald_speech.ops.ssd.triton.tiles import (
     decay_to_exit,
     frames_of,
     load_decays,
-    load_frames,
     load_total,
-    locate,
     pair_decays,
-    product,
     run,
     state_tile,
-    store_frames,
 )
+from cald_speech.ops.triton.tiles import load_frames, locate, product, store_frames
 
 
 @triton.jit

@@ -13,7 +13,8 @@ from cald_speech.ops.ssd.triton.inputs_gradient import inputs_gradient_kernel
 from cald_speech.ops.ssd.triton.maps_gradient import maps_gradient_kernel
 from cald_speech.ops.ssd.triton.outputs import outputs_kernel
 from cald_speech.ops.ssd.triton.states import carry_kernel, states_kernel
-from cald_speech.ops.ssd.triton.tiling import Tiling, head_splits, padded
+from cald_speech.ops.ssd.triton.tiling import Tiling, head_splits
+from cald_speech.ops.triton.tiles import padded
 
 
 class Inputs(NamedTuple):

@@ -3,18 +3,8 @@
 import triton
 import triton.language as tl
 
-from cald_speech.ops.ssd.triton.tiles import (
-    decay_to_exit,
-    frames_of,
-    load_decays,
-    load_frames,
-    locate,
-    pair_decays,
-    product,
-    run,
-    state_tile,
-    store_frames,
-)
+from cald_speech.ops.ssd.triton.tiles import decay_to_exit, frames_of, load_decays, pair_decays, run, state_tile
+from cald_speech.ops.triton.tiles import load_frames, locate, product, store_frames
 
 
 @triton.jit(do_not_specialize=["num_frames", "num_chunks"])

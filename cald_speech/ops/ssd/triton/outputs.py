@@ -3,20 +3,8 @@
 import triton
 import triton.language as tl
 
-from cald_speech.ops.ssd.triton.tiles import (
-    frames_of,
-    load_decays,
-    load_frames,
-    locate,
-    pair_decays,
-    product,
-    run,
-    spoil_from,
-    state_tile,
-    store_frames,
-    where_linked,
-    without_bad,
-)
+from cald_speech.ops.ssd.triton.tiles import frames_of, load_decays, pair_decays, run, state_tile, where_linked
+from cald_speech.ops.triton.tiles import load_frames, locate, product, spoil_from, store_frames, without_bad
 
 
 @triton.jit(do_not_specialize=["num_frames", "num_chunks"])

@@ -6,18 +6,8 @@ The gradient of the states obeys the same recurrence the other way round, with (
 import triton
 import triton.language as tl
 
-from cald_speech.ops.ssd.triton.tiles import (
-    decay_to_exit,
-    frames_of,
-    load_decays,
-    load_frames,
-    locate,
-    product,
-    run,
-    spoil_from,
-    state_tile,
-    without_bad,
-)
+from cald_speech.ops.ssd.triton.tiles import decay_to_exit, frames_of, load_decays, run, state_tile
+from cald_speech.ops.triton.tiles import load_frames, locate, product, spoil_from, without_bad
 
 
 @triton.jit(do_not_specialize=["num_frames", "num_chunks"])

@@ -20,11 +20,6 @@ class Tiling:
     stages: int
 
 
-def padded(size: int) -> int:
-    """The block that holds a head or state of this size: a power of two, and at least what a matrix product needs."""
-    return max(16, triton.next_power_of_2(size))
-
-
 def tiling(dtype: torch.dtype, d_state: int, gradient: bool) -> Tiling:
     """The table, for heads of at most ``largest_part``: picked by ``compile_check`` so that registers hardly spill.
 
