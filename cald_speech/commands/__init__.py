@@ -1,4 +1,4 @@
-"""``cald-speech``: one group with every job, each loaded when it is called (floor F7).
+"""``cald-speech``: one group with every job, each loaded when it is called (floor F8).
 
 The exit status of every command is 0 where all was done, 1 where a part of it was not (a file that cannot be read to
 its end, something required that is broken), 2 where nothing could be done, with one paragraph that says why, and 130

@@ -27,6 +27,7 @@ from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore
 from cald_speech.training.models import Models, build_models
 from cald_speech.training.record import RunRecord, resolved_yaml
+from cald_speech.training.scoring import LEARNT_FROM, score_test_sets
 from cald_speech.training.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ def run(argv: Sequence[str], prepare: Prepare | None = None) -> CaldBrain:
         # Ranks draw different dropout and SpecAugment masks.
         seed_everything(settings.seed + distributed.rank())
         brain.run_epochs(*make_loaders(settings, data, models.processor))
+        if distributed.is_main():
+            score_test_sets(settings, data, device=str(brain.device), progress=not brain.noprogressbar)
     return brain
 
 
@@ -139,7 +142,7 @@ def prepare_data(settings: Settings, prepare: Prepare) -> Mapping[str, Path]:
         prepare(*folders, **settings.corpus)
     ddp_barrier()
     data = prepare(*folders, **settings.corpus)
-    if not {"train", "valid"} <= data.keys():
+    if not set(LEARNT_FROM) <= data.keys():
         raise UserError(f"corpus: expected sets called train and valid, got {', '.join(data) or 'none'}")
     return data
 
@@ -179,7 +182,9 @@ def make_loaders(settings: Settings, data: Mapping[str, Path], processor: Proces
     """Of optimiser steps, which a :class:`StepSampler` orders, and of validation batches."""
     task, modality = settings.task, settings.task.modality
     options = {"normaliser": settings.normaliser, "unknown": settings.unknown_characters}
-    train_set, valid_set = (task.dataset(data[name], processor, **options) for name in ("train", "valid"))
+    train_set, valid_set = (task.dataset(data[name], processor, **options) for name in LEARNT_FROM)
+    for name in data.keys() - set(LEARNT_FROM) if settings.score_test_sets else ():
+        task.dataset(data[name], processor, **options | {"unknown": "drop"})  # what is wrong with it is told now
     sampler = StepSampler(
         modality.sizes(train_set),
         settings.max_batch,

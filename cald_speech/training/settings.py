@@ -117,6 +117,9 @@ class Settings:
         0, "keep the model so often, for waypoint guidance; 0: never", at_least=0, free=True
     )
     log_every_steps: int = option(10, "steps between two lines of the log", at_least=1, free=True)
+    score_test_sets: bool = option(
+        False, "whether the best model is scored, at the end, on the sets beside train and valid", free=True
+    )
     # No key: what the yaml gives of the options of guidance modes and losses, also of those that it does not use.
     options: Mapping[str, Any] = field(default_factory=dict, init=False)
 

@@ -1,5 +1,6 @@
 """Data of your own, in any format that `cald_speech.data.readers` knows, to manifests."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from cald_speech.data.readers import prepare_corpus
 from cald_speech.errors import UserError
 
 Sources = str | Sequence[str] | None
+SETS = re.compile(r"[\w][\w.-]*")
 
 
 def prepare(
@@ -16,18 +18,23 @@ def prepare(
     *,
     train: Sources = None,
     valid: Sources = None,
-    test: Sources = None,
+    test: Sources | Mapping[str, Sources] = None,
     columns: Mapping[str, Any] | None = None,
     drop_bad_audio: bool = False,
 ) -> dict[str, Path]:
     """Write output_folder/manifests/{train,valid,test}.json and return {name: path}.
 
-    Each set is a file, a folder, an address on the hub, or a list of them; paths are relative to `data_folder`.
-    `columns` says which column holds what, where the names alone do not.
+    Each set is a file, a folder, an address on the hub, or a list of them; paths are relative to `data_folder`. Several
+    test sets are a mapping of their names. `columns` says which column holds what, where the names alone do not.
 
     Raises: UserError, with file and line, for what is missing, malformed, or cannot be read.
     """
-    sets = {"train": train, "valid": valid, "test": test}
+    sets = {"train": train, "valid": valid}
+    tests = test if isinstance(test, Mapping) else {"test": test}
+    for name in tests:
+        if name in sets or not isinstance(name, str) or not SETS.fullmatch(name):
+            raise UserError(f"test: expected names of sets, such as {{clean: a.csv, noisy: b.csv}}, got {name!r}")
+    sets |= tests
     for name in ("train", "valid"):
         if not sets[name]:
             raise UserError(f"{name}: expected a corpus (a table, a folder, ...), got none. Give --{name} PATH")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from string import ascii_uppercase
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from cald_speech.commands import main
+from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
 from cald_speech.recipes.asr.prepare import prepare
@@ -26,8 +28,9 @@ def call(*words):
     return done.stdout
 
 
-def test_sets_in_several_formats(tmp_path, monkeypatch):
-    """An experiment of one's own over the shipped one; paths from the command line."""
+def test_sets_in_several_formats(tmp_path, caplog):
+    """An experiment of one's own over the shipped one; paths from the command line. It ends with the tests' WER."""
+    caplog.set_level("INFO")
     said = miniature()
     sources = {name: write(name, tmp_path / name.replace(" ", "_"), said) for name in ("CSV", "Kaldi", "WebDataset")}
     teacher = write_model(tmp_path / "teacher", letters=ascii_uppercase + "',\"")
@@ -38,9 +41,36 @@ def test_sets_in_several_formats(tmp_path, monkeypatch):
     assert brain.optimizer_step == 2
     manifests = [read_manifest(tmp_path / "out" / "manifests" / f"{name}.json") for name in ("train", "valid", "test")]
     assert [{key: entry["text"] for key, entry in m.items()} for m in manifests] == 3 * [{u.id: u.text for u in said}]
+    summary = json.loads((tmp_path / "out" / "reports" / "test.json").read_text())
+    assert f"test: WER {summary['wer']:.2f} % (" in caplog.messages[-1] and summary["num_utterances"] == len(said)
+    assert read_facts(tmp_path / "out" / "model")["results"]["test"]["wer"] == summary["wer"]
+    # Called again with two sets, it trains no more, and scores both.
+    run([str(tmp_path / "own.yaml"), *words[:1], f"--test={{a: {sources['CSV']}, b: {sources['Kaldi']}}}", *SMALL])
+    assert [m.split(":")[0] for m in caplog.messages if ": WER " in m] == ["test", "a", "b"]
+
+
+def test_labels_are_scored_too(tmp_path, caplog):
+    """A label that training never saw is told before any step."""
+    caplog.set_level("INFO")
+    source = str(write("CSV", tmp_path / "corpus", miniature()))
+    teacher = write_model(tmp_path / "teacher", head="base")
+    words = ["hparams/asr/labels.yaml", "--guidance=unguided", f"--source={teacher}", "--columns={text: speaker}"]
+    words += [f"--{name}={source}" for name in ("train", "valid", "test")] + SMALL
+    run([*words, f"--output_folder={tmp_path / 'out'}"])
+    assert re.search(r"test: accuracy \d+\.\d\d % \(.*of 3\); report: .*reports/test\.json", caplog.messages[-1])
+    run([*words, f"--output_folder={tmp_path / 'out'}", "--score_test_sets=False"])
+    assert re.search(r"test: not scored: `cald-speech labels \S+/model \S+/test\.json` or --score", caplog.messages[-1])
+    other = [u._replace(id=f"9{u.id}") for u in miniature()]
+    words = [word for word in words if not word.startswith("--test=")]
+    with pytest.raises(UserError, match=r"test\.json: expected the labels .*got '93'"):
+        run([*words, f"--test={write('CSV', tmp_path / 'other', other)}", f"--output_folder={tmp_path / 'none'}"])
+    assert not (tmp_path / "none" / "model").exists()
 
 
 def test_what_is_no_set(tmp_path):
+    for test in ({"train": "a.csv"}, {"a/b": "a.csv"}):
+        with pytest.raises(UserError, match="test: expected names of sets"):
+            prepare(tmp_path, tmp_path / "out", train="a.csv", valid="a.csv", test=test)
     with pytest.raises(UserError, match=r"train: expected a corpus .*Give --train PATH"):
         prepare(tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match=r"valid: expected a path or a list of paths, got \{"):
