@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for type checkers and the API pages; a test keeps it equal 
     from cald_speech.longform import transcribe
     from cald_speech.mixers import (
         Bidirectional,
+        GatedDeltaNet,
         GatedLinearAttention,
         Hydra,
         Linformer,
@@ -46,6 +47,7 @@ PUBLIC = {
     "Mamba2": "cald_speech.mixers",
     "Mamba": "cald_speech.mixers",
     "GatedLinearAttention": "cald_speech.mixers",
+    "GatedDeltaNet": "cald_speech.mixers",
     "Bidirectional": "cald_speech.mixers",
     "Hydra": "cald_speech.mixers",
     "Linformer": "cald_speech.mixers",

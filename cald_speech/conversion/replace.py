@@ -58,6 +58,6 @@ def check_causal(family: Family, factories: list[MixerFactory | None]) -> None:
         if mixer_class is not None and not issubclass(mixer_class, CausalMixer):
             raise UserError(
                 f"layer_map: {family.model_type} models are causal, and in layer {index} {name} would see the tokens "
-                "that are to be predicted. Expected a causal mixer (Mamba, Mamba2, GatedLinearAttention, without "
-                "Bidirectional around it), or None to keep the attention"
+                "that are to be predicted. Expected a causal mixer (Mamba, Mamba2, GatedLinearAttention, "
+                "GatedDeltaNet, without Bidirectional around it), or None to keep the attention"
             )

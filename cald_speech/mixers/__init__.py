@@ -7,6 +7,7 @@ still attention is, ``factory.py`` how one stands in a yaml and in a model's con
 from cald_speech.mixers.base import AttentionWeights, Mixer, MixerFactory, PositionBias, Sweep
 from cald_speech.mixers.bidirectional import Bidirectional
 from cald_speech.mixers.factory import check_options, describe_factory, factory_from
+from cald_speech.mixers.gated_delta_net import GatedDeltaNet
 from cald_speech.mixers.gated_linear_attention import GatedLinearAttention
 from cald_speech.mixers.hydra import Hydra
 from cald_speech.mixers.linformer import Linformer
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionWeights",
     "Bidirectional",
     "CausalMixer",
+    "GatedDeltaNet",
     "GatedLinearAttention",
     "Hydra",
     "Linformer",

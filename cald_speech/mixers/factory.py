@@ -15,7 +15,8 @@ from cald_speech.mixers.base import Mixer, MixerFactory
 MOST_DEPTH = 4  # of mixers in mixers
 # What a number may be, by the name of the option: in every mixer of ours it means the same.
 RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("head_dim", "d_state", "n_groups", "k", "max_length", "window", "dt_rank"), (1, 2**16)),
+    **dict.fromkeys(("head_dim", "d_state", "n_groups", "k", "max_length", "window"), (1, 2**16)),
+    **{"dt_rank": (1, 2**16), "decay_rank": (1, 2**16)},
     **{"d_conv": (0, 64), "expand": (1e-6, 64), "chunk_size": (1, 2**20)},
 }
 PAIRS = ("dt_range", "A_range")
@@ -24,9 +25,9 @@ CHOICES = {
     "sharing": ("none", "kv", "layer"),
     "backend": ("auto", "naive", "torch", "native", "triton"),
 }
-SWITCHES = ("bias", "skip", "share_projections", "position_bias")
+SWITCHES = ("bias", "skip", "share_projections", "position_bias", "per_channel", "negative_eigenvalues")
 FRACTIONS = ("expand",)
-MAY_BE_NONE = ("head_dim", "d_state", "n_groups", "dt_rank", "chunk_size")
+MAY_BE_NONE = ("head_dim", "d_state", "n_groups", "dt_rank", "decay_rank", "chunk_size")
 
 
 def describe_factory(factory: MixerFactory) -> dict[str, Any]:

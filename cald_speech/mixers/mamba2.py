@@ -84,11 +84,16 @@ class GatedMixer(Mixer):
             raise ValueError(f"n_groups: expected a divisor of the {count} heads, got {groups}")
         self.heads = Heads(count, head_dim, d_state or head_dim, groups)
         self.scan_options = scan_options
-        self.sizes = (d_inner, sum(self.heads.sizes), self.values_per_head * count)
+        self.sizes = (d_inner, sum(self.heads.sizes), self.values_beside)
         self.in_proj = Projection(d_model, sum(self.sizes), bias=bias)
         self.scan = self.new_scan()
         self.norm = self.new_norm()
         self.out_proj = Projection(d_inner, d_model, bias=bias)
+
+    @property
+    def values_beside(self) -> int:
+        """What the projection gives the scan beside x, B and C."""
+        return self.values_per_head * self.heads.count
 
     def new_scan(self) -> "SSDScan":
         """Another, freshly initialised scan over the same streams."""

@@ -1,4 +1,4 @@
-"""Mixers that scan: what Mamba-2, Mamba, gated linear attention and Hydra are made of.
+"""Mixers that scan: what Mamba-2, Mamba, gated linear attention, gated DeltaNet and Hydra are made of.
 
 A causal mixer is three parts. ``project`` and ``finish`` work on each frame alone; between them ``scan`` looks across
 time, and carries a state from frame to frame:

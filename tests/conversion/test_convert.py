@@ -10,7 +10,16 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 from cald_speech import LayerMap, convert, from_pretrained
 from cald_speech.conversion import ConversionReport, converted_class
 from cald_speech.errors import UserError
-from cald_speech.mixers import Bidirectional, GatedLinearAttention, Hydra, Linformer, Mamba, Mamba2, WindowedAttention
+from cald_speech.mixers import (
+    Bidirectional,
+    GatedDeltaNet,
+    GatedLinearAttention,
+    Hydra,
+    Linformer,
+    Mamba,
+    Mamba2,
+    WindowedAttention,
+)
 from tests.helpers import SPEECH, SPEECH_CASES, audio_batch, names_in_attention, prefix, tiny_config, tiny_model
 
 FAMILIES = SPEECH
@@ -195,6 +204,8 @@ SIZES = {
     "shared, group per head": (SHARED, 341_819_680, 1.10),
     "mamba": (partial(SHARED, mixer=Mamba), 299_275_936, 1.00),
     "gated linear attention": (partial(SHARED, mixer=GatedLinearAttention), 341_081_632, 1.10),
+    "gated DeltaNet": (partial(SHARED, mixer=GatedDeltaNet), 341_475_232, 1.10),
+    "gated DeltaNet, per channel": (partial(SHARED, mixer=GatedDeltaNet, per_channel=True), 345_850_144, 1.10),
     "hydra": (Hydra, 341_869_216, 1.10),
     "hydra, paper": (partial(Hydra, **PAPER), 297_704_992, 1.00),
     "linformer": (partial(Linformer, max_length=1792), 337_491_616, 1.10),

@@ -12,6 +12,7 @@ from cald_speech import mixers
 from cald_speech.mixers import (
     Bidirectional,
     CausalMixer,
+    GatedDeltaNet,
     GatedLinearAttention,
     Hydra,
     Linformer,
@@ -59,6 +60,15 @@ FACTORIES = {name: cls for name, cls in vars(mixers).items() if is_concrete(cls)
     "Bidirectional shared gated linear attention": partial(
         Bidirectional, mixer=GatedLinearAttention, share_projections=True
     ),
+    "Gated DeltaNet of the paper": partial(
+        GatedDeltaNet, d_conv=4, activation="silu", d_state=16, n_groups=2, bias=False
+    ),
+    "Gated DeltaNet per channel": partial(
+        GatedDeltaNet, per_channel=True, decay_rank=3, negative_eigenvalues=True, activation="silu", chunk_size=4
+    ),
+    "Bidirectional shared gated DeltaNet per channel": partial(
+        Bidirectional, mixer=GatedDeltaNet, share_projections=True, per_channel=True
+    ),
     "Hydra paper": partial(Hydra, **PAPER),
     "Hydra expanded": partial(Hydra, expand=2, n_groups=2, chunk_size=4),
     "Linformer kv": partial(Linformer, k=5, max_length=300, sharing="kv", bias=False),
@@ -91,9 +101,18 @@ def in_float32(mixer: Mixer) -> dict[str, torch.Tensor]:
 
 
 def test_the_exported_mixers_are_found():
-    exported = {"Bidirectional", "GatedLinearAttention", "Hydra", "Linformer", "Mamba", "Mamba2", "WindowedAttention"}
+    exported = {
+        "Bidirectional",
+        "GatedDeltaNet",
+        "GatedLinearAttention",
+        "Hydra",
+        "Linformer",
+        "Mamba",
+        "Mamba2",
+        "WindowedAttention",
+    }
     assert exported <= FACTORIES.keys()
-    assert {"Mamba", "Mamba2", "GatedLinearAttention"} <= CAUSAL.keys()
+    assert {"Mamba", "Mamba2", "GatedDeltaNet", "GatedLinearAttention"} <= CAUSAL.keys()
     assert {*CAUSAL, *BOTH_WAYS, "Hydra"} <= SCANNING.keys()
 
 
@@ -108,7 +127,7 @@ def test_shape_and_zeros_at_padding(factory):
     assert mixer(x).shape == x.shape
 
 
-@pytest.mark.parametrize("name", ["Bidirectional", "GatedLinearAttention", "Hydra", "Mamba", "Mamba2"])
+@pytest.mark.parametrize("name", ["Bidirectional", "GatedDeltaNet", "GatedLinearAttention", "Hydra", "Mamba", "Mamba2"])
 def test_shapes_alone(name):
     """Under FakeTensorMode, with which memory is reckoned before any is taken."""
     mixer, mode = build(FACTORIES[name]), FakeTensorMode(allow_non_fake_inputs=True)

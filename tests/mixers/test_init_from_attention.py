@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from cald_speech.mixers import (
     AttentionWeights,
     Bidirectional,
+    GatedDeltaNet,
     GatedLinearAttention,
     Hydra,
     Linformer,
@@ -16,6 +17,7 @@ from cald_speech.mixers import (
     Mamba2,
     WindowedAttention,
 )
+from cald_speech.ops import gated_delta
 from tests.helpers import TOLERANCE, padded_batch, relative_error
 
 WIDTH, HEADS, HEAD_DIM = 32, 4, 8
@@ -25,6 +27,7 @@ ATTENTION = {f"{name}_proj.{kind}" for name in ("q", "k", "v", "out") for kind i
 STARTS = {
     "Mamba2": (Mamba2, PROJECTED),
     "GatedLinearAttention": (GatedLinearAttention, PROJECTED),
+    "GatedDeltaNet": (GatedDeltaNet, PROJECTED),
     "Hydra": (Hydra, PROJECTED),
     "Mamba": (Mamba, PROJECTED),
     "Linformer": (Linformer, ATTENTION),
@@ -125,6 +128,28 @@ def test_attention_stays_attention(mixer_class):
     assert torch.equal(mixer.k_proj.weight, weights.k.repeat_interleave(2, 0).reshape(WIDTH, WIDTH))
     assert torch.equal(mixer.v_proj.bias, weights.v_bias.repeat_interleave(2, 0).flatten())
     assert torch.equal(mixer.out_proj.bias, weights.o_bias)
+
+
+@pytest.mark.parametrize("options", [{}, {"per_channel": True, "negative_eigenvalues": True}], ids=str)
+def test_gated_delta_net_is_linear_attention_that_is_hardly_corrected(options):
+    """Of unit keys and queries; what a frame adds to each head is a tenth of its value, less what is there already."""
+    weights, mixer = attention(), GatedDeltaNet(WIDTH, HEADS, **options)
+    mixer.init_from_attention(weights)
+    with torch.no_grad():
+        mixer.in_proj.weight[4 * WIDTH :].zero_()  # those of write strengths and decays
+        x, _ = padded_batch((20,), WIDTH)
+        gate = mixer.project(x).gate
+        q, k, v = (torch.einsum("btm,hdm->bthd", x, getattr(weights, n)) + getattr(weights, f"{n}_bias") for n in "qkv")
+        steps = F.softplus(mixer.scan.dt_bias).view(HEADS, -1)  # one for each channel, or for all
+        g = (-steps * mixer.scan.A_log.exp()[:, None]).squeeze(-1)
+        unit = lambda v: v / v.norm(dim=-1, keepdim=True)  # noqa: E731
+        heads = gated_delta(
+            unit(q), unit(k), v, torch.full((1, 20, HEADS), 0.1), g.expand(1, 20, *g.shape), backend="naive"
+        )
+        normed = F.rms_norm(heads, (HEAD_DIM,), eps=1e-5).flatten(-2)
+        size = 0.5 * weights.v.reshape(WIDTH, WIDTH).norm(dim=-1)
+        expected = (normed * size * F.silu(gate)) @ weights.o.reshape(WIDTH, WIDTH).T + weights.o_bias
+        assert relative_error(mixer(x), expected) <= TOLERANCE["parity"]
 
 
 def test_gated_linear_attention_is_decayed_linear_attention_with_a_norm_a_head():
