@@ -11,10 +11,11 @@ from cald_speech import conversion
 from cald_speech.commands.options import command, target_lang
 from cald_speech.conversion.model_card import base_model_of, update_facts
 from cald_speech.errors import UserError
-from cald_speech.families import family_of
+from cald_speech.families import SpeechFamily, family_of
 from cald_speech.families.hub import load_processor
 from cald_speech.files import whole_folder
 from cald_speech.mixers import Bidirectional, Mamba2
+from cald_speech.tasks.processors import feature_extractor
 
 
 @command()
@@ -38,7 +39,10 @@ def convert(
     family = family_of(conversion.load_config(model))
     head = head or family.default_head
     student = conversion.from_pretrained(model, head=head, target_lang=target_lang)
-    processor = load_processor(model, target_lang)
+    if head == "classification" and isinstance(family, SpeechFamily):
+        processor = feature_extractor([model], model)  # labels need no tokenizer, and a Whisper's need not have one
+    else:
+        processor = load_processor(model, target_lang)
     num_layers = len(family.layers(student))
     if strange := [index for index in keep if not 0 <= index < num_layers]:
         raise UserError(f"--keep: expected layers from 0 to {num_layers - 1}, got {', '.join(map(str, strange))}")

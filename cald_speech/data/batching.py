@@ -51,11 +51,17 @@ class Modality:
 
 
 class Audio(Modality):
-    """Items with ``wav``, (N,) samples at 16 kHz or (N, C) features of them, in sets made of audio manifests."""
+    """Items with ``wav``, (N,) samples at 16 kHz or (N, C) features of them, in sets made of audio manifests.
+
+    Where a model hears windows of one length, an entry's ``window_s`` is its size, whatever its audio has.
+    """
 
     batch_limit = "max_batch_s"
     size_key = "duration_s"
     input_key = "wav"
+
+    def sizes(self, dataset: Dataset) -> list[float]:
+        return [entry.get("window_s", entry["duration_s"]) for entry in dataset.data.values()]
 
     def lengths(self, batch: PaddedBatch, model: PreTrainedModel) -> Tensor:
         return family_of(model, SpeechFamily).frame_lengths(item_lengths(batch.wav), model.config)
@@ -63,8 +69,7 @@ class Audio(Modality):
     def arguments(self, batch: PaddedBatch, model: PreTrainedModel) -> tuple[dict[str, Tensor], Tensor]:
         family = family_of(model, SpeechFamily)
         wav, sizes = batch.wav.data.to(model.device), item_lengths(batch.wav).to(model.device)
-        mask = valid_frames(sizes, wav.size(1)).long()
-        return {family.input_key: wav, "attention_mask": mask}, family.frame_lengths(sizes, model.config)
+        return family.inputs(wav, sizes), family.frame_lengths(sizes, model.config)
 
     def fingerprint(self, manifest: Path) -> str:
         return manifest_hash(manifest)

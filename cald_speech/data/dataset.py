@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+from transformers import SequenceFeatureExtractor, Wav2Vec2Processor
 
-from cald_speech.data.audio import SAMPLE_RATE, AudioError, read_entry
+from cald_speech.data.audio import SAMPLE_RATE, read_entry
 from cald_speech.data.manifests import Entry, read_manifest
 from cald_speech.data.text import encode, normalise
 from cald_speech.errors import UserError
+from cald_speech.families.features import beyond_window, heard, window_of
 from cald_speech.families.vocabulary import Vocabulary
 
 OUTPUT_KEYS = ("id", "wav", "labels", "text", "duration_s")
@@ -62,17 +63,29 @@ def make_dataset(
 
 def labelled_dataset(
     entries: Mapping[str, Entry],
-    extractor: Wav2Vec2FeatureExtractor,
+    extractor: SequenceFeatureExtractor,
     labels: Callable[[str, str], torch.Tensor],
 ) -> DynamicItemDataset:
-    """The same of a manifest's ``entries``, where ``labels`` makes an utterance's labels of its id and text."""
+    """The same of a manifest's ``entries``, where ``labels`` makes an utterance's labels of its id and text.
+
+    Raises UserError, before any audio is read, for utterances that are longer than the window that the model hears.
+    """
     if extractor.sampling_rate != SAMPLE_RATE:
         raise UserError(f"expected a processor for 16000 Hz, but came one for {extractor.sampling_rate} Hz.")
+    window_s = window_of(extractor)
+    if window_s is not None:
+        longer = {utterance: e["duration_s"] for utterance, e in entries.items() if e["duration_s"] > window_s + 1e-3}
+        if longer:
+            utterance, duration_s = max(longer.items(), key=lambda item: item[1])
+            raise UserError(
+                f"utterance {utterance} ({len(longer)} such utterances): {beyond_window(window_s, duration_s)}"
+            )
+        entries = {utterance: {**entry, "window_s": window_s} for utterance, entry in entries.items()}
 
     def wav(utterance: str) -> torch.Tensor:
         try:
-            return _normalised(read_entry(entries[utterance]), extractor)
-        except AudioError as error:
+            return heard(extractor, read_entry(entries[utterance]))
+        except UserError as error:
             raise UserError(f"utterance {utterance}: {error}") from error
 
     dataset = DynamicItemDataset(entries)
@@ -80,11 +93,3 @@ def labelled_dataset(
     dataset.add_dynamic_item(labels, takes=("id", "text"), provides="labels")
     dataset.set_output_keys(OUTPUT_KEYS)
     return dataset
-
-
-def _normalised(audio: torch.Tensor, extractor: Wav2Vec2FeatureExtractor) -> torch.Tensor:
-    """(N,) samples as the model takes them, or (N, C) features where it takes those."""
-    features = extractor(audio.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-    values = features[extractor.model_input_names[0]][0].to(torch.float32)
-    # Of an odd number of feature frames the extractor makes a last one that it masks.
-    return values[: features.attention_mask[0].sum()] if values.dim() == 2 else values

@@ -12,7 +12,6 @@ RELATIVES = {
     "seamless_m4t": ("wav2vec2-bert", "its speech encoder is a part of a model that translates"),
     "parakeet_ctc": ("wav2vec2-bert", "two-dimensional convolutions make a frame of eight frames of its features"),
     "parakeet_encoder": ("wav2vec2-bert", "two-dimensional convolutions make a frame of eight frames of its features"),
-    "whisper": ("wav2vec2-bert", "its encoder hears 30 s of log-mel features at a time, padded"),
     "mctct": ("wav2vec2-bert", "its features are others"),
     "albert": ("bert", "its layers are one layer, used again and again"),
     "camembert": ("roberta", ""),

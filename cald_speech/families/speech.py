@@ -3,7 +3,7 @@
 That is the front end, both layer layouts, the slot's place, and an attention that long form can run block by block.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -74,6 +74,10 @@ class SpeechFamily(Family):
     def frame_lengths(self, sizes: Tensor, config: PretrainedConfig) -> Tensor:
         """Frames that the layers see of inputs of these sizes, in samples or frames of features."""
         return frame_lengths(sizes, config)
+
+    def inputs(self, values: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        """What the model is called with, of samples (B, N) or features (B, N, C), of which (B,) sizes are valid."""
+        return {self.input_key: values, "attention_mask": valid_frames(sizes, values.size(1)).long()}
 
     def traits(self, config: PretrainedConfig) -> dict[str, Any]:
         return super().traits(config) | {"frame rate": tuple(config.conv_stride), "kernels": tuple(config.conv_kernel)}
@@ -160,8 +164,12 @@ class SpeechFamily(Family):
         """Let the convolutions that make frames of audio have no gradient from here on."""
         model.base_model.feature_extractor._freeze_parameters()
 
+    def constants(self, model: PreTrainedModel) -> Iterator[nn.Parameter]:
+        """Parameters that nothing trains, whatever is frozen beside them."""
+        return iter(())
+
     def head(self, model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-        if not isinstance(model, self.classes["ctc"]):
+        if not isinstance(model, self.class_with("ctc")):
             raise UserError(f"expected a model with a CTC head, got {type(model).__name__}. Load it with head='ctc'")
         return model.lm_head
 
@@ -171,7 +179,7 @@ class SpeechFamily(Family):
         transformers' pipeline decodes padded frames like any other, so that letters would be read out of them.
         """
         frames = self.context(model).frames
-        if frames is None or not isinstance(model, self.classes["ctc"]):
+        if frames is None or not isinstance(model, self.classes.get("ctc", ())):
             return outputs
         named = isinstance(outputs, ModelOutput)
         place = "logits" if named else next(i for i, value in enumerate(outputs) if value.dim() == 3)

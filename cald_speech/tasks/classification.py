@@ -70,7 +70,8 @@ class Classification(Task):
     def head_options(self, start: str, config: PretrainedConfig, processor: SequenceFeatureExtractor) -> dict[str, Any]:
         """A checkpoint that has a classifier must know the same labels."""
         named = [config.id2label[i] for i in sorted(config.id2label)]
-        has_head = any("ForSequenceClassification" in name for name in config.architectures or ())
+        heads = ("ForSequenceClassification", "ForAudioClassification")
+        has_head = any(name.endswith(heads) for name in config.architectures or ())
         if has_head and named != self.labels:
             mend = "Train on the same classes" if self.from_training else "Correct `labels` in the yaml"
             raise UserError(

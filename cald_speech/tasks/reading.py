@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import AutomaticSpeechRecognitionPipeline, PreTrainedModel, Wav2Vec2Processor
 
 from cald_speech.data.audio import SAMPLE_RATE
+from cald_speech.families.features import heard
 from cald_speech.longform import AudioSource, transcribe
 from cald_speech.tasks.decoding import greedy
 
@@ -18,10 +19,7 @@ def whole(model: PreTrainedModel, processor: Wav2Vec2Processor) -> Reader:
     """The whole recording in one forward pass of the model, as short utterances are read."""
 
     def read(samples: Tensor) -> str:
-        inputs = processor.feature_extractor(samples.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        values = inputs[processor.feature_extractor.model_input_names[0]]
-        if values.dim() == 3:  # features, of which the last may be masked
-            values = values[:, : inputs.attention_mask[0].sum()]
+        values = heard(processor.feature_extractor, samples)[None]
         with torch.inference_mode():
             logits = model(values.to(model.device, model.dtype)).logits
         return greedy(logits, torch.tensor([logits.size(1)]), processor.tokenizer)[0]

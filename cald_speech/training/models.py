@@ -120,7 +120,11 @@ def _load_student(start: str | PretrainedConfig, settings: Settings, processor: 
 
 def _freeze(model: PreTrainedModel, settings: Settings) -> None:
     family = family_of(model)
-    if settings.freeze_front_end and isinstance(family, SpeechFamily):
+    if not isinstance(family, SpeechFamily):
+        return
+    for parameter in family.constants(model):
+        parameter.requires_grad_(False)
+    if settings.freeze_front_end:
         family.freeze_front_end(model)
 
 

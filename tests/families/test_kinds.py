@@ -13,7 +13,6 @@ from transformers import (
     PretrainedConfig,
     SEWConfig,
     Wav2Vec2Config,
-    WhisperConfig,
 )
 
 from cald_speech.conversion import converted_class
@@ -56,7 +55,6 @@ def test_the_other_kind_is_refused_with_the_way_out():
             "'sew' is not known: .* The nearest is wav2vec2: it squeezes time: its layers run at half the rate",
         ),
         (ParakeetCTCConfig(), "'parakeet_ctc' is not known: .* The nearest is wav2vec2-bert: two-dimensional"),
-        (WhisperConfig(), "'whisper' is not known: .* The nearest is wav2vec2-bert: its encoder hears 30 s"),
         (ElectraConfig(), "'electra' is not known: .* The nearest is bert"),
         (Gemma2Config(), "'gemma2' is not known: .* The nearest is llama"),
         (

@@ -24,6 +24,7 @@ from transformers import (
     Wav2Vec2Config,
     Wav2Vec2ConformerConfig,
     WavLMConfig,
+    WhisperConfig,
     XLMRobertaConfig,
 )
 
@@ -100,6 +101,7 @@ SPEECH_LARGE |= {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_lay
 DATA2VEC = {"conv_bias": False, "num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19}
 DATA2VEC_BASE = BASE | {"feat_extract_norm": "layer"} | DATA2VEC
 DATA2VEC_LARGE = SPEECH_LARGE | DATA2VEC
+WHISPER_MEDIUM = {"d_model": 1024, "encoder_layers": 24, "encoder_attention_heads": 16, "encoder_ffn_dim": 4096}
 SHARED = partial(Bidirectional, share_projections=True)
 
 # (config, head, parameters). They count what the class of that head loads: the encoder with SpecAugment's vector
@@ -126,6 +128,7 @@ SPEECH_MODELS = {
     ),
     "wavlm-base-plus": (WavLMConfig(**SPEECH_BASE), "base", 94_381_936),
     "wavlm-large": (WavLMConfig(**SPEECH_LARGE | {"conv_bias": False}), "base", 315_453_120),
+    "whisper-medium, 102 languages": (WhisperConfig(**WHISPER_MEDIUM, num_labels=102), "classification", 307_504_998),
 }
 
 
@@ -133,6 +136,8 @@ def speech_parameters(config, head: str) -> int:
     """The same figures by arithmetic from the papers' layouts: no model has a say in them."""
     if config.model_type == "wav2vec2-bert":
         return wav2vec2_bert_parameters(config)
+    if config.model_type == "whisper":
+        return whisper_parameters(config)
     width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     channels = [1, *config.conv_dim]
     convolutions = sum(a * b * k for a, b, k in zip(channels, channels[1:], config.conv_kernel, strict=False))
@@ -166,6 +171,16 @@ def wav2vec2_bert_parameters(config) -> int:
     return 2 * features + (features + 1) * width + width + config.num_hidden_layers * layer
 
 
+def whisper_parameters(config) -> int:
+    """The encoder and its head; the decoder goes."""
+    width, inner, labels = config.d_model, config.encoder_ffn_dim, config.classifier_proj_size
+    convolutions = (3 * config.num_mel_bins + 1) * width + (3 * width + 1) * width
+    attention = 4 * width * width + 3 * width  # keys have no bias
+    layer = attention + 2 * 2 * width + (width + 1) * inner + (inner + 1) * width
+    head = (width + 1) * labels + (labels + 1) * config.num_labels
+    return convolutions + config.max_source_positions * width + config.encoder_layers * layer + 2 * width + head
+
+
 @pytest.mark.parametrize(("config", "head", "parameters"), SPEECH_MODELS.values(), ids=SPEECH_MODELS)
 def test_a_published_speech_model_converts(config, head, parameters):
     assert speech_parameters(config, head) == parameters
@@ -179,8 +194,8 @@ def test_a_published_speech_model_converts(config, head, parameters):
     report = convert(model, LayerMap(SHARED), initialise="random")
     assert report.num_parameters_before == parameters
     assert report.num_parameters_after == parameters - attention + config.num_hidden_layers * expected == size(model)
-    # as hparams/mamba.yaml says; a conformer's attention is a smaller part of it
-    assert config.model_type in ("wav2vec2-bert", "wav2vec2-conformer") or math.isclose(
+    # as hparams/mamba.yaml says; attention is a smaller part of a conformer, and a greater of Whisper's encoder
+    assert config.model_type in ("wav2vec2-bert", "wav2vec2-conformer", "whisper") or math.isclose(
         report.num_parameters_after / parameters, 1.08, abs_tol=0.005
     )
     # transformers makes SpecAugment's vector on the CPU, wherever the rest is.
