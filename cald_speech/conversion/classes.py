@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, SequenceFeatureExtractor
+from transformers.modeling_utils import _CAN_RECORD_REGISTRY
 from transformers.utils import PushToHubMixin
 
 from cald_speech.conversion.layer_map import LayerMap
@@ -74,7 +75,11 @@ def converted_class(family: Family, base: type[PreTrainedModel]) -> type[PreTrai
         "_keep_in_fp32_modules_strict": {*(base._keep_in_fp32_modules_strict or ()), *SCAN_PARAMETERS},
         "_is_stateful": family.causal,  # a scan's state cannot be taken back, as assisted generation would
     }
-    return type(f"Cald{base.__name__}", (base,), body)
+    cls = type(f"Cald{base.__name__}", (base,), body)
+    # transformers looks up here, by class, which outputs (hidden states) a model can be asked for. Its __init__ enters
+    # them, which does not run where a model is converted in place.
+    dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), cls._can_record_outputs)
+    return cls
 
 
 def adopt(model: PreTrainedModel, family: Family, layer_map: LayerMap) -> None:

@@ -6,7 +6,9 @@ batches. It is told the epoch here, since on one process nobody tells it, and ev
 order, a resumed one in another.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,48 @@ BatchChange = Callable[[Items, int], Items]
 """What is made of a training batch's items, with a seed of the batch's own: joined, masked."""
 
 
+class EpochBatches:
+    """The batches that an epoch makes of ``chosen``, indices into ``sizes``: SpeechBrain's, with the epoch told.
+
+    The other arguments are those of :class:`StepSampler`.
+
+    Example
+    -------
+    >>> EpochBatches([9.0, 1.0, 9.0, 1.0], 2.0, [1, 3]).of(1) in ([[1, 3]], [[3, 1]])
+    True
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[float],
+        max_batch: float,
+        chosen: Sequence[int],
+        *,
+        max_items: int | None = None,
+        num_buckets: int = 20,
+        seed: int = 0,
+    ):
+        self.chosen = chosen
+        sizes = [sizes[i] for i in chosen]
+        # Buckets fill batches only in part where sizes are equal, or where it is the number of items that limits them.
+        number_limits = max_items is not None and max_items * max(sizes) <= max_batch
+        one_bucket = number_limits or min(sizes) == max(sizes)
+        self.sampler = DynamicBatchSampler(
+            sizes,
+            max_batch_length=max_batch,
+            num_buckets=None if one_bucket else num_buckets,
+            bucket_boundaries=[float(max(sizes))] if one_bucket else [],
+            lengths_list=sizes,
+            max_batch_ex=max_items,
+            seed=seed,
+        )
+
+    def of(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch, in its order."""
+        self.sampler.set_epoch(epoch)
+        return [[self.chosen[i] for i in batch] for batch in self.sampler]
+
+
 class StepSampler(Sampler):
     """Yields one optimiser step at a time: a list of ``accumulation`` batches, each a list of indices.
 
@@ -125,10 +169,12 @@ class StepSampler(Sampler):
     max_batch_utterances : utterances in one batch, at most.
     num_buckets : utterances of like size are batched together; more buckets, less padding and less shuffling.
     seed : with the epoch, it fixes the order.
+    short_first_steps, short_first_size : the first so many steps of a run have items up to this size alone. The epoch
+        in which they end ends with them.
 
     ``start`` is how many steps of the epoch to pass over: a resumed run sets it.
 
-    Raises UserError where an epoch has fewer batches than there are ranks.
+    Raises UserError where an epoch has fewer batches than there are ranks, or no item is short.
 
     Example
     -------
@@ -149,27 +195,41 @@ class StepSampler(Sampler):
         max_batch_utterances: int | None = None,
         num_buckets: int = 20,
         seed: int = 0,
+        short_first_steps: int = 0,
+        short_first_size: float = math.inf,
     ):
-        # Buckets fill batches only in part where sizes are equal, or where it is the number of items that limits them.
-        number_limits = max_batch_utterances is not None and max_batch_utterances * max(sizes) <= max_batch
-        one_bucket = number_limits or min(sizes) == max(sizes)
-        self.batches = DynamicBatchSampler(
-            sizes,
-            max_batch_length=max_batch,
-            num_buckets=None if one_bucket else num_buckets,
-            bucket_boundaries=[float(max(sizes))] if one_bucket else [],
-            lengths_list=list(sizes),
-            max_batch_ex=max_batch_utterances,
-            seed=seed,
-        )
         self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
+        batches = partial(
+            EpochBatches, sizes, max_batch, max_items=max_batch_utterances, num_buckets=num_buckets, seed=seed
+        )
+        self.all = batches(range(len(sizes)))
+        self.short, self.short_first_steps = None, short_first_steps
+        if short_first_steps:
+            chosen = [i for i, size in enumerate(sizes) if size <= short_first_size]
+            if not chosen:
+                raise UserError(
+                    f"short_first_s: expected items of at most {short_first_size:g} to begin with, but the shortest "
+                    f"has {min(sizes):g}. Raise it, or set short_first_steps to 0"
+                )
+            self.short = batches(chosen)
+        self.short_epochs: list[int] = []  # the steps of each epoch of short items, from the first on
         self.start = 0
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Fix the order of epoch ``epoch``; the same seed and epoch always give the same steps."""
-        self.batches.set_epoch(epoch)
-        batches = list(self.batches)
+        """Fix the order of epoch ``epoch``, 1 being a run's first; the same seed and epoch give the same steps."""
+        left = self.short_first_steps
+        for number in range(1, epoch):
+            if left <= 0:
+                break
+            if len(self.short_epochs) < number:
+                self.short_epochs.append(len(self._steps(self.short, number)))
+            left -= self.short_epochs[number - 1]
+        self.steps = self._steps(self.short, epoch)[:left] if left > 0 else self._steps(self.all, epoch)
+
+    def _steps(self, batches: "EpochBatches", epoch: int) -> list[list[list[int]]]:
+        """This rank's steps of an epoch."""
+        batches = batches.of(epoch)
         if len(batches) < self.world_size:
             raise UserError(
                 f"the training set makes {len(batches)} batch(es), and {self.world_size} processes need one each: give "
@@ -178,7 +238,7 @@ class StepSampler(Sampler):
         batches = batches[: len(batches) // self.world_size * self.world_size]
         size = self.accumulation * self.world_size
         whole = [batches[i : i + size] for i in range(0, len(batches), size)]
-        self.steps = [step[self.rank :: self.world_size] for step in whole]
+        return [step[self.rank :: self.world_size] for step in whole]
 
     def __len__(self) -> int:
         return len(self.steps) - self.start

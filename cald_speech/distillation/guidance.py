@@ -49,15 +49,22 @@ class Guidance:
         so with matrices first). Nothing but the mixers trains.
 
     ``follows_teacher`` says whether any step after these follows a teacher, ``trains_teacher`` whether that is a copy
-    of ``source`` which is fine-tuned in the same run, ``starts_from`` which weights the student takes over: the
-    fine-tuned ``teacher``'s, or those of the pretrained ``source`` where one is given.
+    of ``source`` which is fine-tuned in the same run (``updates_last``: after the student's step and not before it),
+    ``starts_from`` which weights the student takes over: the fine-tuned ``teacher``'s, or those of the pretrained
+    ``source`` where one is given.
     """
 
     follows_teacher: ClassVar[bool] = True
     trains_teacher: ClassVar[bool] = False
+    teacher_learning_rate: ClassVar[float | None] = None
     starts_from: ClassVar[str] = "teacher"
 
     align_steps: int = option(0, at_least=0)
+
+    @property
+    def updates_last(self) -> bool:
+        """Whether the teacher's own step comes after the student's, and not before it."""
+        return False
 
     @property
     def needs_teacher(self) -> bool:
@@ -73,7 +80,7 @@ class Guidance:
         self.mode_update(max(0, step - self.align_steps), teacher)
 
     def trains_teacher_at(self, step: int) -> bool:
-        """Whether the teacher takes an optimiser step of its own before the student's step ``step``."""
+        """Whether the teacher takes an optimiser step of its own at the student's step ``step``."""
         return step >= self.align_steps and self.mode_trains_teacher(step - self.align_steps)
 
     # What a mode is: the same three, by the step since the end of slot alignment.
@@ -111,8 +118,8 @@ def options_of(mode: type[Guidance]) -> dict[str, bool]:
 
     Example
     -------
-    >>> options_of(Hybrid)
-    {'align_steps': False, 'alpha_layer': False, 'alpha_logits': False, 'alpha_task': False, 'switch_step': True}
+    >>> options_of(Hybrid)["switch_step"], options_of(Hybrid)["alpha_layer"]
+    (True, False)
     """
     return {f.name: f.default is MISSING for f in fields(mode) if f.init}
 
@@ -189,11 +196,12 @@ class Target(Guidance):
 
 @dataclass(kw_only=True)
 class Hybrid(Target):
-    """Target guided at first, then the task loss alone.
+    """Target guided at first, then the task loss alone, or with the logit loss.
 
     Arguments
     ---------
     switch_step : so many steps are guided (40,000 of 90,000 in the paper's TED-LIUM run).
+    keep_logits : True keeps the logit loss, and with it the teacher, after the switch: CALD's code does.
     alpha_layer, alpha_logits, alpha_task, align_steps : as in :class:`Target`.
 
     Example
@@ -204,9 +212,12 @@ class Hybrid(Target):
     """
 
     switch_step: int = option(at_least=1)
+    keep_logits: bool = False
 
     def mode_weights(self, step: int) -> LossWeights:
-        return super().mode_weights(step) if step < self.switch_step else LossWeights()
+        if step < self.switch_step:
+            return super().mode_weights(step)
+        return LossWeights(logits=self.alpha_logits if self.keep_logits else 0.0)
 
     def check(self, num_steps: int) -> None:
         super().check(num_steps)
@@ -228,8 +239,11 @@ class Trajectory(Target):
 
     Arguments
     ---------
-    teacher_update_every : the teacher takes one optimiser step every so many of the student's (T_u in the paper), from
-        the first on.
+    teacher_update_every : the teacher takes one optimiser step every so many of the student's (T_u in the paper).
+    teacher_update : ``first``: before the first of so many steps, so that the student follows a teacher that has seen
+        its batch; ``last``, as CALD's code: after the last of them.
+    teacher_learning_rate : the teacher's own, at its highest; None takes the student's. Either has the schedule's
+        shape over the student's steps.
     alpha_layer, alpha_logits, alpha_task, align_steps : as in :class:`Target`.
 
     Example
@@ -243,9 +257,15 @@ class Trajectory(Target):
     starts_from = "source"
 
     teacher_update_every: int = option(1, at_least=1)
+    teacher_update: str = option("first", one_of=("first", "last"))
+    teacher_learning_rate: float | None = option(None, above=0)
+
+    @property
+    def updates_last(self) -> bool:
+        return self.teacher_update == "last"
 
     def mode_trains_teacher(self, step: int) -> bool:
-        return step % self.teacher_update_every == 0
+        return (step + self.updates_last) % self.teacher_update_every == 0
 
     def check(self, num_steps: int) -> None:
         super().check(num_steps)

@@ -116,6 +116,8 @@ def summarise(
 ) -> dict[str, Any]:
     """How many of ``found`` are right in all groups, and the accuracy in percent: of all, and in each of ``names``.
 
+    ``mean_of_groups`` is the mean over these names: what CALD's code prints of SLURP as its accuracy.
+
     ``drawn_by`` says for each utterance which others are drawn with it for the 95 % interval, such as the recordings
     of one sentence. There is no interval where there is one utterance, or one such set.
 
@@ -123,8 +125,8 @@ def summarise(
     -------
     >>> found = {"a": ("alarm set", "alarm set"), "b": ("alarm set", "alarm query")}
     >>> summary = summarise(found, ["scenario", "action"])
-    >>> summary["right"], summary["accuracy"], summary["groups"]
-    (1, 50.0, {'scenario': 100.0, 'action': 50.0})
+    >>> summary["right"], summary["accuracy"], summary["groups"], summary["mean_of_groups"]
+    (1, 50.0, {'scenario': 100.0, 'action': 50.0}, 75.0)
     """
     right = [int(label == guess) for label, guess in found.values()]
     drawn = len(right) if drawn_by is None else len(set(drawn_by))
@@ -135,6 +137,7 @@ def summarise(
         pairs = [(label.split(" "), guess.split(" ")) for label, guess in found.values()]
         same = {name: [a[i : i + 1] == b[i : i + 1] for a, b in pairs] for i, name in enumerate(names)}
         summary["groups"] = {name: 100 * sum(of_one) / len(of_one) for name, of_one in same.items()}
+        summary["mean_of_groups"] = sum(summary["groups"].values()) / len(names)
     return summary
 
 

@@ -30,6 +30,8 @@ class Linformer(AttentionHeads):
     max_length : the most frames of an input; one that is longer has no weights, and is refused.
     sharing : ``none``, keys and values are mixed by weights of their own; ``kv``, by the same; ``layer``, by the same
         in all layers whose entries in the layer map are equal.
+    fill_padding : True gives padded frames an output too: what their own queries read from the valid frames' mixtures.
+        Valid frames are the same. CALD's code fills them, and its loss for text compares them.
     bias : True gives the four projections a bias, as speech encoders' attention has.
 
     Raises
@@ -53,6 +55,7 @@ class Linformer(AttentionHeads):
         k: int = 256,
         max_length: int = 1536,
         sharing: str = "none",
+        fill_padding: bool = False,
         bias: bool = True,
     ):
         super().__init__(d_model, num_heads, bias=bias)
@@ -60,7 +63,7 @@ class Linformer(AttentionHeads):
             raise ValueError(f"sharing: expected one of {', '.join(SHARING)}, got {sharing!r}")
         if min(k, max_length) < 1:
             raise ValueError(f"k, max_length: expected at least 1 each, got {k} and {max_length}")
-        self.max_length, self.sharing = max_length, sharing
+        self.max_length, self.sharing, self.fill_padding = max_length, sharing, fill_padding
         new = lambda: nn.Parameter(torch.randn(k, max_length))  # noqa: E731
         self.mix_keys = new()
         self.mix_values = new() if sharing == "none" else None
@@ -87,7 +90,8 @@ class Linformer(AttentionHeads):
             for weights, frames in ((self.mix_keys, k), (self._mix_values(), v))
         ]
         y = F.scaled_dot_product_attention(q.transpose(1, 2), *mixed)
-        return mask_padding(self.out_proj(y.transpose(1, 2).flatten(2)), lengths)
+        out = self.out_proj(y.transpose(1, 2).flatten(2))
+        return out if self.fill_padding else mask_padding(out, lengths)
 
     def _mix_values(self) -> Tensor:
         return self.mix_keys if self.mix_values is None else self.mix_values

@@ -1,6 +1,6 @@
 """One label for an utterance: intent, speaker, language (floor F5)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PretrainedConfig, SequenceFeatureExtractor
 
-from cald_speech.data.dataset import labelled_dataset
-from cald_speech.data.manifests import read_manifest
+from cald_speech.data.dataset import OUTPUT_KEYS, labelled_dataset
+from cald_speech.data.manifests import Entry, read_manifest
 from cald_speech.errors import UserError, some_of
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.processors import feature_extractor
+
+CHARACTERS = "characters"
+COUNT = "num_characters"  # of an entry: the characters of its transcript
 
 
 class Classification(Task):
@@ -25,6 +28,9 @@ class Classification(Task):
     ---------
     labels : the names of the classes, in the order of the head's outputs. A manifest's "text" is the utterance's label.
         None takes those of the training manifest, sorted, as soon as ``processor()`` is called with it.
+    units_per_utterance : what an utterance counts for where the loss is divided: a number, or ``characters``, the
+        "num_characters" of its entry. CALD's code divides the cross-entropy by the characters of transcripts that
+        the task does not read; beside the distillation terms, the task then weighs so much less.
 
     Example
     -------
@@ -36,7 +42,8 @@ class Classification(Task):
     metric = "error"
     framewise = False
 
-    def __init__(self, labels: Sequence[str] | None = None):
+    def __init__(self, labels: Sequence[str] | None = None, *, units_per_utterance: int | str = 1):
+        self.units_per_utterance = checked_units(units_per_utterance)
         if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
             raise ValueError(f"labels: expected two or more names, each once, got {list(labels)}")
         self.from_training = labels is None
@@ -65,7 +72,29 @@ class Classification(Task):
                 f"{manifest}: expected the labels {_shown(self.labels)}, got {label!r} for utterance {utterance} "
                 f"({len(strange)} such utterances). {mend}, or prepare the data again"
             )
-        return labelled_dataset(entries, processor, lambda utterance, label: torch.tensor([self.places[label]]))
+        return self.items(manifest, entries, processor, lambda utterance, label: torch.tensor([self.places[label]]))
+
+    def items(
+        self,
+        manifest: Path,
+        entries: Mapping[str, Entry],
+        processor: SequenceFeatureExtractor,
+        labels: Callable[[str, str], Tensor],
+    ) -> DynamicItemDataset:
+        """The items of a manifest's entries, with what :meth:`units` needs of them.
+
+        Raises UserError for the first entry without it.
+        """
+        dataset = labelled_dataset(entries, processor, labels)
+        if self.units_per_utterance == CHARACTERS:
+            for utterance, entry in entries.items():
+                if not isinstance(entry.get(COUNT), int) or entry[COUNT] < 1:
+                    raise UserError(
+                        f'{manifest}: utterance {utterance}: expected "{COUNT}", a number from 1 on, got '
+                        f"{entry.get(COUNT)!r}. Prepare the data again, or set units_per_utterance of the task to 1"
+                    )
+            dataset.set_output_keys([*OUTPUT_KEYS, COUNT])
+        return dataset
 
     def head_options(self, start: str, config: PretrainedConfig, processor: SequenceFeatureExtractor) -> dict[str, Any]:
         """A checkpoint that has a classifier must know the same labels."""
@@ -81,7 +110,9 @@ class Classification(Task):
         return {"id2label": dict(enumerate(self.labels)), "label2id": dict(self.places)}
 
     def units(self, batch: PaddedBatch) -> Tensor:
-        return torch.ones(len(batch.id), dtype=torch.long)
+        if self.units_per_utterance == CHARACTERS:
+            return torch.as_tensor(batch[COUNT])
+        return torch.full((len(batch.id),), self.units_per_utterance, dtype=torch.long)
 
     def loss(self, outputs: Tensor, lengths: Tensor, batch: PaddedBatch) -> Tensor:
         """The summed cross-entropy, in float32, of outputs (B, classes)."""
@@ -102,6 +133,13 @@ class Classification(Task):
 
     def score(self, results: Mapping[str, tuple[str, str]]) -> float:
         return 100 * sum(label != guess for label, guess in results.values()) / len(results)
+
+
+def checked_units(given: int | str) -> int | str:
+    is_count = isinstance(given, int) and not isinstance(given, bool) and given >= 1
+    if not is_count and given != CHARACTERS:
+        raise ValueError(f"units_per_utterance: expected a number from 1 on, or {CHARACTERS}, got {given!r}")
+    return given
 
 
 def labels_in(manifest: Path) -> list[str]:

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import SequenceFeatureExtractor
 
-from cald_speech.data.dataset import labelled_dataset
 from cald_speech.data.manifests import Entry, read_manifest
 from cald_speech.errors import UserError, some_of
-from cald_speech.tasks.classification import Classification
+from cald_speech.tasks.classification import Classification, checked_units
 from cald_speech.tasks.processors import feature_extractor
+
+OVER_GROUPS = ("sum", "mean")
 
 
 class Intent(Classification):
@@ -31,6 +32,8 @@ class Intent(Classification):
     ---------
     groups : two or more names with their labels, or the names alone; the labels are then those of the training
         manifest, sorted.
+    over_groups : ``sum`` adds up the groups' cross-entropies; ``mean``, as CALD's code, divides by their number.
+    units_per_utterance : as in :class:`Classification`.
 
     Example
     -------
@@ -41,12 +44,22 @@ class Intent(Classification):
     50.0
     """
 
-    def __init__(self, groups: Mapping[str, Sequence[str]] | Sequence[str]):
+    def __init__(
+        self,
+        groups: Mapping[str, Sequence[str]] | Sequence[str],
+        *,
+        over_groups: str = "sum",
+        units_per_utterance: int | str = 1,
+    ):
+        self.units_per_utterance = checked_units(units_per_utterance)
+        if over_groups not in OVER_GROUPS:
+            raise ValueError(f"over_groups: expected {' or '.join(OVER_GROUPS)}, got {over_groups!r}")
         names = list(groups)
         if len(names) < 2 or len(set(names)) < len(names) or any(not name or ":" in name for name in names):
             raise ValueError(f"groups: expected two or more names, each once and without a colon, got {names}")
         self.from_training = not isinstance(groups, Mapping)
         self.groups = LabelGroups(dict.fromkeys(names, ()) if self.from_training else groups)
+        self.share = 1 / len(names) if over_groups == "mean" else 1.0
         for name, labels in () if self.from_training else groups.items():
             if len(set(labels)) < max(2, len(labels)) or any(len(x.split()) != 1 for x in labels):
                 raise ValueError(
@@ -73,17 +86,20 @@ class Intent(Classification):
     ) -> DynamicItemDataset:
         entries = read_manifest(manifest)
         self.groups.check(manifest, entries, "the task")
-        return labelled_dataset(entries, processor, lambda utterance, text: torch.tensor(self.groups.places(text)))
+        return self.items(manifest, entries, processor, lambda utterance, text: torch.tensor(self.groups.places(text)))
 
     def distributions(self, outputs: Tensor) -> Sequence[Tensor]:
         """The logits of each group: their softmax is taken one by one."""
         return self.groups.split(outputs)
 
     def loss(self, outputs: Tensor, lengths: Tensor, batch: PaddedBatch) -> Tensor:
-        """The cross-entropies of all groups, in float32, summed over groups and utterances; outputs (B, all labels)."""
+        """The groups' cross-entropies, in float32, summed over utterances and summed or averaged over groups.
+
+        ``outputs`` are (B, all labels).
+        """
         places = batch.labels.data.to(outputs.device).unbind(1)
         parts = zip(self.groups.split(outputs.float()), places, strict=True)
-        return sum(F.cross_entropy(part, place, reduction="sum") for part, place in parts)
+        return self.share * sum(F.cross_entropy(part, place, reduction="sum") for part, place in parts)
 
     def results(
         self,

@@ -116,8 +116,8 @@ class CaldBrain(Brain):
         counts = self.objective.count(batches).over_ranks(self.device)
 
         guidance.update(step, self.teacher)
-        if guidance.trains_teacher_at(step):
-            self.teacher_training.step(batches, counts.task, learning_rate, self.training_ctx)
+        if not guidance.updates_last:
+            self._train_teacher(step, batches, counts)
 
         if step == guidance.align_steps:
             # What the optimiser knows of the gradients' sizes is of another loss.
@@ -127,6 +127,8 @@ class CaldBrain(Brain):
         if not weights.runs_student:
             sum_gradients(self.objective.aligned_parameters())
         norm = self._update(batches, losses)
+        if guidance.updates_last:
+            self._train_teacher(step, batches, counts)
         self.optimizer_step += 1
 
         if step % self.settings.log_every_steps == 0:
@@ -142,6 +144,13 @@ class CaldBrain(Brain):
             self.bar.set_postfix_str(f"learning rate {learning_rate:.3g}, loss {loss:.4g}", refresh=False)
             self.bar.update()
         return loss
+
+    def _train_teacher(self, step: int, batches: list[PaddedBatch], counts: Counts) -> None:
+        """The teacher's own optimiser step, where the guidance has one at ``step``."""
+        guidance = self.settings.guidance
+        if guidance.trains_teacher_at(step):
+            learning_rate = self.settings.learning_rate_at(step, guidance.teacher_learning_rate)
+            self.teacher_training.step(batches, counts.task, learning_rate, self.training_ctx)
 
     def _backward(self, batch: PaddedBatch, weights: LossWeights, counts: Counts, *, last: bool) -> Losses:
         """Add a batch's gradients to those of the step; ranks exchange them with the last one."""

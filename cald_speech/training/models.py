@@ -168,7 +168,7 @@ class TeacherTraining:
         ---------
         batches : of this rank.
         count : characters or utterances of all batches and ranks.
-        learning_rate : the student's at this step.
+        learning_rate : of this step.
         precision : the autocast context of training.
         """
         set_learning_rate(self.optimizer, learning_rate)

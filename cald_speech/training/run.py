@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import cald_speech
 from cald_speech.conversion.model_card import base_model_of
-from cald_speech.data.batching import StepSampler, batch_loader, step_loader
+from cald_speech.data.batching import Audio, StepSampler, batch_loader, step_loader
 from cald_speech.errors import UserError, error_epilogue
 from cald_speech.files import InUse, locked, sweep
 from cald_speech.shipped import experiment_file, recipes_folder
@@ -182,6 +182,8 @@ def make_loaders(settings: Settings, data: Mapping[str, Path], processor: Proces
     """Of optimiser steps, which a :class:`StepSampler` orders, and of validation batches."""
     task, modality = settings.task, settings.task.modality
     options = {"normaliser": settings.normaliser, "unknown": settings.unknown_characters}
+    if settings.short_first_steps and not isinstance(modality, Audio):
+        raise UserError("short_first_steps: expected 0, since this task reads text, got another. Leave it out")
     train_set, valid_set = (task.dataset(data[name], processor, **options) for name in LEARNT_FROM)
     for name in data.keys() - set(LEARNT_FROM) if settings.score_test_sets else ():
         task.dataset(data[name], processor, **options | {"unknown": "drop"})  # what is wrong with it is told now
@@ -193,6 +195,8 @@ def make_loaders(settings: Settings, data: Mapping[str, Path], processor: Proces
         world_size=distributed.world_size(),
         max_batch_utterances=settings.max_batch_utterances,
         seed=settings.seed,
+        short_first_steps=settings.short_first_steps,
+        short_first_size=settings.short_first_s,
     )
     change = task.change(processor, join_utterances=settings.join_utterances, pause_s=settings.join_pause_s)
     steps = step_loader(train_set, sampler, change=change, num_workers=settings.num_workers)

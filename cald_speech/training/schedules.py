@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cald_speech.distillation.options import check_values, option
 
-SHAPES = ("constant", "linear", "cosine", "exponential")
+SHAPES = ("constant", "linear", "cosine", "clamped_cosine", "exponential")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class WarmupSchedule:
     ---------
     warmup_steps : steps until the factor is 1.
     decay_steps : steps from there to ``floor``; it stays there afterwards.
-    shape : ``constant`` (no decay), ``linear``, ``cosine`` or ``exponential``.
+    shape : ``constant`` (no decay), ``linear``, ``cosine``, ``exponential``, or ``clamped_cosine``, which goes to 0 and
+        is never less than ``floor``.
     floor : the last factor; above 0 for ``exponential``.
 
     Example
@@ -45,6 +46,7 @@ class WarmupSchedule:
             "constant": lambda: 1.0,
             "linear": lambda: 1 - (1 - self.floor) * done,
             "cosine": lambda: self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)),
+            "clamped_cosine": lambda: max(self.floor, 0.5 * (1 + math.cos(math.pi * done))),
             "exponential": lambda: self.floor**done,
         }
         return shapes[self.shape]()

@@ -97,6 +97,10 @@ class Settings:
     max_batch_s: float = option(60.0, "seconds of audio in a batch, padding counted", above=0)
     max_batch_tokens: int = option(16384, "tokens of text in a batch, padding counted", at_least=1)
     max_batch_utterances: int | None = option(None, "utterances in a batch at most; default: any number", at_least=1)
+    short_first_steps: int = option(
+        0, "so many steps at first have short utterances alone; their last epoch ends with them", at_least=0
+    )
+    short_first_s: float = option(10.0, "how long such an utterance may be", above=0)
     join_utterances: int = option(1, "up to so many are joined to one, at random", at_least=1)
     join_pause_s: float = option(0.5, "the longest pause between joined utterances", at_least=0)
     accumulation: int = option(1, "batches of one optimiser step", at_least=1)
@@ -168,11 +172,14 @@ class Settings:
         """How much a batch may hold, in the task's own unit."""
         return getattr(self, self.task.modality.batch_limit)
 
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of optimiser step ``step``: the schedule begins when the mixers have been aligned."""
+    def learning_rate_at(self, step: int, highest: float | None = None) -> float:
+        """The learning rate of optimiser step ``step``: the schedule begins when the mixers have been aligned.
+
+        ``highest`` is another than ``learning_rate``, of a teacher that trains along.
+        """
         aligning = self.guidance.align_steps
         if step >= aligning:
-            return self.learning_rate * self.schedule(step - aligning)
+            return (highest or self.learning_rate) * self.schedule(step - aligning)
         warmup = max(1, aligning // 10)
         shape = WarmupSchedule(warmup, aligning - warmup, "cosine", floor=0.1)
         return (self.align_learning_rate or self.learning_rate) * shape(step)

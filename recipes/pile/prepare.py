@@ -1,6 +1,6 @@
 """Text to token sets: the pre-shuffled Pile's memory-mapped files, or any folder of plain text, tokenised and packed.
 
-<data_folder>/*.bin[, *.idx]     rows of 2,049 tokens as Pythia read them (EleutherAI/pile-deduped-pythia-preshuffled)
+<data_folder>/*.bin[, *.idx]     rows of 2,049 tokens as Pythia read them (EleutherAI/pile-standard-pythia-preshuffled)
 <data_folder>/**/*.txt           plain text; `pattern` and `exclude` choose other files
 """
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 _WAY_OUT = (
-    "The pre-shuffled Pile is at huggingface.co/datasets/EleutherAI/pile-deduped-pythia-preshuffled: download its "
+    "The pre-shuffled Pile is at huggingface.co/datasets/EleutherAI/pile-standard-pythia-preshuffled: download its "
     "first document-*.bin and pass the folder as --data_folder. A folder of plain text will do as well."
 )
 

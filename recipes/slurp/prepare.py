@@ -117,6 +117,8 @@ def _entries(name: str, recordings: Mapping[Path, dict], *, joint: bool, drop_ba
         labels = f"{sentence['scenario']} {sentence['action']}"
         text = f"{labels} {spell_out(sentence['sentence'])}".strip().upper() if joint else labels
         entry = {"audio": path, "duration_s": durations[path], "text": text, "slurp_id": sentence["slurp_id"]}
+        # What CALD's code divides an intent's loss by.
+        entry |= {} if joint else {"num_characters": len(sentence["sentence"])}
         entries[path.stem] = entry
     return entries
 

@@ -77,6 +77,21 @@ def test_padding_counts_against_the_limit(most):
             assert most is None or len(batch) <= most
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_first_steps_are_short(world_size):
+    """Short utterances alone, for exactly so many steps, over several epochs; then all. A resumed run sees the same."""
+    options = {"accumulation": 2, "world_size": world_size, "short_first_steps": 20, "short_first_size": 4.0}
+    one = sampler(**options)
+    epochs = [epoch(one, number) for number in range(1, 12)]
+    short = [steps for steps in epochs if max(DURATIONS_S[i] for i in flat(steps)) <= 4.0]
+    assert sum(map(len, short)) == 20 and len(short) > 2 and epochs[: len(short)] == short
+    assert all(steps == epoch(sampler(**options | {"short_first_steps": 0}), number)
+               for number, steps in enumerate(epochs[len(short) :], start=len(short) + 1))  # fmt: skip
+    assert epoch(sampler(**options), len(short)) == short[-1]
+    with pytest.raises(UserError, match=r"short_first_s: expected items of at most 0\.1 .* shortest has 0\.4"):
+        sampler(short_first_steps=1, short_first_size=0.1)
+
+
 def test_too_few_batches_for_the_ranks():
     with pytest.raises(UserError, match=r"1 batch.* 2 processes"):
         StepSampler([1.0, 1.0], 40.0, world_size=2)

@@ -19,6 +19,7 @@ from cald_speech.training.settings import Settings
 from tests.training.miniature import ROOT
 
 TASK, GUIDED = LossWeights(1.0, 0.0, 0.0), LossWeights(1.0, 15.0, 0.5)
+LOGITS = LossWeights(1.0, 0.0, 0.5)
 UNLABELLED = LossWeights(0.0, 15.0, 1.0)
 ALIGNING = LossWeights(0.0, 0.0, 0.0, slot_alignment=1.0)
 ALPHAS = {"alpha_layer": 15.0, "alpha_logits": 0.5}
@@ -32,6 +33,12 @@ MODES = {
     "trajectory": (Trajectory(teacher_update_every=2, **ALPHAS), [GUIDED] * 5, True, "source"),
     "waypoint": (Waypoint(waypoints="waypoints", **ALPHAS), [GUIDED] * 5, True, "source"),
     "hybrid": (Hybrid(switch_step=3, **ALPHAS), [GUIDED, GUIDED, GUIDED, TASK, TASK], True, "teacher"),
+    "hybrid, logits kept": (
+        Hybrid(switch_step=3, keep_logits=True, **ALPHAS),
+        [GUIDED, GUIDED, GUIDED, LOGITS, LOGITS],
+        True,
+        "teacher",
+    ),
     "hybrid, aligned": (
         Hybrid(switch_step=2, align_steps=1, **ALPHAS),
         [ALIGNING, GUIDED, GUIDED, TASK, TASK],

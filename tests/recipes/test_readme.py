@@ -21,7 +21,7 @@ PAGES.remove(ROOT / "docs/tutorial.md")  # its commands are run, by tests/docs/t
 PLACES = {
     "MODE": ("unguided", "target", "trajectory", "waypoint", "hybrid"),
     "TASK": ("qnli", "qqp", "sst2", "imdb"),
-    "STEPS": ("5719", "11439", "22878"),
+    "STEPS": ("11440", "22880", "45760"),
 }
 # The shell expands a page's loops and variables, and prints what it would start, word by word. Nothing else is run.
 STARTED = r"""

@@ -42,6 +42,34 @@ def test_the_loss_is_the_sum_of_both_groups_cross_entropies():
     )
 
 
+def test_the_published_codes_division():
+    """speech/models/model.py and train_distill.py: the mean over the groups, divided by the characters of the step."""
+    texts = ("iot hue_lighton", "alarm set")
+    items = [{"id": t, "labels": torch.tensor(TASK.groups.places(t)), "text": t, "num_characters": n}
+             for t, n in zip(texts, (33, 7), strict=True)]  # fmt: skip
+    task, unequal, logits = (
+        Intent(GROUPS, over_groups="mean", units_per_utterance="characters"),
+        PaddedBatch(items),
+        torch.randn(2, 5),
+    )
+    each = [F.cross_entropy(part, unequal.labels.data[:, i].long(), reduction="none")
+            for i, part in enumerate((logits[:, :3], logits[:, 3:]))]  # fmt: skip
+    literal = sum(losses.sum() for losses in each) / len(each) / (33 + 7)
+    assert torch.allclose(task.loss(logits, None, unequal) / task.units(unequal).sum(), literal)
+    assert Intent(GROUPS, units_per_utterance=3).units(unequal).tolist() == [3, 3]
+
+
+def test_characters_that_no_entry_counts(tmp_path):
+    task = Intent(GROUPS, units_per_utterance="characters")
+    path = manifest(tmp_path, "alarm set")
+    with pytest.raises(UserError, match=r'utterance u0: expected "num_characters", a number .*, got None'):
+        task.dataset(path, read(task, path), normaliser="librispeech", unknown="error")
+    with pytest.raises(ValueError, match="units_per_utterance: expected a number from 1 on, or characters, got 0"):
+        Intent(GROUPS, units_per_utterance=0)
+    with pytest.raises(ValueError, match="over_groups: expected sum or mean, got 'max'"):
+        Intent(GROUPS, over_groups="max")
+
+
 def test_a_group_does_not_see_the_others_outputs():
     logits = torch.randn(2, 5)
     raised = logits + torch.tensor([9.0, 9.0, 9.0, 0.0, 0.0])

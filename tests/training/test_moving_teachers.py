@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from cald_speech.errors import UserError
 from cald_speech.training.brain import CaldBrain
+from cald_speech.training.models import TeacherTraining
+from cald_speech.training.objective import Objective
 from tests.training.conftest import starter, writer
 from tests.training.miniature import write_model
 from tests.training.test_resume import RESTLESS, Killed, assert_same_run, assert_same_state, kill_after_step
@@ -79,6 +81,26 @@ def test_the_teacher_trains_at_its_own_steps(moving, experiment, start, teachers
     start(experiment(**moving("trajectory", teacher_update_every=3, num_steps=7)))
     changed = [not torch.equal(a, b) for a, b in pairwise(teachers_head)]
     assert changed == [step % 3 == 0 for step in range(1, 7)]
+
+
+def test_the_published_codes_order(moving, experiment, start, monkeypatch):
+    """The teacher is followed as it was, trains after the last of its steps, and at a learning rate of its own."""
+    order, train, run = [], TeacherTraining.step, Objective.__call__
+
+    def trained(self, batches, count, learning_rate, precision):
+        order.append(("teacher", learning_rate))
+        train(self, batches, count, learning_rate, precision)
+
+    def followed(self, *args):
+        order.append(("student", None))
+        return run(self, *args)
+
+    monkeypatch.setattr(TeacherTraining, "step", trained)
+    monkeypatch.setattr(Objective, "__call__", followed)
+    keys = {"teacher_update": "last", "teacher_learning_rate": 0.02, "teacher_update_every": 2}
+    brain = start(experiment(**moving("trajectory", num_steps=4, accumulation=1, **keys)))
+    rates = [0.02 * brain.settings.schedule(step) for step in (1, 3)]
+    assert order == [step for rate in rates for step in (("student", None), ("student", None), ("teacher", rate))]
 
 
 def test_the_waypoints_are_followed(moving, experiment, start, fine_tuned, teachers_head):

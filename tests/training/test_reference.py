@@ -6,14 +6,20 @@ utterance by utterance and frame by frame, from the states that Hugging Face han
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from speechbrain.dataio.batch import PaddedBatch
+from torch import nn
 from torch.nn import functional as F
+from transformers import RobertaConfig, RobertaModel
 
+from cald_speech.conversion import LayerMap, convert
 from cald_speech.data.batching import Audio
-from cald_speech.mixers import Bidirectional
+from cald_speech.distillation import PRESETS
+from cald_speech.families import family_of
+from cald_speech.mixers import Bidirectional, Linformer
 from cald_speech.training.schedules import WarmupSchedule
 from tests.helpers import padded_batch, relative_error
 from tests.training.one_step import IN_BATCHES, build, padded
@@ -129,6 +135,53 @@ def test_the_presets_are_the_references(step, preset, literal):
     largest = max(g.abs().max() for g in theirs if g is not None)
     for mine, other in zip(ours, theirs, strict=True):
         assert (mine is None or not mine.any()) if other is None else (mine - other).abs().max() < 1e-4 * largest
+
+
+class PublishedLinformer(nn.Module):
+    """nlp/linformer_utils.py: keys and values of the valid places mixed, row by row; queries of all places."""
+
+    def __init__(self, ours: Linformer):
+        super().__init__()
+        self.ours = ours
+
+    def forward(self, hidden_states, attention_mask=None, **others):
+        ours, lengths = self.ours, (attention_mask.expand(-1, 1, -1, -1)[:, 0, 0] > -1).sum(-1).tolist()
+        q, k, v = (projection(hidden_states) for projection in (ours.q_proj, ours.k_proj, ours.v_proj))
+        rows = []
+        for row, n in enumerate(lengths):
+            keys, values = (
+                weights[:, :n] @ frames[row, :n] / math.sqrt(n)
+                for weights, frames in ((ours.mix_keys, k), (ours.mix_values, v))
+            )
+            query, keys, values = (
+                frames.unflatten(-1, (ours.num_heads, -1)).transpose(0, 1) for frames in (q[row], keys, values)
+            )
+            scores = query @ keys.mT / math.sqrt(query.size(-1))
+            rows.append((scores.softmax(-1) @ values).transpose(0, 1).flatten(-2))
+        return torch.stack(rows), None
+
+
+def test_the_nlp_loss_is_the_published_one_at_padded_places_too():
+    """From states of the published mixer in Hugging Face's model, and not from our own; a third is padding."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = RobertaConfig(**sizes, vocab_size=50, max_position_embeddings=20, attn_implementation="eager")
+    teacher, student, published = (RobertaModel(config).eval() for _ in range(3))
+    for model in (student, published):
+        model.load_state_dict(teacher.state_dict())
+    convert(student, LayerMap(partial(Linformer, k=5, max_length=16, fill_padding=True)))
+    for layer, converted in zip(published.encoder.layer, student.encoder.layer, strict=True):
+        mixer = family_of(student).mixer(converted)
+        layer.attention.self, layer.attention.output.dense = PublishedLinformer(mixer), mixer.out_proj
+    lengths = torch.tensor([9, 4, 5])
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    inputs = {"input_ids": torch.randint(3, 50, (3, 9)).where(mask.bool(), 1), "attention_mask": mask}
+    theirs, taught, ours = (m(**inputs, output_hidden_states=True).hidden_states for m in (published, teacher, student))
+    literal = sum(F.mse_loss(s, t) for s, t in zip(theirs, taught, strict=True))
+    form = PRESETS["nlp"]
+    loss = form.layer_loss(form.distances(ours, taught, None) / mask.numel())
+    assert loss.item() == pytest.approx(literal.item(), rel=1e-5)
+    assert max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)) < 1e-5
 
 
 def test_the_papers_weight_acts_as_its_share_of_the_accumulated_batches(experiment):
