@@ -62,7 +62,7 @@ def prepare(
         manifests[name] = Path(output_folder) / "manifests" / f"{name}{real}{'-joint' if joint else ''}.json"
         chosen = {audio[file]: sentence for file, sentence in recordings.items()}
         make = partial(_entries, name, chosen, joint=joint, drop_bad_audio=drop_bad_audio)
-        settings = {"synthetic": synthetic, "joint": joint, "drop_bad_audio": drop_bad_audio}
+        settings = {"synthetic": synthetic, "joint": joint, "drop_bad_audio": drop_bad_audio, "counts_characters": True}
         prepare_once(manifests[name], [*files, *chosen], make, **settings)
     return manifests
 

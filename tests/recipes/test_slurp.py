@@ -82,7 +82,8 @@ def test_manifests(corpus, tmp_path, caplog):
     assert [len(read_manifest(path)) for path in manifests.values()] == [20, 6, 8]
     entry = read_manifest(manifests["train"])["audio-1-headset"]
     audio = str(corpus / "slurp_real" / "audio-1-headset.flac")
-    assert entry == {"audio": audio, "duration_s": 1.05, "text": "iot hue_lightoff", "slurp_id": "1"}
+    labels = {"text": "iot hue_lightoff", "slurp_id": "1", "num_characters": len(SENTENCES[1])}
+    assert entry == {"audio": audio, "duration_s": 1.05, **labels}
     assert read_manifest(manifests["train"])["audio-6"]["audio"] == str(corpus / "slurp_synth" / "audio-6.flac")
     assert "devel.jsonl lists 6 recordings, but the official one has 8690" in caplog.text
 
