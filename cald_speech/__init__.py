@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # for type checkers and the API pages; a test keeps it equal 
         Linformer,
         Mamba,
         Mamba2,
+        NormalisedLinearAttention,
         WindowedAttention,
     )
 
@@ -50,6 +51,7 @@ PUBLIC = {
     "GatedDeltaNet": "cald_speech.mixers",
     "Bidirectional": "cald_speech.mixers",
     "Hydra": "cald_speech.mixers",
+    "NormalisedLinearAttention": "cald_speech.mixers",
     "Linformer": "cald_speech.mixers",
     "WindowedAttention": "cald_speech.mixers",
 }

@@ -17,6 +17,7 @@ from cald_speech.evaluation.forward import Mean
 from cald_speech.mixers import Bidirectional, CausalMixer, Hydra, Mixer
 from cald_speech.mixers.mamba import MambaScan
 from cald_speech.mixers.mamba2 import SSDScan
+from cald_speech.mixers.normalised_linear_attention import FeatureScan, Frames
 from cald_speech.ops import mask_padding
 
 LEFT = 0.01  # of the state, when it counts as forgotten
@@ -36,6 +37,11 @@ def scan_decay(scan: nn.Module, scanned: tuple[Tensor, ...], lengths: Tensor | N
 def _(scan: SSDScan, scanned: tuple[Tensor, ...], lengths: Tensor | None, reverse: bool) -> Tensor:
     _, dt = scanned
     return scan.step_sizes(dt) * -scan.decay_rates()
+
+
+@scan_decay.register
+def _(scan: FeatureScan, scanned: tuple[Tensor, ...], lengths: Tensor | None, reverse: bool) -> Tensor:
+    return Frames(*scanned[1:5]).steps * -scan.decay_rates()
 
 
 @scan_decay.register

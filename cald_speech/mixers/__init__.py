@@ -1,7 +1,8 @@
 """Token mixers, the linear-time modules that take self-attention's place in a layer (floor F1).
 
 ``base.py`` says what a mixer is, ``scan.py`` what one that scans is made of, ``attention_heads.py`` what one that is
-still attention is, ``factory.py`` how one stands in a yaml and in a model's config. Every other file is one mixer.
+still attention is, ``averages.py`` how averages over some keys are put together, ``factory.py`` how one stands in a
+yaml and in a model's config. Every other file is one mixer.
 """
 
 from cald_speech.mixers.base import AttentionWeights, Mixer, MixerFactory, PositionBias, Sweep
@@ -13,6 +14,7 @@ from cald_speech.mixers.hydra import Hydra
 from cald_speech.mixers.linformer import Linformer
 from cald_speech.mixers.mamba import Mamba
 from cald_speech.mixers.mamba2 import Mamba2
+from cald_speech.mixers.normalised_linear_attention import NormalisedLinearAttention
 from cald_speech.mixers.scan import SCAN_PARAMETERS, CausalMixer
 from cald_speech.mixers.windowed_attention import WindowedAttention
 
@@ -29,6 +31,7 @@ __all__ = [
     "Mamba2",
     "Mixer",
     "MixerFactory",
+    "NormalisedLinearAttention",
     "PositionBias",
     "Sweep",
     "WindowedAttention",

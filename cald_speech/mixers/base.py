@@ -132,10 +132,15 @@ class Projection(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _by_onednn(x, self.weight):
-            return super().forward(x)
-        # The op behind torch.compile's fused linear layers; it has no backward pass.
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return projected(x, self.weight, self.bias)
+
+
+def projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a :class:`Projection` of this weight and bias makes of ``x``."""
+    if not _by_onednn(x, weight):
+        return nn.functional.linear(x, weight, bias)
+    # The op behind torch.compile's fused linear layers; it has no backward pass.
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:

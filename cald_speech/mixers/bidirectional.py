@@ -48,7 +48,7 @@ class Bidirectional(Mixer):
         self.share_projections = share_projections
         self.forwards = mixer(d_model, num_heads, **options)
         if share_projections:
-            self.backward_scan = self.forwards.new_scan()
+            self.backward_scan = self.forwards.opposite_scan()
         else:
             self.backwards = mixer(d_model, num_heads, **options)
 
@@ -86,7 +86,7 @@ class Bidirectional(Mixer):
     def _finish_with_future(self, x: Tensor, partial: Tensor, state: Any) -> tuple[Tensor, Any]:
         streams = self.forwards.project(x)
         future, state = self.backward_scan(streams.scanned, None, state=state, reverse=True)
-        return self.forwards.finish(future + partial, streams.gate), state
+        return self.forwards.finish(self.forwards.scan.joined(partial, future), streams.gate), state
 
     @torch.no_grad()
     def init_from_attention(self, weights: AttentionWeights) -> frozenset[str]:

@@ -64,6 +64,10 @@ class Scan(nn.Module):
         """This scan forwards plus ``other`` in reverse, over the same streams: a scan that can reads them once."""
         past, _ = self(streams, lengths, state=None, reverse=False)
         future, _ = other(streams, lengths, state=None, reverse=True)
+        return self.joined(past, future)
+
+    def joined(self, past: Tensor, future: Tensor) -> Tensor:
+        """What this scan has put out and what one in the other direction has, over the same streams: their sum."""
         return past + future
 
     def beside(
@@ -109,8 +113,12 @@ class CausalMixer(Mixer):
         raise NotImplementedError(f"{type(self).__name__} has no finish()")
 
     def new_scan(self) -> Scan:
-        """Another, freshly initialised scan over the same streams: for the second direction."""
+        """Another, freshly initialised scan over the same streams."""
         raise NotImplementedError(f"{type(self).__name__} has no new_scan()")
+
+    def opposite_scan(self) -> Scan:
+        """A new scan that runs in the other direction, and whose output :meth:`Scan.joined` adds to this one's."""
+        return self.new_scan()
 
     def sweeps(self) -> tuple[Sweep, ...]:
         return (Sweep(lambda x, partial, state: self(x, state=state, return_state=True)),)

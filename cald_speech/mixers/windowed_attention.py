@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cald_speech.mixers import averages
 from cald_speech.mixers.attention_heads import AttentionHeads
 from cald_speech.mixers.base import AttentionWeights, PositionBias, Sweep
 from cald_speech.ops import mask_padding
@@ -82,7 +83,7 @@ class WindowedAttention(AttentionHeads):
         return Sweep(self._attend_past), Sweep(self._finish_with_future, reverse=True)
 
     def _attend_past(self, x: Tensor, partial: None, state: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        """(B, t, D) to outputs and denominators in a row, (B, t, D + 2 H)."""
+        """(B, t, D) to averages and their totals in a row, (B, t, D + 2 H)."""
         q, k, v = self._heads(x)
         first = 0
         if state is not None:
@@ -90,24 +91,19 @@ class WindowedAttention(AttentionHeads):
             k, v = torch.cat([state.keys, k], dim=2), torch.cat([state.values, v], dim=2)
         band = Band.over(q.size(2), k.size(2), -self.window, 0, first)
         y, total = banded_attention_parts(q, k, v, band, self._bias(x, band))
-        # In two numbers: one of half precision would move the balance between past and future by some per cent.
-        coarse = total.to(x.dtype)
-        parts = [part.transpose(1, 2).flatten(2).to(x.dtype) for part in (y, coarse, total - coarse)]
         last = max(0, k.size(2) - self.window)
-        return torch.cat(parts, dim=2), KeysValues(k[:, :, last:], v[:, :, last:])
+        past = averages.packed(y.transpose(1, 2), total[..., 0].transpose(1, 2), x.dtype)
+        return past, KeysValues(k[:, :, last:], v[:, :, last:])
 
     def _finish_with_future(self, x: Tensor, partial: Tensor, state: KeysValues | None) -> tuple[Tensor, KeysValues]:
         q, k, v = self._heads(x)
         if state is not None:
             k, v = torch.cat([k, state.keys], dim=2), torch.cat([v, state.values], dim=2)
         band = Band.over(q.size(2), k.size(2), 1, self.window)
-        future, future_total = banded_attention_parts(q, k, v, band, self._bias(x, band))
-        past, coarse, fine = partial.to(future.dtype).split((x.size(2), self.num_heads, self.num_heads), dim=2)
-        past = past.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        past_total = (coarse + fine).transpose(1, 2).unsqueeze(-1)
-        share = torch.sigmoid(future_total - past_total)
-        y = (past + share * (future - past)).to(x.dtype)
-        out = self.out_proj(y.transpose(1, 2).flatten(2))
+        future, total = banded_attention_parts(q, k, v, band, self._bias(x, band))
+        past = averages.unpacked(partial, self.num_heads)
+        y, _ = averages.joined(*past, future.transpose(1, 2), total[..., 0].transpose(1, 2))
+        out = self.out_proj(y.to(x.dtype).flatten(2))
         return out, KeysValues(k[:, :, : self.window], v[:, :, : self.window])
 
     @torch.no_grad()

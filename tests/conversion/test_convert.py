@@ -18,6 +18,7 @@ from cald_speech.mixers import (
     Linformer,
     Mamba,
     Mamba2,
+    NormalisedLinearAttention,
     WindowedAttention,
 )
 from tests.helpers import SPEECH, SPEECH_CASES, audio_batch, names_in_attention, prefix, tiny_config, tiny_model
@@ -206,6 +207,7 @@ SIZES = {
     "gated linear attention": (partial(SHARED, mixer=GatedLinearAttention), 341_081_632, 1.10),
     "gated DeltaNet": (partial(SHARED, mixer=GatedDeltaNet), 341_475_232, 1.10),
     "gated DeltaNet, per channel": (partial(SHARED, mixer=GatedDeltaNet, per_channel=True), 345_850_144, 1.10),
+    "normalised linear attention": (partial(SHARED, mixer=NormalisedLinearAttention), 319_011_616, 1.02),
     "hydra": (Hydra, 341_869_216, 1.10),
     "hydra, paper": (partial(Hydra, **PAPER), 297_704_992, 1.00),
     "linformer": (partial(Linformer, max_length=1792), 337_491_616, 1.10),

@@ -21,7 +21,7 @@ from cald_speech.evaluation.layer_importance import (
     with_mixer_of,
 )
 from cald_speech.families import family_of
-from cald_speech.mixers import Bidirectional, Hydra, Mamba, Mamba2, Mixer
+from cald_speech.mixers import Bidirectional, Hydra, Mamba, Mamba2, Mixer, NormalisedLinearAttention
 from tests.evaluation.layerwise import DURATIONS_S, rewrite, write_recordings, write_teacher
 from tests.helpers import SPEECH, audio_batch, padded_batch, relative_error, tiny_model, wide_unless_usual
 from tests.training.miniature import write_model
@@ -178,6 +178,17 @@ def test_memory_by_hand_where_the_steps_are_constant(mixer):
     for direction, scan in scans.items():
         slowest = scan.A_log.exp() if scan.A_log.dim() == 1 else scan.A_log.exp().min(-1).values
         expected = math.log(100) / (F.softplus(scan.dt_bias) * slowest)
+        torch.testing.assert_close(torch.tensor(meters[0].frames()[direction]), expected, rtol=1e-4, atol=0)
+
+
+@torch.no_grad()
+def test_memory_by_hand_where_steps_come_from_the_projection():
+    mixer = Bidirectional(32, 4, mixer=NormalisedLinearAttention, share_projections=True)
+    mixer.forwards.step_proj.weight.zero_()  # which leaves its bias, a step of 1
+    with metered({0: mixer}) as meters:
+        mixer(*padded_batch((9, 4), 32))
+    for direction, scan in {"forwards": mixer.forwards.scan, "backwards": mixer.backward_scan}.items():
+        expected = math.log(100) / scan.A_log.exp()
         torch.testing.assert_close(torch.tensor(meters[0].frames()[direction]), expected, rtol=1e-4, atol=0)
 
 

@@ -20,12 +20,14 @@ from cald_speech.mixers import (
     Mamba,
     Mamba2,
     Mixer,
+    NormalisedLinearAttention,
     WindowedAttention,
 )
 from tests.helpers import SPEECH, SPEECH_CASES, TOLERANCE, relative_error, tiny_config, tiny_model, wide_unless_usual
 
 FAMILIES = SPEECH
 SHARED = partial(Bidirectional, share_projections=True)
+NORMALISED = partial(SHARED, mixer=NormalisedLinearAttention)
 
 
 class Smoothing(Mixer):
@@ -50,6 +52,7 @@ MAPS = {
     "all sorts": LayerMap(None, {0: SHARED, 2: Mamba2, 3: Bidirectional}),
     "first kept": LayerMap(partial(SHARED, expand=2), {0: None}),
     "windowed attention": LayerMap(partial(WindowedAttention, window=6)),
+    "normalised": LayerMap(NORMALISED, {0: partial(NORMALISED, window=5)}),
     "one of each": LayerMap(
         partial(Bidirectional, mixer=Mamba),
         {

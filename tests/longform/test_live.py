@@ -21,6 +21,7 @@ DECAYING = {"dt_range": (0.05, 0.1), "A_range": (2.0, 4.0)}
 SHARED = partial(Bidirectional, share_projections=True)
 CAUSAL = LayerMap(Mamba2)
 BOTH_WAYS = {"separate": LayerMap(Bidirectional), "shared": LayerMap(SHARED), "mixed": LayerMap(SHARED, {1: Mamba2})}
+BOTH_WAYS["normalised"] = MAPS["normalised"]
 REACH = 8  # frames that the tiny models' positional convolution sees ahead
 CHUNKS = {"10 ms": 160, "odd": 1_237, "a second": 16_000, "at once": 10**6}
 

@@ -19,6 +19,7 @@ from cald_speech.mixers import (
     Mamba,
     Mamba2,
     Mixer,
+    NormalisedLinearAttention,
     WindowedAttention,
     describe_factory,
     factory_from,
@@ -43,6 +44,7 @@ def mixer_class(factory) -> type[Mixer]:
 
 
 PAPER = {"head_dim": 8, "d_state": 16, "n_groups": 1, "bias": False}
+FADING = {"A_range": (0.1, 1.0)}  # so fast that the two directions differ over some frames
 FACTORIES = {name: cls for name, cls in vars(mixers).items() if is_concrete(cls)} | {
     "Mamba2 paper": partial(Mamba2, **PAPER),
     "Mamba2 expanded": partial(Mamba2, expand=2, n_groups=2, d_conv=3, chunk_size=4),
@@ -71,6 +73,14 @@ FACTORIES = {name: cls for name, cls in vars(mixers).items() if is_concrete(cls)
     ),
     "Hydra paper": partial(Hydra, **PAPER),
     "Hydra expanded": partial(Hydra, expand=2, n_groups=2, chunk_size=4),
+    "Normalised linear attention, window": partial(NormalisedLinearAttention, window=3, **FADING),
+    "Bidirectional normalised": partial(Bidirectional, mixer=NormalisedLinearAttention),
+    "Bidirectional shared normalised": partial(
+        Bidirectional, mixer=NormalisedLinearAttention, share_projections=True, **FADING
+    ),
+    "Bidirectional shared normalised, window": partial(
+        Bidirectional, mixer=NormalisedLinearAttention, share_projections=True, window=3, **FADING
+    ),
     "Linformer kv": partial(Linformer, k=5, max_length=300, sharing="kv", bias=False),
     "Linformer layer": partial(Linformer, k=5, max_length=300, sharing="layer"),
     "Windowed attention narrow": partial(WindowedAttention, window=3, bias=False),
@@ -109,6 +119,7 @@ def test_the_exported_mixers_are_found():
         "Linformer",
         "Mamba",
         "Mamba2",
+        "NormalisedLinearAttention",
         "WindowedAttention",
     }
     assert exported <= FACTORIES.keys()

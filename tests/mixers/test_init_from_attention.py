@@ -15,6 +15,7 @@ from cald_speech.mixers import (
     Linformer,
     Mamba,
     Mamba2,
+    NormalisedLinearAttention,
     WindowedAttention,
 )
 from cald_speech.ops import gated_delta
@@ -32,6 +33,7 @@ STARTS = {
     "Mamba": (Mamba, PROJECTED),
     "Linformer": (Linformer, ATTENTION),
     "WindowedAttention": (WindowedAttention, ATTENTION),
+    "NormalisedLinearAttention": (NormalisedLinearAttention, ATTENTION),
     "Bidirectional Mamba": (
         partial(Bidirectional, mixer=Mamba, share_projections=True),
         {f"forwards.{name}" for name in PROJECTED},
