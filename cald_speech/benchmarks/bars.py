@@ -21,6 +21,8 @@ TEN_MINUTES, HOUR = 30_000, 180_000
 CPU_CASE = Case("ssd", batch=4, num_frames=1_500, heads=12, groups=1)
 # Groups, and the bars of forward and of forward + backward.
 CPU_BARS = ((1, 0.35, 0.5), (CPU_CASE.heads, 0.5, 0.65))
+DELTA_CASE = Case("gated_delta", batch=4, num_frames=1_500, heads=12, groups=12)
+DELTA_BARS, PER_CHANNEL_BAR = (0.3, 0.4), 1.5  # forward, forward + backward; either, over one decay a head
 GPU_CASE = Case("ssd_bidirectional", 8, 3_000, heads=16, groups=1, dtype=torch.bfloat16, device="cuda", backward=True)
 WIDTH, HEADS = 768, 12
 RUN_SECONDS = 8.0
@@ -67,6 +69,9 @@ def cpu_bars() -> Iterator[Bar]:
     for groups, forward, both in CPU_BARS:
         for case, bar in ((CPU_CASE, forward), (replace(CPU_CASE, backward=True), both)):
             yield from against_transformers(replace(case, groups=groups), limits, bar)
+    for case, bar in zip((DELTA_CASE, replace(DELTA_CASE, backward=True)), DELTA_BARS, strict=True):
+        yield from against_transformers(case, limits, bar)
+        yield per_channel(case)
     yield linearity(TEN_MINUTES, HOUR)
     yield layer_inference(TEN_MINUTES)
     yield layer_training(TEN_MINUTES)
@@ -90,7 +95,8 @@ def gpu_bars() -> Iterator[Bar]:
 def against_transformers(case: Case, limits: Limits, bar: float) -> Iterator[Bar]:
     """Time over its best chunk size, and peak memory over the chunk size that needs least."""
     ours, others = ours_and_peers(run_case(case, limits, seconds=RUN_SECONDS, all_variants=True))
-    what = f"{case.direction}, {case.groups} group{'s' if case.groups > 1 else ''}"
+    named = "" if case.op == CPU_CASE.op else f"{case.op}, "
+    what = f"{named}{case.direction}, {case.groups} group{'s' if case.groups > 1 else ''}"
     others = [row for row in others if row.timing is not None]
     if ours.timing is None or not others:
         yield Bar(f"{what}: time and memory", None, bar, reason=ours.status)
@@ -100,6 +106,18 @@ def against_transformers(case: Case, limits: Limits, bar: float) -> Iterator[Bar
     peaks = [row.peak_bytes for row in (ours, *others)]
     least = None if None in peaks else ours.peak_bytes / min(peaks[1:])
     yield Bar(f"{what}: peak memory over transformers' least", least, 0.25, reason="peaks cannot be measured here")
+
+
+def per_channel(case: Case) -> Bar:
+    """The gated delta rule with a decay for every channel of the keys, over one for each head."""
+    calls = {}
+    for op in ("gated_delta", "gated_delta per channel"):
+        calls[op] = step(OPS[op].function, make_inputs(replace(case, op=op)), backward=case.backward)
+    timings = measure_in_turns(calls, repeats=7)
+    ratio = timings["gated_delta per channel"].ratio_to(timings["gated_delta"])
+    return Bar(
+        f"gated_delta, {case.direction}: a decay for each channel over one for each head", ratio, PER_CHANNEL_BAR
+    )
 
 
 def ours_and_peers(rows: Sequence[Row]) -> tuple[Row, list[Row]]:

@@ -59,6 +59,7 @@ class Op:
     """An op with its backends.
 
     inputs : the tensors of a case by argument name, in float32; the first has the output's shape.
+    like : the name of that one.
     operations : multiplications and additions for one frame of all heads, forwards.
     keeps : inputs that stay in float32 whatever the dtype, as the mixers keep them.
     carries : whether it takes ``reverse`` and hands on a state.
@@ -72,6 +73,7 @@ class Op:
     keeps: tuple[str, ...] = ("dt", "A", "D")
     carries: bool = True
     d_state: int = 64
+    like: str = "x"
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,18 @@ def _selective_scan_inputs(case: Case, draw: Draw) -> dict[str, Tensor]:
     }
 
 
+def _gated_delta_inputs(case: Case, draw: Draw, *, per_channel: bool = False) -> dict[str, Tensor]:
+    frames, state = (case.batch, case.num_frames), (case.groups, case.d_state)
+    channels = (case.d_state,) if per_channel else ()
+    return {
+        "v": draw.normal(*frames, case.heads, case.head_dim),
+        "q": F.normalize(draw.normal(*frames, *state), dim=-1),
+        "k": F.normalize(draw.normal(*frames, *state), dim=-1),
+        "beta": draw.normal(*frames, case.heads).sigmoid(),
+        "g": -draw.steps(*frames, case.heads, *channels) * draw.uniform(case.heads, *channels).mul(2.5).exp(),
+    }
+
+
 # Of a scan: the state's update and its product with C, a multiplication and an addition for each entry of the state.
 OPS = {
     "ssd": Op(ops.ssd, ops.OPS["ssd"], _ssd_inputs, lambda case: 4 * case.width * case.d_state),
@@ -142,6 +156,23 @@ OPS = {
         _selective_scan_inputs,
         lambda case: 4 * case.width * case.d_state,
         d_state=16,
+    ),
+    # Of the delta rule the product with k too, and the decay.
+    "gated_delta": Op(
+        ops.gated_delta,
+        ops.OPS["gated_delta"],
+        _gated_delta_inputs,
+        lambda case: 7 * case.width * case.d_state,
+        keeps=("beta", "g"),
+        like="v",
+    ),
+    "gated_delta per channel": Op(
+        ops.gated_delta,
+        ops.OPS["gated_delta"],
+        lambda case, draw: _gated_delta_inputs(case, draw, per_channel=True),
+        lambda case: 7 * case.width * case.d_state,
+        keeps=("beta", "g"),
+        like="v",
     ),
 }
 
@@ -174,5 +205,5 @@ def step(call: Callable[..., Tensor], inputs: Mapping[str, Tensor], *, backward:
 def least_work(case: Case, inputs: Mapping[str, Tensor]) -> tuple[int, int]:
     """Bytes and operations that no implementation of the case can do without."""
     operations = OPS[case.op].operations(case) * case.batch * case.num_frames
-    num_bytes = least_traffic(inputs.values(), inputs["x"], backward=case.backward)
+    num_bytes = least_traffic(inputs.values(), inputs[OPS[case.op].like], backward=case.backward)
     return num_bytes, operations * (3 if case.backward else 1)

@@ -310,7 +310,7 @@ def _small(case: Case) -> Case:
 
 
 def size_of(case: Case) -> str:
-    groups = f", {case.groups} group{'s' if case.groups > 1 else ''}" if "ssd" in case.op else ""
+    groups = f", {case.groups} group{'s' if case.groups > 1 else ''}" if case.op.startswith(("ssd", "gated")) else ""
     return f"{case.batch} x {case.num_frames:,} x {case.width}{groups}"
 
 

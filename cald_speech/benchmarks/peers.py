@@ -99,6 +99,21 @@ def transformers_selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: 
     return scan(*(v.transpose(1, 2) for v in (x, dt)), A, *(v[:, :, 0].transpose(1, 2) for v in (B, C)), D).mT
 
 
+def transformers_delta(chunk_size: int) -> Callable[..., Tensor]:
+    """Qwen3-Next's; it divides queries by the root of their size, which :func:`for_transformers` has taken back."""
+
+    def scan(v: Tensor, q: Tensor, k: Tensor, beta: Tensor, g: Tensor) -> Tensor:
+        rule = of_transformers("qwen3_next", "torch_chunk_gated_delta_rule")
+        return rule(q, k, v, g, beta, chunk_size=chunk_size)[0]
+
+    return scan
+
+
+def for_transformers(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    q = inputs["q"]
+    return dict(inputs) | {"q": (q.detach() * q.size(-1) ** 0.5).requires_grad_(q.requires_grad)}
+
+
 def mamba_ssm_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None) -> Tensor:
     """The upstream Triton kernels (Dao & Gu, arXiv 2405.21060; state-spaces/mamba).
 
@@ -223,4 +238,8 @@ PEERS = {
         "causal-conv1d": Peer(causal_conv1d, why_not=on_cuda("causal_conv1d")),
     },
     "selective_scan": {"transformers": Peer(transformers_selective_scan, why_not=on_cpu)},
+    "gated_delta": {
+        f"transformers, chunks of {n}": Peer(transformers_delta(n), for_transformers, on_cpu) for n in (32, 64)
+    },
+    "gated_delta per channel": {},
 }

@@ -25,9 +25,16 @@ def test_peers_compute_what_we_compute(op, name, groups):
     assert contestants(case)[name].fault() is None
 
 
-@pytest.mark.parametrize("model", ["mamba", "mamba2"])
-def test_the_peer_is_transformers_own_pytorch_path(model):
-    function = of_transformers(model, "mamba2_chunk_scan" if model == "mamba2" else "mamba_selective_scan")
+FUNCTIONS = [
+    ("mamba", "mamba_selective_scan"),
+    ("mamba2", "mamba2_chunk_scan"),
+    ("qwen3_next", "torch_chunk_gated_delta_rule"),
+]
+
+
+@pytest.mark.parametrize(("model", "name"), FUNCTIONS)
+def test_the_peer_is_transformers_own_pytorch_path(model, name):
+    function = of_transformers(model, name)
     assert function.__code__.co_filename.endswith(f"transformers/models/{model}/modeling_{model}.py")
     assert function.__code__.co_name != "wrapped"
 

@@ -13,6 +13,7 @@ from cald_speech.benchmarks.cases import OPS, Case
 from cald_speech.benchmarks.cases import make_inputs as make_case_inputs
 from cald_speech.ops import short_conv, ssd
 from cald_speech.ops.backends import Request, why_not_native
+from cald_speech.ops.gated_delta import native as gated_delta_kernels
 from cald_speech.ops.native import compiler
 from cald_speech.ops.native.call import Strided, check_fields
 from cald_speech.ops.native.kept import NotBuilt
@@ -24,7 +25,7 @@ from tests.ops.cases import assert_same, bits_differ, call, make_inputs, run
 
 pytestmark = needs_native
 DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-NATIVE_OPS = pytest.mark.parametrize("op", ["ssd", "ssd_bidirectional", "selective_scan", "short_conv"])
+NATIVE_OPS = pytest.mark.parametrize("op", ["ssd", "ssd_bidirectional", "selective_scan", "gated_delta", "short_conv"])
 
 
 def assert_as_torch(op, inputs, *, chunk_size=None, **options):
@@ -52,6 +53,14 @@ def test_every_size_of_a_selective_scan(channels, groups, d_state):
     )
 
 
+@pytest.mark.parametrize("per_channel", [False, True], ids=["a decay per head", "per channel"])
+@pytest.mark.parametrize(("chunk_size", "head_dim", "d_state"), [(16, 1, 1), (64, 17, 31), (32, 64, 128), (256, 80, 5)])
+def test_every_size_of_a_gated_delta(chunk_size, head_dim, d_state, per_channel):
+    """Whole vectors and part of one, one tile and many, blocks of one chunk and of sixteen."""
+    sizes = {"batch": 1, "heads": 2, "groups": 1, "head_dim": head_dim, "d_state": d_state, "per_channel": per_channel}
+    assert_as_torch("gated_delta", make_inputs("gated_delta", 290, **sizes), chunk_size=chunk_size)
+
+
 @pytest.fixture
 def small_tasks(monkeypatch):
     """Many blocks, strips and threads already at a test's sizes."""
@@ -76,6 +85,8 @@ def test_every_size_of_a_convolution(channels, taps, reverse, small_tasks):
         ("ssd", {"heads": 1}),
         ("ssd", {"heads": 3}),
         ("ssd", {"heads": 7}),
+        ("gated_delta", {"heads": 7}),
+        ("gated_delta", {"heads": 3, "per_channel": True}),
         ("selective_scan", {"channels": 64}),
         ("selective_scan", {"channels": 200}),
         ("short_conv", {"channels": 40}),
@@ -149,11 +160,18 @@ def test_weights_of_another_dtype():
     assert {leaves[name].grad.dtype for name in ("weight", "bias", "initial_state")} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("op", ["ssd", "selective_scan"])
-@pytest.mark.parametrize("name", ["x", "dt", "A", "B", "C", "D"])
-def test_nothing_hides_a_nan(op, name):
+OF_SCANS, OF_DELTA = ("x", "dt", "A", "B", "C", "D"), ("q", "k", "v", "beta", "g")
+
+
+@pytest.mark.parametrize(
+    ("op", "sizes", "name"),
+    [(op, {}, name) for op in ("ssd", "selective_scan") for name in OF_SCANS]
+    + [("gated_delta", {"per_channel": each}, name) for each in (False, True) for name in OF_DELTA],
+    ids=str,
+)
+def test_nothing_hides_a_nan(op, sizes, name):
     """Where the recurrence has one, so have the kernels, and nowhere else."""
-    inputs = make_inputs(op, 40)
+    inputs = make_inputs(op, 40, **sizes)
     inputs[name].view(-1)[0] = torch.nan
     expected, actual = (call(op, inputs, backend)["y"].isnan() for backend in ("naive", "native"))
     assert expected.any() and torch.equal(actual, expected)
@@ -207,6 +225,7 @@ def test_within_a_compiled_function(op):
 STRUCTURES = {
     "cald_tensor": Strided,
     "cald_ssd": ssd_kernels._Scan,
+    "cald_gated_delta": gated_delta_kernels._Delta,
     "cald_selective_scan": selective_scan_kernels._Selective,
     "cald_short_conv": short_conv_kernels._Convolution,
 }
@@ -311,7 +330,7 @@ def test_a_library_that_lacks_a_function(place, monkeypatch):
 
 def test_the_names_of_all_functions():
     names = compiler.symbols()
-    assert len(names) == 16 and {"cald_tensor_fields", "cald_ssd_backward", "cald_ssd_forward_scratch"} <= {*names}
+    assert len(names) == 21 and {"cald_tensor_fields", "cald_ssd_backward", "cald_ssd_forward_scratch"} <= {*names}
 
 
 @pytest.fixture

@@ -108,14 +108,14 @@ def test_small_runs_finish(op):
 
 @EVERY_OP
 def test_strided_views_that_reach_past_2_31_elements(op):
-    """The second sequence of x begins 2^31 elements behind the first."""
-    case = case_of(op, backward=False)
+    """The second sequence of x or v begins 2^31 elements behind the first."""
+    case, like = case_of(op, backward=False), OPS[op].like
     inputs = make_inputs(case)
-    x = inputs["x"]
+    x = inputs[like]
     far = torch.empty(2**31 + x[0].numel(), dtype=x.dtype, device="cuda")
     far = far.as_strided(x.shape, (2**31, *x.stride()[1:])).copy_(x)
     expected = OPS[op].function(**inputs)
-    assert torch.equal(OPS[op].function(**inputs | {"x": far}), expected)
+    assert torch.equal(OPS[op].function(**inputs | {like: far}), expected)
 
 
 @EVERY_OP
@@ -125,7 +125,7 @@ def test_past_2_31_elements_the_last_sequence_is_as_if_alone(op):
         pytest.skip(f"needs {LARGE_GIB} GiB of free GPU memory, and there are {free_gib:.0f}")
     case = case_of(op, **LARGE)
     inputs = make_inputs(case)
-    assert inputs["x"].numel() > 2**31
+    assert inputs[OPS[op].like].numel() > 2**31
     by_batch = {name: v for name, v in inputs.items() if v.size(0) == case.batch and v.dim() > 2}
     together = dict(zip(("y", *inputs), gradients(case, inputs), strict=True))
     last = {name: v.detach()[-1:].clone() if name in by_batch else v.detach().clone() for name, v in inputs.items()}

@@ -16,12 +16,14 @@ from cald_speech.ops.backends import (
     device_of,
     run_op,
     values_are_checked,
+    why_not_native,
     why_not_torch,
 )
 from cald_speech.ops.lengths import valid_frames
 
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
+    "native": Backend("cald_speech.ops.gated_delta.native", why_not_native, auto_on=("cpu",)),
     "torch": Backend("cald_speech.ops.gated_delta.torch_chunked", why_not_torch),
     "naive": Backend("cald_speech.ops.gated_delta.naive", differentiable_forwards=True),
 }
