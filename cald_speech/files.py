@@ -1,7 +1,14 @@
-"""Files and folders that are either whole or absent: a killed run never leaves half of one behind."""
+"""Files and folders that are either whole or absent: neither a killed run nor a power cut leaves half of one behind.
 
+What gets its final name is on the disk before, and the name after it. What a killed process leaves is a name that says
+so, ``.a.<process>.unfinished.txt``, until :func:`sweep`; what two processes could mix, :func:`locked` gives to one.
+"""
+
+import ctypes
+import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -9,9 +16,18 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-LOCK = ".lock"
+logger = logging.getLogger(__name__)
+
+LEFT = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>unfinished|old)(\.[^.]*)?")
+# What these raise for a file system that has no such call, or a folder that is no ordinary one.
+NOT_HERE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBUSY, errno.EXDEV, errno.EPERM, errno.ENOTTY}
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+_loaded_at = time.time()
+_held: set[tuple[int, Path]] = set()  # locks of this process, by its number: a forked one does not have them
 
 
 class InUse(OSError):
@@ -19,11 +35,15 @@ class InUse(OSError):
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary name in the folder of `path`; on success the file written there becomes `path`.
 
     The temporary name ends like `path`, because soundfile chooses a format by the ending. It holds the process id, so
     two processes that write the same file do not meet; the last to finish wins. Missing folders are made.
+
+    Arguments
+    ---------
+    durable : False, for thousands of files, leaves it to :func:`settle` that they outlast a power cut.
 
     Raises: OSError, where the folder cannot be written or the disk is full; an older `path` then stays as it was.
 
@@ -38,20 +58,26 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
     try:
         yield unfinished
-        os.replace(unfinished, path)
+        put(unfinished, path) if durable else os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(path: str | Path, *, keep_others: bool = False, last: str = "config.json") -> Iterator[Path]:
     """Give a new folder of that name in another place; on success what was written there is at `path`.
 
-    Where there was no such folder, it is there whole or not at all. Into one that is there the files are moved, each
-    whole, over those of the same name; others are left alone.
+    Whenever the process is killed, `path` is the old folder or the new one, whole. Where a file system cannot exchange
+    folders there is a moment with neither; :func:`sweep` and the next such call bring the old one back. Where `path` is
+    a mount point or the working folder, files are moved into it one by one, and until the end it lacks `last`.
+
+    Arguments
+    ---------
+    keep_others : True keeps files of the old folder that the new one does not have.
+    last : the file without which such a folder is none.
 
     Raises: OSError, where the folder cannot be written or the disk is full; an older `path` then stays as it was.
 
@@ -64,21 +90,127 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     >>> [path.name for path in target.iterdir()]
     ['config.json']
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear(path)
     place = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    made = place / path.name
     try:
-        (place / path.name).mkdir(parents=True)
-        yield place / path.name
-        if path.exists():
-            for file in sorted(file for file in (place / path.name).rglob("*") if file.is_file()):
-                final = path / file.relative_to(place / path.name)
-                final.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, final)
-        else:
-            (place / path.name).rename(path)
+        made.mkdir(parents=True)
+        yield made
+        if not path.exists():
+            put(made, path)
+            return
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        if keep_others:
+            shutil.copytree(path, made, symlinks=True, copy_function=_link_unless_there, dirs_exist_ok=True)
+        shutil.copymode(path, made)
+        _sync_all(made)
+        if not (_exchanged(made, path) or _replaced(made, path)):
+            _move_into(made, path, last)
+        sync(path.parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def put(made: Path, path: Path) -> None:
+    """Give a whole file or folder its final name, once it is on the disk.
+
+    Raises: OSError, where the disk is full; some file systems say so only here.
+    """
+    _sync_all(made)
+    os.replace(made, path)
+    sync(path.parent)
+
+
+def settle() -> None:
+    """Have all on the disk that was written, before the record that says so: one call for thousands of files."""
+    os.sync()
+
+
+def sync(path: Path) -> None:
+    """Have a file's content on the disk, or a folder's names."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in NOT_HERE:
+            raise
+    finally:
+        os.close(opened)
+
+
+def _sync_all(made: Path) -> None:
+    for place, _, files in os.walk(made):
+        for file in files:
+            if not os.path.islink(os.path.join(place, file)):
+                sync(Path(place, file))
+        sync(Path(place))
+    if not made.is_dir():
+        sync(made)
+
+
+def _link_unless_there(old: str, new: str) -> None:
+    """The same file under a second name: it is nowhere missing, whenever the process is killed."""
+    if os.path.lexists(new):
+        return
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(old, new, follow_symlinks=False)
+
+
+@cache
+def _renameat2() -> Any:
+    return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+
+
+def _exchanged(made: Path, path: Path) -> bool:
+    """Whether the two folders have one another's names now, which happens at once or not at all."""
+    call = _renameat2()
+    if call is None or _is_working_folder(path):
+        return False
+    if call(_AT_FDCWD, os.fsencode(made), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in NOT_HERE:
+        return False
+    raise OSError(number, os.strerror(number), str(path))
+
+
+def _replaced(made: Path, path: Path) -> bool:
+    """The same by two renames. The old folder has a name in between by which it is brought back."""
+    if _is_working_folder(path):
+        return False
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        path.rename(old)
+    except OSError as error:
+        if error.errno not in NOT_HERE:
+            raise
+        return False
+    try:
+        made.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    return True
+
+
+def _move_into(made: Path, path: Path, last: str) -> None:
+    (path / last).unlink(missing_ok=True)
+    files = sorted((file for file in made.rglob("*") if not file.is_dir()), key=lambda file: file.name == last)
+    for file in files:
+        final = path / file.relative_to(made)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, final)
+
+
+def _is_working_folder(path: Path) -> bool:
+    """Exchanged, it would be another folder, and the user's shell in one that is gone."""
+    return Path.cwd().is_relative_to(path)
 
 
 def sweep(folder: str | Path, *, older_than_s: float = 0.0) -> None:
@@ -92,7 +224,7 @@ def sweep(folder: str | Path, *, older_than_s: float = 0.0) -> None:
     -------
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
-    >>> (folder / ".train.99999999.json").touch()  # there is no such process
+    >>> (folder / ".train.99999999.unfinished.json").touch()  # there is no such process
     >>> sweep(folder)
     >>> list(folder.iterdir())
     []
@@ -100,13 +232,36 @@ def sweep(folder: str | Path, *, older_than_s: float = 0.0) -> None:
     newest = time.time() - older_than_s
     for place, folders, files in os.walk(folder):
         for name in [*folders, *files]:
-            named = re.fullmatch(r"\..+\.(\d+)(\.[^.]*)?", name)
-            path = Path(place, name)
-            if named and not _is_running(int(named[1])) and path.lstat().st_mtime <= newest:
-                shutil.rmtree(path) if name in folders else path.unlink(missing_ok=True)
+            _clear(Path(place, name), newest)
 
 
-def _is_running(process: int) -> bool:
+def clear(path: str | Path) -> None:
+    """The same of one file or folder, or of all that are called ``path`` and an ending."""
+    for left in Path(path).parent.glob(f".{_literal(Path(path).stem)}.*"):
+        _clear(left, newest=time.time())
+
+
+def _clear(path: Path, newest: float) -> None:
+    """Remove what a killed process has left, or bring back the folder that it had put aside."""
+    left = LEFT.fullmatch(path.name)
+    try:
+        if not left or path.lstat().st_mtime > newest or _is_running(int(left["process"]), path):
+            return
+        final = path.with_name(left["name"])
+        if left["kind"] == "old" and not final.exists():
+            path.rename(final)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+    except FileNotFoundError:  # its process goes on after all, on another machine, or another one sweeps
+        return
+
+
+def _is_running(process: int, path: Path) -> bool:
+    """Whether the process that made `path` is there. In containers the next one often has the same number."""
+    if process == os.getpid():
+        return path.lstat().st_mtime >= _loaded_at
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -116,11 +271,21 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def _literal(name: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, name: str = "", *, wait: bool = False) -> Iterator[None]:
     """Hold a folder, which is made if it is missing, against other processes, of other machines too.
 
-    The lock ends with the process, however that ends. Processes that are forked inside do not have it.
+    The lock ends with the process, however that ends. Processes that are forked inside do not have it; the process
+    itself may take it again.
+
+    Arguments
+    ---------
+    name : of what is held in the folder, where that is not all of it.
+    wait : until the other process is done, instead of an error.
 
     Raises: InUse, where another process holds it, with its number and machine; OSError, where the folder cannot be
     written. A file system without locks is not held.
@@ -129,39 +294,54 @@ def locked(folder: str | Path) -> Iterator[None]:
     -------
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
-    >>> with locked(folder):
+    >>> with locked(folder, "test"):
     ...     [path.name for path in folder.iterdir()]
-    ['.lock']
+    ['.test.lock']
     """
-    path = Path(folder) / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            # Not flock(): workers that are forked inside would hold that beyond the end of a killed process.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            holder = _holder(handle)
-            os.close(handle)
-            raise InUse(
-                f"{folder} is in use by another process{holder}: wait for it or end it, or choose another folder"
-            ) from error
-        except OSError:
-            os.close(handle)
-            handle = None  # no locks here
-            break
-        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
-            break
-        os.close(handle)  # whoever had it removed the file in between
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder).resolve() / (f".{name}.lock" if name else ".lock")
+    mine = os.getpid(), path
+    if mine in _held:
+        yield
+        return
+    handle = _take(path, Path(folder) / name, wait=wait)
     try:
+        _held.add(mine)
         if handle is not None:
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         yield
     finally:
+        _held.discard(mine)
         path.unlink(missing_ok=True)
         if handle is not None:
             os.close(handle)
+
+
+def _take(path: Path, what: Path, *, wait: bool) -> int | None:
+    """The file of the lock, opened, once it is this process's; None where there are no locks."""
+    block = False
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            # Not flock(): workers that are forked inside would hold that beyond the end of a killed process.
+            fcntl.lockf(handle, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
+        except (BlockingIOError, PermissionError) as error:
+            holder = _holder(handle)
+            os.close(handle)
+            if wait:
+                logger.info("%s is in use by another process%s: waiting for it", what, holder)
+                block = True
+                continue
+            raise InUse(
+                f"{what} is in use by another process{holder}: wait for it or end it, or choose another folder"
+            ) from error
+        except OSError:
+            os.close(handle)
+            return None
+        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+            return handle
+        os.close(handle)  # whoever had it removed the file in between
 
 
 def _holder(handle: int) -> str:

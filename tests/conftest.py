@@ -88,6 +88,13 @@ def once_for_all_workers(tmp_path_factory: pytest.TempPathFactory, name: str, ma
 
 
 @pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch) -> None:
+    """Tests outlast no power cut: they do not wait some 10 ms for each file to be on the disk."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    monkeypatch.setattr(os, "sync", lambda: None)
+
+
+@pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
 

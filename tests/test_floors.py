@@ -21,6 +21,7 @@ FLOORS = {
     "files": 0,
     "audio_files": 1,
     "mixers": 1,
+    "output": 1,
     "families": 2,
     "conversion": 3,
     "distillation": 4,

@@ -15,6 +15,7 @@ from cald_speech.families import SpeechFamily, family_of
 from cald_speech.families.hub import load_processor
 from cald_speech.files import whole_folder
 from cald_speech.mixers import Bidirectional, Mamba2
+from cald_speech.output import held
 from cald_speech.tasks.processors import feature_extractor
 
 
@@ -52,8 +53,9 @@ def convert(
     facts = {"model": type(student).__name__, "teacher": model, "pipeline": family.pipelines[head]} | report.facts()
     if (base := base_model_of(model)) is not None:
         facts["base_model"] = base
+    place = folder.absolute()
     try:
-        with whole_folder(folder) as unfinished:
+        with held(place.parent, place.name), whole_folder(place, keep_others=True) as unfinished:
             student.save_pretrained(unfinished)
             conversion.save_processor(processor, student, unfinished)
             update_facts(unfinished, **facts, version=cald_speech.__version__, guidance="none: not trained yet")

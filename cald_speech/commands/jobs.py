@@ -21,6 +21,7 @@ from cald_speech.audio_files.names import is_audio, is_companion, is_ending
 from cald_speech.data.audio import read_entry
 from cald_speech.data.manifests import Entry, read_manifest
 from cald_speech.errors import UserError, some_of
+from cald_speech.files import put
 from cald_speech.longform.formats import Format
 from cald_speech.longform.source import AudioSource
 from cald_speech.longform.words import Word
@@ -235,7 +236,7 @@ def _write(job: Job, pieces: Iterable[str], words: "_UntilInterrupted", source: 
                 file.write(piece)
                 file.flush()
         if not words.interrupted and source.fault is None:
-            os.replace(job.partial, job.target)
+            put(job.partial, job.target)
             return f" -> {job.target}"
     except OSError as error:
         raise UserError(f"the transcript cannot be written to {job.partial} ({error.strerror})") from error

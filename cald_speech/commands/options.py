@@ -11,8 +11,9 @@ import click
 import torch
 
 from cald_speech.data.readers import manifest_of
-from cald_speech.errors import UserError, error_epilogue
-from cald_speech.files import whole_file
+from cald_speech.errors import error_epilogue
+from cald_speech.files import clear, locked, whole_file
+from cald_speech.output import unwritable
 
 DTYPES = ("float32", "bfloat16", "float16")
 Decorator = Callable[[Callable], Callable]
@@ -205,7 +206,7 @@ def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
 
 
 def write_found(folder: Path, name: str, found: Any, draw: Callable[[Any, Path], Any] | None = None) -> None:
@@ -214,16 +215,11 @@ def write_found(folder: Path, name: str, found: Any, draw: Callable[[Any, Path],
     Raises UserError where the folder cannot be written.
     """
     try:
-        with whole_file(folder / f"{name}.json") as unfinished:
-            unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        if draw is not None:
-            draw(found, folder / f"{name}.png")
+        with locked(folder, name, wait=True):  # both are of one process
+            clear(folder / name)
+            with whole_file(folder / f"{name}.json") as unfinished:
+                unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            if draw is not None:
+                draw(found, folder / f"{name}.png")
     except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"--output_folder {folder}: expected a folder to write to, but it cannot be written ({error.strerror}). Give "
-        "another"
-    )
+        raise unwritable(folder, error) from error

@@ -1,5 +1,6 @@
 """``cald-speech transcribe`` and ``align``: what audio of any length says, and when a known text is said."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from cald_speech.errors import UserError
 from cald_speech.longform.formats import FORMATS
 from cald_speech.longform.recogniser import Recogniser
 from cald_speech.longform.words import DEFAULT_MARGINS, Margins
+from cald_speech.output import held
 
 MODEL = click.option("--model", required=True, help="Folder or hub id of a model with a CTC head, and its processor.")
 DECODING = options.together(
@@ -142,14 +144,15 @@ def _recognise(
     said = None if text is None else read_text(text, "a text file")
     recogniser = Recogniser.of(model, dtype=dtype, device=device, force=force, target_lang=target_lang)
     how = {"margins": Margins(lead_s, tail_s), "chunk_s": chunk_s, "dtype": dtype, "storage": storage}
-    if said is None and not aligns:
-        recognise = partial(recogniser.transcribe, decoding=decoding, beam_width=beam_width, **how)
-        return run_jobs(jobs, recognise, FORMATS[form], overwrite=overwrite)
-    status = 0
-    for job in jobs:
-        words = job.entry["text"] if said is None else said
-        recognise = partial(recogniser.align, text=words, unknown=unknown, **how)
-        status = max(status, run_jobs([job], recognise, FORMATS[form], overwrite=overwrite))
-        if status == INTERRUPTED:
-            break
-    return status
+    with nullcontext() if output_folder is None else held(output_folder):
+        if said is None and not aligns:
+            recognise = partial(recogniser.transcribe, decoding=decoding, beam_width=beam_width, **how)
+            return run_jobs(jobs, recognise, FORMATS[form], overwrite=overwrite)
+        status = 0
+        for job in jobs:
+            words = job.entry["text"] if said is None else said
+            recognise = partial(recogniser.align, text=words, unknown=unknown, **how)
+            status = max(status, run_jobs([job], recognise, FORMATS[form], overwrite=overwrite))
+            if status == INTERRUPTED:
+                break
+        return status

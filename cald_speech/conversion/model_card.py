@@ -4,6 +4,7 @@ Its metadata are what a hub shows and searches: licence, base model, metrics and
 """
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from cald_speech.errors import UserError
 from cald_speech.families.folder import read_json
-from cald_speech.files import whole_file
+from cald_speech.files import clear, locked, whole_file
 
+logger = logging.getLogger(__name__)
 FACTS = "cald.json"
 MOST_CHARACTERS = 500
 # What the rows of the tables hold; what is measured, and an interval, may be none.
@@ -64,11 +66,13 @@ run = pipeline("{pipeline}", model="{name}")
 
 def update_facts(folder: Path, **facts: Any) -> None:
     """Add facts to a model folder's ``cald.json`` and write its README.md anew; each file whole or not at all."""
-    known = read_facts(folder) | facts
-    texts = {FACTS: json.dumps(known, indent=1, sort_keys=True) + "\n", "README.md": render(folder.name, known)}
-    for name, text in texts.items():
-        with whole_file(folder / name) as unfinished:
-            unfinished.write_text(text)
+    with locked(folder, FACTS, wait=True):  # two evaluations of one model may end at once
+        known = read_facts(folder) | facts
+        texts = {FACTS: json.dumps(known, indent=1, sort_keys=True) + "\n", "README.md": render(folder.name, known)}
+        for name, text in texts.items():
+            clear(folder / name)
+            with whole_file(folder / name) as unfinished:
+                unfinished.write_text(text)
 
 
 def add_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
@@ -76,11 +80,8 @@ def add_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
 
     A folder that was not written by cald_speech (a plain teacher's) is left alone.
     """
-    facts = read_facts(folder)
-    if facts:
-        kept = {key: result[key] for key in RESULT_KEYS}
-        kept["words"] = result["words"]["count"]
-        update_facts(folder, results=facts.get("results", {}) | {name: kept})
+    kept = {key: result[key] for key in RESULT_KEYS}
+    _add(folder, "results", name, {**kept, "words": result["words"]["count"]})
 
 
 def add_figure(
@@ -94,10 +95,18 @@ def add_figure(
     manifest_hash: str,
 ) -> None:
     """The same for a figure of another kind: accuracy in percent, perplexity; ``count`` is what it was counted over."""
-    facts = read_facts(folder)
-    if facts:
-        kept = {"metric": metric, "value": value, "interval": interval, "count": count, "manifest_hash": manifest_hash}
-        update_facts(folder, figures=facts.get("figures", {}) | {name: kept})
+    kept = {"metric": metric, "value": value, "interval": interval, "count": count, "manifest_hash": manifest_hash}
+    _add(folder, "figures", name, kept)
+
+
+def _add(folder: Path, table: str, name: str, row: Mapping[str, Any]) -> None:
+    if not read_facts(folder):
+        return
+    try:
+        with locked(folder, FACTS, wait=True):
+            update_facts(folder, **{table: read_facts(folder).get(table, {}) | {name: row}})
+    except OSError as error:
+        logger.warning("%s: its card cannot be written (%s), and does not have %s", folder, error.strerror, name)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

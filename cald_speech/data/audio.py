@@ -187,7 +187,7 @@ def write_audio(path: str | Path, samples: torch.Tensor) -> None:
     path, encoded = Path(path), io.BytesIO()
     # By way of memory: where a disk is full, libsndfile may lose what it has buffered, and say nothing.
     soundfile.write(encoded, samples.numpy(), SAMPLE_RATE, subtype="PCM_16", format=path.suffix.lstrip(".").upper())
-    with whole_file(path) as unfinished:
+    with whole_file(path, durable=False) as unfinished:  # a corpus has thousands: see files.settle
         unfinished.write_bytes(encoded.getvalue())
 
 

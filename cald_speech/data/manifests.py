@@ -25,7 +25,7 @@ from tqdm import tqdm
 from cald_speech.data.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, audio_info
 from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError, some_of
-from cald_speech.files import whole_file
+from cald_speech.files import clear, locked, whole_file
 
 logger = logging.getLogger(__name__)
 Entry = Mapping[str, Any]
@@ -105,11 +105,20 @@ def prepare_once(
     manifest = Path(manifest)
     record = manifest.with_name(f".{manifest.stem}.prepared")
     fingerprint = _fingerprint(sources, settings)
-    if _recorded(record) == fingerprint and _recorded(record, "manifest") == _hash_if_whole(manifest):
+
+    def is_made() -> bool:
+        return _recorded(record) == fingerprint and _recorded(record, "manifest") == _hash_if_whole(manifest)
+
+    if is_made():
         return
-    write_manifest(manifest, make())
-    with whole_file(record) as unfinished:
-        unfinished.write_text(json.dumps({"files": fingerprint, "manifest": manifest_hash(manifest)}))
+    with locked(manifest.parent, manifest.stem, wait=True):
+        if is_made():  # by the process that was waited for
+            return
+        clear(manifest)
+        clear(record)
+        write_manifest(manifest, make())
+        with whole_file(record) as unfinished:
+            unfinished.write_text(json.dumps({"files": fingerprint, "manifest": manifest_hash(manifest)}))
 
 
 def usable_s(path: Path, *, rate: int | None = None) -> float:

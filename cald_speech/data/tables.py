@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cald_speech.data.batching import Text
 from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError
-from cald_speech.files import whole_file
+from cald_speech.files import clear, locked, whole_file
 
 logger = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 4096
@@ -93,13 +93,22 @@ def write_tables_once(
     record = first.with_name(f".{first.stem}.prepared")
     stats = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     made_of = hashlib.sha256(json.dumps([stats, settings], sort_keys=True).encode()).hexdigest()
-    if _recorded(record) == {"of": made_of, "tables": _file_hashes(paths)}:
+
+    def is_made() -> bool:
+        return _recorded(record) == {"of": made_of, "tables": _file_hashes(paths)}
+
+    if is_made():
         return
-    rows = make()
-    for name, path in paths.items():
-        write_table(path, rows[name])
-    with whole_file(record) as unfinished:
-        unfinished.write_text(json.dumps({"of": made_of, "tables": _file_hashes(paths)}))
+    with locked(first.parent, first.stem, wait=True):
+        if is_made():  # by the process that was waited for
+            return
+        rows = make()
+        for name, path in paths.items():
+            clear(path)
+            write_table(path, rows[name])
+        clear(record)
+        with whole_file(record) as unfinished:
+            unfinished.write_text(json.dumps({"of": made_of, "tables": _file_hashes(paths)}))
 
 
 class TokenisedTable(Dataset):

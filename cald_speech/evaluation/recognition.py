@@ -24,6 +24,7 @@ from cald_speech.evaluation.report import run_facts, write_report
 from cald_speech.families.hub import load_processor
 from cald_speech.longform import AudioSource, transcribe
 from cald_speech.longform.words import Word
+from cald_speech.output import held
 from cald_speech.tasks.decoding import BeamSearch, Decoder, greedy
 from cald_speech.tasks.wer import EvaluationResult, score
 
@@ -54,29 +55,30 @@ def evaluate_folder(
     UserError
         for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
     """
-    model = from_pretrained(source, head="ctc", dtype=dtype, device=device, target_lang=target_lang)
-    processor = load_processor(source, target_lang)
-    decoder, decoder_name = partial(greedy, tokenizer=processor.tokenizer), "greedy"
-    if beam_size is not None or kenlm_path is not None:
-        beam_size = 100 if beam_size is None else beam_size
-        decoder = BeamSearch(processor.tokenizer, beam_size=beam_size, kenlm_path=kenlm_path)
-        decoder_name = repr(decoder)
-    # What the vocabulary cannot write stays in the reference, where it counts as an error of the model.
-    dataset = make_dataset(manifest, processor, normaliser=normaliser, unknown="drop")
-    start = perf_counter()
-    options = {"normaliser": normaliser, "max_batch_s": max_batch_s, "progress": progress}
-    result = evaluate(model, processor, dataset, decoder=decoder, **options)
-    summary = write_report(
-        output_folder,
-        result,
-        manifest_hash=manifest_hash(manifest),
-        normaliser=normaliser,
-        model=str(source),
-        decoder=decoder_name,
-        split=split,
-        extra=run_facts(model, device, dtype, perf_counter() - start),
-    )
-    add_result(Path(source), split, summary)
+    with held(output_folder, split):
+        model = from_pretrained(source, head="ctc", dtype=dtype, device=device, target_lang=target_lang)
+        processor = load_processor(source, target_lang)
+        decoder, decoder_name = partial(greedy, tokenizer=processor.tokenizer), "greedy"
+        if beam_size is not None or kenlm_path is not None:
+            beam_size = 100 if beam_size is None else beam_size
+            decoder = BeamSearch(processor.tokenizer, beam_size=beam_size, kenlm_path=kenlm_path)
+            decoder_name = repr(decoder)
+        # What the vocabulary cannot write stays in the reference, where it counts as an error of the model.
+        dataset = make_dataset(manifest, processor, normaliser=normaliser, unknown="drop")
+        start = perf_counter()
+        options = {"normaliser": normaliser, "max_batch_s": max_batch_s, "progress": progress}
+        result = evaluate(model, processor, dataset, decoder=decoder, **options)
+        summary = write_report(
+            output_folder,
+            result,
+            manifest_hash=manifest_hash(manifest),
+            normaliser=normaliser,
+            model=str(source),
+            decoder=decoder_name,
+            split=split,
+            extra=run_facts(model, device, dtype, perf_counter() - start),
+        )
+        add_result(Path(source), split, summary)
     return summary
 
 
@@ -151,37 +153,38 @@ def evaluate_talks(
     UserError
         for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
     """
-    model, processor = from_pretrained(source, head="ctc", dtype=dtype, device=device), load_processor(source)
-    talks: dict[str, list[Entry]] = {}
-    for entry in read_manifest(manifest).values():
-        talks.setdefault(entry["audio"], []).append(entry)
-    names = {path: Path(path).stem for path in talks}
-    if len(set(names.values())) < len(names):
-        names = {path: path for path in talks}
-    references, hypotheses, durations_s, outside, start = {}, {}, {}, 0, perf_counter()
-    for path, entries in talks.items():
-        audio_info(path)  # long form reads what there is of a damaged file; here it is whole or an error
-        audio = AudioSource.open(path)
-        words = list(transcribe(model, audio, processor=processor, dtype=dtype, force=force))
-        if audio.fault is not None:
-            raise UserError(f"{path}: only the first {audio.fault.time_s:.2f} s can be read: {audio.fault.message}")
-        entries = sorted(entries, key=lambda entry: entry.get("start_s", 0.0))
-        inside = words_within(words, [_extent(entry) for entry in entries])
-        references[names[path]] = normalise(" ".join(entry["text"] for entry in entries), normaliser)
-        hypotheses[names[path]] = normalise(" ".join(word.text for word in inside), normaliser)
-        durations_s[names[path]] = audio.duration_s
-        outside += len(words) - len(inside)
-    summary = write_report(
-        output_folder,
-        score(references, hypotheses, durations_s=durations_s),
-        manifest_hash=manifest_hash(manifest),
-        normaliser=normaliser,
-        model=str(source),
-        decoder="greedy, whole recordings",
-        split=split,
-        extra={"words_outside": outside, **run_facts(model, device, dtype, perf_counter() - start)},
-    )
-    add_result(Path(source), split, summary)
+    with held(output_folder, split):
+        model, processor = from_pretrained(source, head="ctc", dtype=dtype, device=device), load_processor(source)
+        talks: dict[str, list[Entry]] = {}
+        for entry in read_manifest(manifest).values():
+            talks.setdefault(entry["audio"], []).append(entry)
+        names = {path: Path(path).stem for path in talks}
+        if len(set(names.values())) < len(names):
+            names = {path: path for path in talks}
+        references, hypotheses, durations_s, outside, start = {}, {}, {}, 0, perf_counter()
+        for path, entries in talks.items():
+            audio_info(path)  # long form reads what there is of a damaged file; here it is whole or an error
+            audio = AudioSource.open(path)
+            words = list(transcribe(model, audio, processor=processor, dtype=dtype, force=force))
+            if audio.fault is not None:
+                raise UserError(f"{path}: only the first {audio.fault.time_s:.2f} s can be read: {audio.fault.message}")
+            entries = sorted(entries, key=lambda entry: entry.get("start_s", 0.0))
+            inside = words_within(words, [_extent(entry) for entry in entries])
+            references[names[path]] = normalise(" ".join(entry["text"] for entry in entries), normaliser)
+            hypotheses[names[path]] = normalise(" ".join(word.text for word in inside), normaliser)
+            durations_s[names[path]] = audio.duration_s
+            outside += len(words) - len(inside)
+        summary = write_report(
+            output_folder,
+            score(references, hypotheses, durations_s=durations_s),
+            manifest_hash=manifest_hash(manifest),
+            normaliser=normaliser,
+            model=str(source),
+            decoder="greedy, whole recordings",
+            split=split,
+            extra={"words_outside": outside, **run_facts(model, device, dtype, perf_counter() - start)},
+        )
+        add_result(Path(source), split, summary)
     return summary
 
 

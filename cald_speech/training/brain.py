@@ -199,6 +199,8 @@ class CaldBrain(Brain):
         weights already.
         """
         self._check_weights()
+        if self.step_log is not None:
+            self.step_log.settle()
         keep |= {"num_to_keep": 2 if self.skipped.in_a_row else 1, "verbosity": logging.DEBUG}
         self.checkpointer.save_and_keep_only(meta=meta, end_of_epoch=end_of_epoch, **keep)
         self.stepped = False

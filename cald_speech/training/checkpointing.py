@@ -36,7 +36,7 @@ from cald_speech.conversion import save_processor
 from cald_speech.conversion.model_card import update_facts
 from cald_speech.distillation import Guidance
 from cald_speech.errors import UserError
-from cald_speech.files import whole_file
+from cald_speech.files import put, sync, whole_file, whole_folder
 from cald_speech.tasks.base import Processor
 from cald_speech.training.distributed import gathered, is_main, rank, world_size
 from cald_speech.training.guards import SkippedSteps
@@ -74,6 +74,9 @@ class AtomicCheckpointer(Checkpointer):
         """As SpeechBrain's; raises UserError, with nothing lost, if the checkpoint cannot be written."""
         try:
             saved = super().save_checkpoint(meta or {}, end_of_epoch, name, verbosity)
+            final = saved and saved.path.with_name(saved.path.name.removeprefix(UNFINISHED))
+            if saved is not None:
+                put(saved.path, final)
         # torch's zip writer turns a full disk into a RuntimeError.
         except (OSError, RuntimeError) as error:
             for left_over in self.checkpoints_dir.glob(f"{UNFINISHED}*"):
@@ -84,8 +87,6 @@ class AtomicCheckpointer(Checkpointer):
                 f"room. {self.way_back()}"
             ) from error
         if saved is not None:
-            final = saved.path.with_name(saved.path.name.removeprefix(UNFINISHED))
-            os.replace(saved.path, final)
             saved = Checkpoint(final, saved.meta, {key: final / path.name for key, path in saved.paramfiles.items()})
         # Every rank lists the folder next, to decide what to delete: a rank that saw another list would wait for ever.
         ddp_barrier()
@@ -201,12 +202,6 @@ class ModelStore:
 
     def __init__(self, folder: Path, processor: Processor, facts: dict[str, Any]):
         self.folder, self.processor, self.facts = folder, processor, facts
-        for unfinished in [*folder.glob(".*.unfinished"), *folder.glob("*/.*.unfinished")] if is_main() else ():
-            shutil.rmtree(unfinished, ignore_errors=True)
-        for old in [*folder.glob(".*.old"), *folder.glob("*/.*.old")] if is_main() else ():
-            # Killed between two renames: the new folder is gone with its temporary name, the old one is put back.
-            final = old.with_name(old.name[1 : -len(".old")])
-            old.rename(final) if not final.exists() else shutil.rmtree(old)
 
     def save(self, name: str, model: PreTrainedModel, **facts: Any) -> None:
         """Write ``folder/name``, in place of what was there, ``facts`` over the store's; on the main process only.
@@ -219,28 +214,18 @@ class ModelStore:
         if not is_main():
             return
         final = self.folder / name
-        place, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("unfinished", "old"))
-        for left_over in (place, old):
-            shutil.rmtree(left_over, ignore_errors=True)
-        unfinished = place / final.name  # the card reads the folder's name
         try:
-            unfinished.mkdir(parents=True)
-            # By the names that the model has now: waypoints are read by them, without a model.
-            model.save_pretrained(unfinished, save_original_format=False)
-            save_processor(self.processor, model, unfinished)
-            update_facts(unfinished, **self.facts | facts)
+            with whole_folder(final) as unfinished:
+                # By the names that the model has now: waypoints are read by them, without a model.
+                model.save_pretrained(unfinished, save_original_format=False)
+                save_processor(self.processor, model, unfinished)
+                update_facts(unfinished, **self.facts | facts)
         # safetensors reports a full disk with an error of its own, which is not an OSError.
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(place, ignore_errors=True)
             raise UserError(
                 f"cannot save the model in {final}: {error}. What was there before is untouched: make room and start "
                 "the same command again"
             ) from error
-        if final.exists():
-            final.rename(old)
-        unfinished.rename(final)
-        for left_over in (place, old):
-            shutil.rmtree(left_over, ignore_errors=True)
 
 
 class StepLog:
@@ -293,3 +278,8 @@ class StepLog:
                 f"cannot write {self.path}: {error}. The last good checkpoint is still there: make room and start the "
                 "same command again to go on from it"
             ) from error
+
+    def settle(self) -> None:
+        """Have what was logged on the disk, as what comes after it will be."""
+        if self.path.exists():
+            sync(self.path)

@@ -20,6 +20,7 @@ import torch
 
 from cald_speech.data.audio import SAMPLE_RATE, to_16_khz, write_audio
 from cald_speech.errors import UserError
+from cald_speech.files import settle
 from cald_speech.recipes.demo.corpus_plan import DEFAULT_SPLITS, Split, Utterance, draw_corpus, split_generator
 from cald_speech.recipes.demo.noise import babble, mix, pink, white
 
@@ -62,6 +63,7 @@ def synthesise_corpus(folder: str | Path, *, seed: int = 0, splits: Sequence[Spl
     for split in splits:
         _write_split(unfinished / split.name, split, utterances[split.name], seed)
     (unfinished / MARKER).write_text(settings)
+    settle()
     os.replace(unfinished, corpus)
     return corpus
 

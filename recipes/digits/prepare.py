@@ -16,7 +16,7 @@ import torch
 from cald_speech.data.audio import SAMPLE_RATE, read_audio, write_audio
 from cald_speech.data.manifests import manifest_hash, write_manifest
 from cald_speech.errors import UserError
-from cald_speech.files import whole_file
+from cald_speech.files import locked, settle, sweep, whole_file
 from cald_speech.recipes.digits.digit_strings import (
     TEST_INDICES,
     TRAIN_INDICES,
@@ -132,16 +132,25 @@ def _materialise(
     content = json.dumps([_RECIPE_VERSION, str(data_folder), {key: asdict(string) for key, string in strings.items()}])
     content += "" if label == "text" else label
     wanted = hashlib.sha256(content.encode()).hexdigest()
-    if record.is_file() and manifest.is_file() and record.read_text() == wanted + manifest_hash(manifest):
+
+    def is_made() -> bool:
+        return record.is_file() and manifest.is_file() and record.read_text() == wanted + manifest_hash(manifest)
+
+    if is_made():
         return manifest
-    record.unlink(missing_ok=True)
-    entries = {}
-    for key, string in strings.items():
-        samples, path = render(string), folder / f"{key}.flac"
-        write_audio(path, samples)
-        said = {"text": getattr(string, label), "speaker": string.speaker}
-        entries[key] = {"audio": path, "duration_s": len(samples) / SAMPLE_RATE, **said}
-    write_manifest(manifest, entries)
-    with whole_file(record) as unfinished:
-        unfinished.write_text(wanted + manifest_hash(manifest))
+    with locked(folder, wait=True):
+        if is_made():  # by the process that was waited for
+            return manifest
+        sweep(folder)
+        record.unlink(missing_ok=True)
+        entries = {}
+        for key, string in strings.items():
+            samples, path = render(string), folder / f"{key}.flac"
+            write_audio(path, samples)
+            said = {"text": getattr(string, label), "speaker": string.speaker}
+            entries[key] = {"audio": path, "duration_s": len(samples) / SAMPLE_RATE, **said}
+        write_manifest(manifest, entries)
+        settle()
+        with whole_file(record) as unfinished:
+            unfinished.write_text(wanted + manifest_hash(manifest))
     return manifest

@@ -7,7 +7,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cald_speech.data.tokens import TokenSet, pack_texts, train_tokenizer
 from cald_speech.errors import UserError
-from cald_speech.files import whole_file
+from cald_speech.files import locked, sweep, whole_file
 from cald_speech.recipes.pile.megatron import split_token_file
 from cald_speech.tasks.processors import tokenizer_of
 
@@ -117,17 +117,24 @@ def _of_texts(
     settings = json.dumps({"files": stats, "tokenizer": tokenizer, "vocab_size": vocab_size, "share": share})
     made = output / "tokens" / hashlib.sha256(settings.encode()).hexdigest()[:16]
     if not (made / "done.json").is_file():
-        found = _tokenizer(tokenizer, vocab_size, by_split["train"], made / "tokenizer")
-        counts = {name: pack_texts(chosen, found, made / f"{name}.bin") for name, chosen in by_split.items()}
-        with whole_file(made / "done.json") as unfinished:
-            unfinished.write_text(json.dumps({"counts": counts, "vocab_size": len(found)}))
-        logger.info("%s", ", ".join(f"{name}: {count:,} tokens" for name, (count, _) in counts.items()))
+        with locked(made, wait=True):
+            if not (made / "done.json").is_file():  # made by the process that was waited for
+                _make_tokens(made, by_split, tokenizer, vocab_size)
     done = json.loads((made / "done.json").read_text())
     of = {"vocab_size": done["vocab_size"], "tokenizer": tokenizer or str(made / "tokenizer")}
     return {
         name: TokenSet(str(made / f"{name}.bin"), count, block_tokens, dtype, **of)
         for name, (count, dtype) in done["counts"].items()
     }
+
+
+def _make_tokens(made: Path, by_split: Mapping[str, Sequence[Path]], tokenizer: str | None, vocab_size: int | None):
+    sweep(made)
+    found = _tokenizer(tokenizer, vocab_size, by_split["train"], made / "tokenizer")
+    counts = {name: pack_texts(chosen, found, made / f"{name}.bin") for name, chosen in by_split.items()}
+    with whole_file(made / "done.json") as unfinished:
+        unfinished.write_text(json.dumps({"counts": counts, "vocab_size": len(found)}))
+    logger.info("%s", ", ".join(f"{name}: {count:,} tokens" for name, (count, _) in counts.items()))
 
 
 def _tokenizer(

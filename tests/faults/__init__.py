@@ -24,10 +24,15 @@ LIMIT_S = 30  # for one case; most take some 0.05 s
 Generator = Callable[[random.Random, Path], None]
 
 
+def kinds() -> dict[str, dict[str, Generator]]:
+    """The generators of each module here that has some, by what they damage."""
+    modules = {m.name: import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__) if m.name[0] != "_"}
+    return {kind: module.GENERATORS for kind, module in modules.items() if hasattr(module, "GENERATORS")}
+
+
 def generators() -> dict[str, Generator]:
-    """Every generator of the modules here, by what it damages."""
-    modules = [import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__) if not m.name.startswith("_")]
-    return {name: of for module in modules for name, of in getattr(module, "GENERATORS", {}).items()}
+    """All of them."""
+    return {name: of for of_kind in kinds().values() for name, of in of_kind.items()}
 
 
 def run(generator: Generator, seed: str) -> tuple[str, str]:

@@ -1,11 +1,14 @@
-"""``python -m tests.faults --minutes 30``: every generator in turn, and a table of what became of its cases."""
+"""``python -m tests.faults --minutes 30``: every generator in turn, and a table of what became of its cases.
+
+``--kinds`` chooses by module (audio, experiments, folders, kills, manifests), ``--only`` by generator.
+"""
 
 import argparse
 import resource
 import time
 from collections import Counter
 
-from tests.faults import generators, run
+from tests.faults import generators, kinds, run
 
 MOST_BYTES = 32 * 2**30  # of address space: what takes more fails, and is counted
 
@@ -14,14 +17,17 @@ def main() -> int:
     known = generators()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--cases", type=int, help="so many of each, however long it takes, instead of --minutes")
     parser.add_argument("--seed", type=int, default=0, help="the first case's; the others follow")
+    parser.add_argument("--kinds", choices=sorted(kinds()), action="append", help="may be repeated")
     parser.add_argument("--only", choices=sorted(known), action="append", help="may be repeated")
     parser.add_argument("--show", type=int, default=3, help="so many faults of each kind in full")
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-    counts = {name: Counter() for name in args.only or known}
+    chosen = [*(args.only or ()), *(name for kind in args.kinds or () for name in kinds()[kind])]
+    counts = {name: Counter() for name in chosen or known}
     end, seed = time.monotonic() + 60 * args.minutes, args.seed
-    while time.monotonic() < end:
+    while time.monotonic() < end if args.cases is None else seed < args.seed + args.cases:
         for name, count in counts.items():
             outcome, said = run(known[name], f"{name} {seed}")
             count[outcome] += 1

@@ -1,17 +1,19 @@
 """A short run of every generator: each case is used or refused, and none ends in a traceback or not at all."""
 
+import os
 import random
+from functools import partial
 
 import pytest
 
-from tests.faults import LIMIT_S, generators, run
+from tests.faults import LIMIT_S, generators, kills, run
 from tests.faults.folders import SPEECH, sound, use
 
 CASES = 20  # of each, in each of two tests; `python -m tests.faults` runs them by the thousand
 
 
 @pytest.mark.parametrize("part", range(2))
-@pytest.mark.parametrize("name", generators())
+@pytest.mark.parametrize("name", [name for name in generators() if name not in kills.GENERATORS])
 def test_nothing_ends_in_a_traceback(name, part):
     outcomes = {}
     for seed in range(part * CASES, part * CASES + CASES):
@@ -19,6 +21,47 @@ def test_nothing_ends_in_a_traceback(name, part):
         assert outcome in ("used", "refused"), f"{name}, seed {seed}: {outcome}\n{said}"
         outcomes[outcome] = said
     assert "refused" in outcomes, f"none of the cases of {name} is damaged"
+
+
+@pytest.mark.parametrize("name", kills.GENERATORS)
+def test_killed_and_called_again_it_ends_as_if_undisturbed(name):
+    for seed in range(2):
+        outcome, said = run(kills.GENERATORS[name], f"{name} {seed}")
+        assert outcome == "used", f"{name}, seed {seed}: {outcome}\n{said}"
+
+
+def in_place(folder) -> None:
+    with (folder / "a").open("w") as file:
+        print("half", file=file, flush=True)
+        (folder / "b").touch()
+        print("whole", file=file)
+
+
+def under_a_name_of_its_own(folder) -> None:
+    (folder / f".{os.getpid()}").write_text("whole")
+    (folder / f".{os.getpid()}").rename(folder / "a")
+
+
+def once_more(folder) -> None:
+    with (folder / "a").open("a") as file:
+        print("a line", file=file)
+    (folder / "b").touch()
+
+
+@pytest.mark.parametrize(
+    ("command", "grows", "said"),
+    [
+        (in_place, (), "neither the old nor the new"),
+        (under_a_name_of_its_own, (), "too much"),
+        (once_more, "a", "differs"),
+    ],
+)
+def test_what_no_kill_may_leave_is_found(command, grows, said, monkeypatch):
+    kills.undisturbed.cache_clear()
+    monkeypatch.setattr(kills, "jobs", lambda: {"command": kills.Job(command, grows=tuple(grows))})
+    outcomes = (run(partial(kills.killed, ["command"]), str(seed)) for seed in range(20))
+    assert any(outcome == "traceback" and said in what for outcome, what in outcomes)
+    kills.undisturbed.cache_clear()
 
 
 def test_what_the_folders_are_damaged_from_is_sound():

@@ -267,9 +267,9 @@ def test_leftovers_are_cleaned(experiment, start):
     unfinished = folder / "checkpoints" / f"{UNFINISHED}CKPT+2026"
     unfinished.mkdir()
     (unfinished / "student.ckpt").write_bytes(b"half")
-    # Killed between the two renames that replace a model folder.
-    shutil.copytree(folder / "model", folder / ".model.unfinished")
-    (folder / "model").rename(folder / ".model.old")
+    # Killed between the two renames that replace a model folder where folders cannot be exchanged.
+    shutil.copytree(folder / "model", folder / ".model.99999999.unfinished")
+    (folder / "model").rename(folder / ".model.99999999.old")
     brain = start(path)
     assert brain.optimizer_step == 4 and not unfinished.exists()
     assert (folder / "model" / "model.safetensors").read_bytes() == weights
@@ -283,9 +283,9 @@ def test_strays_of_killed_processes_are_swept(experiment, start):
     folder = start(path, "run", "--num_steps=2").store.folder
     (folder / "checkpoints/CKPT+2020-01-01+00-00-00+00").mkdir()
     (folder / "checkpoints/CKPT+2020-01-01+00-00-00+00/student.ckpt").write_bytes(b"left")
-    (folder / "waypoints/.step-0000002.unfinished").mkdir(parents=True)
-    gone = [folder / "manifests/.train.99999999.json", folder / ".train_log.99999999.jsonl"]
-    living = folder / f"manifests/.valid.{os.getppid()}.json"
+    (folder / "waypoints/.step-0000002.99999999.unfinished").mkdir(parents=True)
+    gone = [folder / f"{name}.99999999.unfinished.json" for name in ("manifests/.train", ".train_log")]
+    living = folder / f"manifests/.valid.{os.getppid()}.unfinished.json"
     for file in (*gone, living):
         file.write_text("{")
     assert start(path).optimizer_step == 4

@@ -26,7 +26,7 @@ from cald_speech.data.manifests import (
 from cald_speech.data.readers import folders, hugging_face, json_files, kaldi, shards, tables
 from cald_speech.data.readers.records import Columns, Format, Record
 from cald_speech.errors import UserError
-from cald_speech.files import whole_file
+from cald_speech.files import settle, sweep, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,8 @@ def prepare_corpus(
     """
     manifest, forms = Path(manifest), [format_of(str(source)) for source in sources]
     audio = manifest.parent / "audio" / manifest.stem
+    if audio.is_dir():
+        sweep(audio)
     files = [path for form, source in zip(forms, sources, strict=True) for path in form.files(str(source))]
     records: Iterable[Record] = read_corpus(*sources, columns=columns)
     if any(form.embeds for form in forms):
@@ -166,6 +168,8 @@ def name_of(source: str | Path) -> str:
 def _entries(name: str, records: Iterable[Record], audio_folder: Path, drop_bad_audio: bool) -> dict[str, dict]:
     """What a manifest has of the records. All that is wrong with audio is told at once."""
     records = [_written(record, audio_folder) for record in records]
+    if audio_folder.is_dir():
+        settle()
     unsure = {record.audio for record in records if record.duration_s is None or record.start_s is not None}
     found = look_up(sorted(unsure))
     entries, faults = {}, []
@@ -208,7 +212,7 @@ def _written(record: Record, folder: Path) -> Record:
     if len(name) > 150:
         name = f"{name[:100]}-{hashlib.sha256(record.id.encode()).hexdigest()[:16]}"
     path = folder.absolute() / (name.replace(".", "%2E") + (record.suffix if record.suffix in folders.ENDINGS else ""))
-    with whole_file(path) as unfinished:
+    with whole_file(path, durable=False) as unfinished:
         unfinished.write_bytes(record.audio)
     return replace(record, audio=path)
 

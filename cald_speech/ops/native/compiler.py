@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cald_speech.ops.native.kept import UNFINISHED, NotBuilt, cache_folder, compiling_alone, damage, keep
+from cald_speech.ops.native.kept import UNFINISHED, NotBuilt, cache_folder, compiling_alone, damage, keep, tidy
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def build() -> Built:
     compiler = find_compiler()
     path, mended = cache_folder() / f"kernels-{fingerprint(compiler)}.so", None
     try:
+        tidy(path.parent)
         if damage(path):
             with compiling_alone(path.parent):
                 mended = damage(path) if path.exists() else None

@@ -103,8 +103,26 @@ def compiling_alone(folder: Path) -> Iterator[None]:
         except OSError:
             pass
         else:
-            for left in folder.glob(f"{UNFINISHED}*"):
-                shutil.rmtree(left, ignore_errors=True)
+            _remove_left(folder)
         yield
     finally:
         os.close(opened)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed compilations have left, unless one runs."""
+    if not any(folder.glob(f"{UNFINISHED}*")):
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove_left(folder)
+    except OSError:  # one runs, or the file system has no locks
+        return
+    finally:
+        os.close(opened)
+
+
+def _remove_left(folder: Path) -> None:
+    for left in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
