@@ -61,13 +61,9 @@ class ModernBertFamily(WholeSlotEncoderFamily):
         """q, k and v are one projection: all of q, then all of k, then all of v."""
         attention, heads = self.attention(layer), model.config.num_attention_heads
         fused, output = attention.Wqkv, attention.Wo
-        weights = AttentionWeights(
-            *fused.weight.unflatten(0, (3, heads, -1)), output.weight.unflatten(1, (heads, -1)), o_bias=output.bias
-        )
-        if fused.bias is None:
-            return weights
-        biases = fused.bias.unflatten(0, (3, heads, -1))
-        return AttentionWeights(weights.q, weights.k, weights.v, weights.o, *biases, output.bias)
+        weights = (*fused.weight.unflatten(0, (3, heads, -1)), output.weight.unflatten(1, (heads, -1)))
+        biases = (None, None, None) if fused.bias is None else fused.bias.unflatten(0, (3, heads, -1))
+        return AttentionWeights(*weights, *biases, output.bias, positions="rotary")
 
     def final_norm(self, model: PreTrainedModel) -> nn.Module:
         return model.base_model.final_norm

@@ -25,7 +25,7 @@ from cald_speech.families.base import Opened, weights_by_head
 from cald_speech.families.front_end import FrontEnd
 from cald_speech.families.lengths import AudioLengths, MixerSlot
 from cald_speech.families.speech import BlockAttention, SpeechFamily
-from cald_speech.mixers import AttentionWeights, Mixer
+from cald_speech.mixers import AttentionWeights, DistanceKeys, Mixer
 
 
 class PretrainedBatchNorm(nn.BatchNorm1d):
@@ -81,21 +81,28 @@ class ConformerAttention(BlockAttention):
     def _bias(self, queries: Tensor, first: int, num_keys: int) -> Tensor:
         """What the distance to each key adds to the scores of queries (1, t, D): (1, H, t, T)."""
         attention, count = self.attention, queries.size(1)
+        relative = attention.position_embeddings_type == "relative"
         # From the farthest past of the last query to the farthest future of the first; query r has key j in column
         # count - 1 - r + j, so that its row begins one column before that of the query before it.
         distances = torch.arange(first + count - 1, first - num_keys, -1, device=queries.device)
         heads = queries.unflatten(2, (attention.num_heads, -1))
-        if attention.position_embeddings_type == "relative":
-            embedded = attention.linear_pos(self._sines(distances).to(queries.dtype))
-            embedded = embedded.unflatten(1, (attention.num_heads, -1)).permute(1, 2, 0)
-            heads = heads + attention.pos_bias_v
-        else:  # a key of its own for each distance up to a farthest on either side
-            left, right = attention.left_max_position_embeddings, attention.right_max_position_embeddings
-            embedded = attention.distance_embedding((-distances).clamp(-left, right) + left).to(queries.dtype).t()
-        scores = (heads[0].transpose(0, 1) @ embedded * attention.scaling).contiguous()
+        heads = heads + attention.pos_bias_v if relative else heads
+        keys = self.distance_keys(-distances).to(queries.dtype)
+        scores = (heads[0].transpose(0, 1) @ keys.transpose(1, 2) * attention.scaling).contiguous()
         width = scores.size(2)
         shape, strides = (attention.num_heads, count, num_keys), (count * width, width - 1, 1)
         return scores.as_strided(shape, strides, scores.storage_offset() + count - 1)[None]
+
+    def distance_keys(self, distances: Tensor) -> Tensor:
+        """(R,) frames from query to key to the keys that they have in each head, (H, R, d)."""
+        attention = self.attention
+        if attention.position_embeddings_type == "relative":
+            embedded = attention.linear_pos(self._sines(-distances).to(attention.linear_pos.weight.dtype))
+            return embedded.unflatten(1, (attention.num_heads, -1)).transpose(0, 1)
+        # A key of its own for each distance up to a farthest on either side, the same in every head.
+        left, right = attention.left_max_position_embeddings, attention.right_max_position_embeddings
+        keys = attention.distance_embedding(distances.clamp(-left, right) + left)
+        return keys.expand(attention.num_heads, *keys.shape)
 
     def _sines(self, distances: Tensor) -> Tensor:
         """(R,) frames from key to query to their embedding (R, D), sines and cosines in turn."""
@@ -166,7 +173,11 @@ class Wav2Vec2ConformerFamily(SpeechFamily):
         attention = self.attention(layer)
         inputs = (attention.linear_q, attention.linear_k, attention.linear_v)
         weights = weights_by_head(*inputs, attention.linear_out, heads=attention.num_heads)
-        return replace(weights, positions=attention.position_embeddings_type)
+        kind, keys = attention.position_embeddings_type, None
+        if kind in ("relative", "relative_key"):
+            biases = (attention.pos_bias_u, attention.pos_bias_v) if kind == "relative" else (None, None)
+            keys = DistanceKeys(ConformerAttention(attention).distance_keys, *biases)
+        return replace(weights, positions=kind, distance_keys=keys)
 
     def replace_attention(self, model: PreTrainedModel, index: int, mixer: Mixer) -> None:
         self.layers(model)[index].self_attn = self.slot_class(mixer, self.context(model))

@@ -5,7 +5,7 @@ still attention is, ``averages.py`` how averages over some keys are put together
 yaml and in a model's config. Every other file is one mixer.
 """
 
-from cald_speech.mixers.base import AttentionWeights, Mixer, MixerFactory, PositionBias, Sweep
+from cald_speech.mixers.base import AttentionWeights, DistanceKeys, Mixer, MixerFactory, PositionBias, Sweep
 from cald_speech.mixers.bidirectional import Bidirectional
 from cald_speech.mixers.factory import check_options, describe_factory, factory_from
 from cald_speech.mixers.gated_delta_net import GatedDeltaNet
@@ -23,6 +23,7 @@ __all__ = [
     "AttentionWeights",
     "Bidirectional",
     "CausalMixer",
+    "DistanceKeys",
     "GatedDeltaNet",
     "GatedLinearAttention",
     "Hydra",

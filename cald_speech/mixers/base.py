@@ -33,13 +33,28 @@ class PositionBias:
 
 
 @dataclass(frozen=True)
+class DistanceKeys:
+    """Keys that an attention has for the distances from query to key, beside those of the frames.
+
+    The score of query q and key k of head h is ``(q + frame_bias_h) k + (q + distance_bias_h) at(key - query)_h``, over
+    the square root of d: Shaw et al. (arXiv 1803.02155) without biases, Transformer-XL (arXiv 1901.02860) with them.
+
+    at : from (n,) distances to (H, n, d); frame_bias, distance_bias : (H, d), None where there are none.
+    """
+
+    at: Callable[[Tensor], Tensor]
+    frame_bias: Tensor | None = None
+    distance_bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class AttentionWeights:
     """The projections of one self-attention, after whatever fusing its architecture does is undone.
 
     q : (H, d, D) query projection, for each of H heads of size d and model width D; k, v : (G, d, D) with G dividing H
     (G < H: grouped-query attention); o : (D, H, d) output projection. The biases q_bias (H, d), k_bias, v_bias (G, d)
-    and o_bias (D,) are None where the attention has none; so is position_bias.
-    positions names what else its scores know of the distance (relative, rotary), which no projection holds.
+    and o_bias (D,) are None where the attention has none; so are position_bias and distance_keys.
+    positions names what its scores know of positions (relative, rotary), where they do, for people.
     """
 
     q: Tensor
@@ -51,6 +66,7 @@ class AttentionWeights:
     v_bias: Tensor | None = None
     o_bias: Tensor | None = None
     position_bias: PositionBias | None = None
+    distance_keys: DistanceKeys | None = None
     positions: str | None = None
 
     def with_output_scaled(self, factor: float) -> "AttentionWeights":

@@ -25,7 +25,15 @@ CHOICES = {
     "sharing": ("none", "kv", "layer"),
     "backend": ("auto", "naive", "torch", "native", "triton"),
 }
-SWITCHES = ("bias", "skip", "share_projections", "position_bias", "per_channel", "negative_eigenvalues")
+SWITCHES = (
+    "bias",
+    "skip",
+    "share_projections",
+    "position_bias",
+    "distance_keys",
+    "per_channel",
+    "negative_eigenvalues",
+)
 FRACTIONS = ("expand",)
 MAY_BE_NONE = ("head_dim", "d_state", "n_groups", "dt_rank", "decay_rank", "chunk_size")
 

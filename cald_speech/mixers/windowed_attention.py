@@ -5,7 +5,8 @@ over the keys up to a frame and one over those after it, put together by the den
 
 :class:`WindowedAttention` is the mixer; :class:`Band` and the two functions under it are softmax attention within a
 band, without any (T, T) matrix: the queries are cut into tiles, and each tile has the keys around it, hi - lo more than
-it has queries, so that time and memory grow with T (hi - lo). :class:`GatedPositionBias` is WavLM's.
+it has queries, so that time and memory grow with T (hi - lo). :class:`GatedPositionBias` is WavLM's,
+:class:`LearnedDistanceKeys` the relative positions of conformers.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from cald_speech.mixers import averages
 from cald_speech.mixers.attention_heads import AttentionHeads
-from cald_speech.mixers.base import AttentionWeights, PositionBias, Sweep
+from cald_speech.mixers.base import AttentionWeights, DistanceKeys, PositionBias, Sweep
 from cald_speech.ops import mask_padding
 
 # Tiles of fewer queries than this are slower than the keys they spare.
@@ -38,6 +39,8 @@ class WindowedAttention(AttentionHeads):
     d_model, num_heads : of the attention in whose place it stands.
     window : frames on either side; 64 are 1.28 s in speech.
     position_bias : True adds WavLM's gated relative position bias, which a start from WavLM's attention needs.
+    distance_keys : True adds a key for each head and each distance, which a start from a conformer's relative positions
+        needs: wav2vec2-conformer's and wav2vec2-BERT's.
     bias : True gives the four projections a bias, as speech encoders' attention has.
 
     Example
@@ -48,34 +51,48 @@ class WindowedAttention(AttentionHeads):
     """
 
     def __init__(
-        self, d_model: int, num_heads: int = 1, *, window: int = 64, position_bias: bool = False, bias: bool = True
+        self,
+        d_model: int,
+        num_heads: int = 1,
+        *,
+        window: int = 64,
+        position_bias: bool = False,
+        distance_keys: bool = False,
+        bias: bool = True,
     ):
         super().__init__(d_model, num_heads, bias=bias)
         if window < 1:
             raise ValueError(f"window: expected at least 1 frame on either side, got {window}")
         self.window = window
         self.position_bias = GatedPositionBias(num_heads, self.head_dim, window) if position_bias else None
+        self.distance_keys = LearnedDistanceKeys(num_heads, self.head_dim, window) if distance_keys else None
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         x = mask_padding(x, lengths)  # so that nothing that stands there is multiplied, not even by zero
         q, k, v = self._heads(x)
         band = Band.over(x.size(1), x.size(1), -self.window, self.window)
-        y = banded_attention(q, k, v, band, self._bias(x, band, lengths).to(q.dtype))
+        bias = self._bias(x, q, band, lengths).to(q.dtype)
+        y = banded_attention(self._asking(q), k, v, band, bias)
         return mask_padding(self.out_proj(y.transpose(1, 2).flatten(2)), lengths)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (frames.transpose(1, 2) for frames in self.project(x))
         return q, k, v
 
-    def _bias(self, x: Tensor, band: "Band", lengths: Tensor | None = None) -> Tensor:
+    def _asking(self, q: Tensor) -> Tensor:
+        """The queries (B, H, t, d) as the keys of frames get them."""
+        return q if self.distance_keys is None else q + self.distance_keys.frame_bias[:, None]
+
+    def _bias(self, x: Tensor, q: Tensor, band: "Band", lengths: Tensor | None = None) -> Tensor:
         """What is added to the scores: -inf where a key is not seen, (B * tiles, H or 1, tile, width)."""
         allowed = band.allowed(x.device, lengths)
         allowed = allowed.expand(x.size(0), *allowed.shape[-3:]).flatten(0, 1)[:, None]
-        if self.position_bias is None:
-            bias = torch.zeros((), dtype=x.dtype, device=x.device)
-        else:
+        bias = torch.zeros((), dtype=x.dtype, device=x.device)
+        if self.position_bias is not None:
             gates = band.queries(self.position_bias.gates(x))
             bias = gates * self.position_bias.at(band.distances(x.device))
+        if self.distance_keys is not None:
+            bias = bias + self.distance_keys.scores(band.queries(q), band.distances(x.device))
         return bias.where(allowed, -torch.inf)
 
     def sweeps(self) -> tuple[Sweep, ...]:
@@ -90,7 +107,7 @@ class WindowedAttention(AttentionHeads):
             first = state.keys.size(2)
             k, v = torch.cat([state.keys, k], dim=2), torch.cat([state.values, v], dim=2)
         band = Band.over(q.size(2), k.size(2), -self.window, 0, first)
-        y, total = banded_attention_parts(q, k, v, band, self._bias(x, band))
+        y, total = banded_attention_parts(self._asking(q), k, v, band, self._bias(x, q, band))
         last = max(0, k.size(2) - self.window)
         past = averages.packed(y.transpose(1, 2), total[..., 0].transpose(1, 2), x.dtype)
         return past, KeysValues(k[:, :, last:], v[:, :, last:])
@@ -100,7 +117,7 @@ class WindowedAttention(AttentionHeads):
         if state is not None:
             k, v = torch.cat([k, state.keys], dim=2), torch.cat([v, state.values], dim=2)
         band = Band.over(q.size(2), k.size(2), 1, self.window)
-        future, total = banded_attention_parts(q, k, v, band, self._bias(x, band))
+        future, total = banded_attention_parts(self._asking(q), k, v, band, self._bias(x, q, band))
         past = averages.unpacked(partial, self.num_heads)
         y, _ = averages.joined(*past, future.transpose(1, 2), total[..., 0].transpose(1, 2))
         out = self.out_proj(y.to(x.dtype).flatten(2))
@@ -108,11 +125,17 @@ class WindowedAttention(AttentionHeads):
 
     @torch.no_grad()
     def init_from_attention(self, weights: AttentionWeights) -> frozenset[str]:
-        """q, k, v and o, with their biases, and the position bias where there is one."""
-        if weights.positions is not None:
+        """q, k, v and o, with their biases, and the position bias or the distances' keys where there are some."""
+        if weights.positions is not None and weights.distance_keys is None:
             raise ValueError(
                 f"this attention's scores have {weights.positions} positions, which a window has not: keep the layer's "
                 "attention (null in the layer map), or start at random"
+            )
+        if (weights.distance_keys is None) != (self.distance_keys is None):
+            has, needed = ("no", "False") if weights.distance_keys is None else (weights.positions, "True")
+            raise ValueError(
+                f"this attention's scores have {has} relative positions: a start from it needs distance_keys: {needed} "
+                "in the layer map's WindowedAttention. Set it, or start at random"
             )
         if weights.position_bias is not None and self.position_bias is None:
             raise ValueError(
@@ -124,10 +147,12 @@ class WindowedAttention(AttentionHeads):
                 "position_bias: this attention has no position bias to start from. Leave it False, or start at random"
             )
         names = super().init_from_attention(weights)
-        if self.position_bias is None:
-            return names
-        self.position_bias.copy_from(weights.position_bias)
-        return names | {f"position_bias.{name}" for name, _ in self.position_bias.named_parameters()}
+        for place in ("position_bias", "distance_keys"):
+            part = getattr(self, place)
+            if part is not None:
+                part.copy_from(getattr(weights, place))
+                names |= {f"{place}.{name}" for name, _ in part.named_parameters()}
+        return names
 
 
 class Band(NamedTuple):
@@ -266,3 +291,38 @@ class GatedPositionBias(nn.Module):
         self.gate.weight.copy_(source.gate)
         self.gate.bias.copy_(source.gate_bias)
         self.scale.copy_(source.scale)
+
+
+class LearnedDistanceKeys(nn.Module):
+    """A key for each head and each distance up to ``window``, and what each head adds to its queries.
+
+    They are the relative positions of Shaw et al. (arXiv 1803.02155), and, multiplied out, of Transformer-XL
+    (arXiv 1901.02860, section 3.3).
+
+    Example
+    -------
+    >>> keys = LearnedDistanceKeys(num_heads=2, head_dim=4, window=3)
+    >>> keys.scores(torch.randn(1, 2, 5, 4), torch.arange(5) - torch.arange(5)[:, None]).shape
+    torch.Size([1, 2, 5, 5])
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, window: int):
+        super().__init__()
+        self.window = window
+        self.by_distance = nn.Parameter(0.02 * torch.randn(num_heads, 2 * window + 1, head_dim))
+        self.frame_bias = nn.Parameter(torch.zeros(num_heads, head_dim))
+        self.distance_bias = nn.Parameter(torch.zeros(num_heads, head_dim))
+
+    def scores(self, q: Tensor, distances: Tensor) -> Tensor:
+        """Queries (B, H, t, d) and their distances to keys (t, s) to (B, H, t, s); beyond the window, its end's."""
+        every = (q + self.distance_bias[:, None]) @ self.by_distance.transpose(1, 2) * q.size(-1) ** -0.5
+        places = distances.clamp(-self.window, self.window) + self.window
+        return every.gather(3, places.expand(*every.shape[:2], *places.shape))
+
+    @torch.no_grad()
+    def copy_from(self, source: DistanceKeys) -> None:
+        """Take over an attention's."""
+        distances = torch.arange(-self.window, self.window + 1, device=self.by_distance.device)
+        self.by_distance.copy_(source.at(distances))
+        for own, given in ((self.frame_bias, source.frame_bias), (self.distance_bias, source.distance_bias)):
+            own.zero_() if given is None else own.copy_(given)

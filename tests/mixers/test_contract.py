@@ -84,6 +84,7 @@ FACTORIES = {name: cls for name, cls in vars(mixers).items() if is_concrete(cls)
     "Linformer kv": partial(Linformer, k=5, max_length=300, sharing="kv", bias=False),
     "Linformer layer": partial(Linformer, k=5, max_length=300, sharing="layer"),
     "Windowed attention narrow": partial(WindowedAttention, window=3, bias=False),
+    "Windowed attention with distance keys": partial(WindowedAttention, window=7, distance_keys=True),
     "Windowed attention with a position bias": partial(WindowedAttention, window=7, position_bias=True),
 }
 CAUSAL = {name: factory for name, factory in FACTORIES.items() if issubclass(mixer_class(factory), CausalMixer)}

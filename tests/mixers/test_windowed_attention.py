@@ -6,14 +6,22 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cald_speech import LayerMap, convert
+from cald_speech import LayerMap, convert, from_pretrained
 from cald_speech.errors import UserError
+from cald_speech.families import families
+from cald_speech.longform import AudioSource, stream_logits
 from cald_speech.mixers import WindowedAttention
 from cald_speech.mixers.windowed_attention import LEAST_QUERIES
+from tests.families.text import CASES
 from tests.helpers import SPEECH, SPEECH_CASES, TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
 
 WIDTH, HEADS, HEAD_DIM = 32, 4, 8
 FAMILIES = SPEECH
+CONFORMERS = [
+    (FAMILIES["wav2vec2-conformer"], "relative"),
+    (families()["wav2vec2-bert"], "relative_key"),
+    (families()["wav2vec2-bert"], "relative"),
+]
 every_family = pytest.mark.parametrize("family", SPEECH_CASES)
 
 
@@ -24,16 +32,33 @@ def full_attention(mixer: WindowedAttention, x: torch.Tensor) -> torch.Tensor:
     scores = q @ k.transpose(1, 2) / HEAD_DIM**0.5
     if mixer.position_bias is not None:
         scores = scores + mixer.position_bias.gates(x[None])[0] * mixer.position_bias.at(distance)
+    if mixer.distance_keys is not None:
+        own = mixer.distance_keys
+        keys = own.by_distance[:, distance.clamp(-mixer.window, mixer.window) + mixer.window]
+        scores = scores + torch.einsum("hd,hkd->hk", own.frame_bias, k)[:, None] / HEAD_DIM**0.5
+        scores = scores + torch.einsum("hqd,hqkd->hqk", q + own.distance_bias[:, None], keys) / HEAD_DIM**0.5
     scores = scores.masked_fill(distance.abs() > mixer.window, -torch.inf)
     return mixer.out_proj((scores.softmax(-1) @ v).transpose(0, 1).flatten(1))
 
 
-@pytest.mark.parametrize("position_bias", [False, True], ids=["plain", "position bias"])
+def mixer_of(positions: str | None, window: int) -> WindowedAttention:
+    """With ``position_bias``, ``distance_keys`` or neither; what starts at zero is random."""
+    mixer = WindowedAttention(WIDTH, HEADS, window=window, **({positions: True} if positions else {}))
+    if mixer.distance_keys is not None:
+        for parameter in mixer.distance_keys.parameters():
+            torch.nn.init.normal_(parameter)
+    return mixer
+
+
+every_kind = pytest.mark.parametrize("positions", [None, "position_bias", "distance_keys"], ids=str)
+
+
+@every_kind
 @pytest.mark.parametrize("window", [1, 7, 16, 64, 500])
 @pytest.mark.parametrize("lengths", [(200, 31), (33, 32), (1, 0), (7, 5)], ids=str)
 @torch.no_grad()
-def test_is_attention_with_a_band_for_a_mask(window, lengths, position_bias):
-    mixer = WindowedAttention(WIDTH, HEADS, window=window, position_bias=position_bias)
+def test_is_attention_with_a_band_for_a_mask(window, lengths, positions):
+    mixer = mixer_of(positions, window)
     x, lengths = padded_batch(lengths, WIDTH)
     y = mixer(x, lengths)
     for row, length in enumerate(lengths.tolist()):
@@ -41,12 +66,13 @@ def test_is_attention_with_a_band_for_a_mask(window, lengths, position_bias):
         assert not y[row, length:].any()
 
 
+@pytest.mark.parametrize("positions", ["position_bias", "distance_keys"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [1, 5, 40, 300])
 @torch.no_grad()
-def test_two_sweeps_are_the_whole(size, dtype):
+def test_two_sweeps_are_the_whole(size, dtype, positions):
     """The scores are some 70 here, where numbers of half precision are half apart; past and future weigh exactly."""
-    mixer = WindowedAttention(WIDTH, HEADS, window=20, position_bias=True)
+    mixer = mixer_of(positions, window=20)
     mixer.q_proj.bias.fill_(5.0)
     mixer.k_proj.bias.fill_(5.0)
     mixer.to(dtype)
@@ -79,9 +105,9 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("position_bias", [False, True], ids=["plain", "position bias"])
-def test_memory_grows_with_the_length_and_not_with_its_square(position_bias):
-    mixer = WindowedAttention(WIDTH, HEADS, window=10, position_bias=position_bias)
+@every_kind
+def test_memory_grows_with_the_length_and_not_with_its_square(positions):
+    mixer = mixer_of(positions, window=10)
     for num_frames in (1_000, 4_000):
         x = torch.randn(1, num_frames, WIDTH, requires_grad=True)
         with LargestTensor() as made:
@@ -114,6 +140,50 @@ def test_a_wide_window_is_the_kept_attention(family, layers, norm):
     assert not report.new
     for got, wanted in zip(outputs(model), expected, strict=True):
         assert relative_error(got, wanted) <= TOLERANCE["rounding"]
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 2), (1,)], ids=str)
+@pytest.mark.parametrize(("family", "kind"), CONFORMERS, ids=lambda value: getattr(value, "model_type", value))
+def test_a_wide_window_is_a_conformers_attention(family, kind, layers, tmp_path):
+    """Relative positions are kept, alone and padded, by a folder and in long audio too."""
+    model = conformer(family, kind)
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in ("linear_q.weight", "linear_pos", "pos_bias", "distance_embedding")):
+            torch.nn.init.normal_(parameter)
+    inputs, frames = hearing(family)
+    with torch.no_grad():
+        expected = model(*inputs).logits
+    factory = partial(WindowedAttention, window=40, distance_keys=True)
+    report = convert(model, LayerMap(None, dict.fromkeys(layers, factory)))
+    assert not report.new
+    model.save_pretrained(tmp_path)
+    for one in (model, from_pretrained(tmp_path)):
+        with torch.no_grad():
+            logits = one(*inputs).logits
+        for row, length in enumerate(frames):
+            assert relative_error(logits[row, :length], expected[row, :length]) <= TOLERANCE["rounding"]
+    if family.input_key == "input_values":
+        parts = stream_logits(one, AudioSource.from_samples(inputs[0][0]), do_normalize=False)
+        assert relative_error(torch.cat([part for _, part in parts]), expected[0]) <= TOLERANCE["rounding"]
+    model(*inputs).logits[0].square().sum().backward()
+    assert all(p.grad is not None for p in family.mixer(family.layers(model)[layers[-1]]).parameters())
+
+
+def conformer(family, kind):
+    if family.model_type == "wav2vec2-conformer":
+        return tiny_model(family, position_embeddings_type=kind)
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+    shape |= {"conv_depthwise_kernel_size": 5, "left_max_position_embeddings": 6, "right_max_position_embeddings": 3}
+    torch.manual_seed(0)
+    return family.load(family.config_class(**shape, vocab_size=32, position_embeddings_type=kind)).eval()
+
+
+def hearing(family):
+    """Samples or features with their mask, and how many frames each row has."""
+    if family.input_key == "input_values":
+        return audio_batch((8000, 5000)), (24, 15)
+    mask = (torch.arange(30) < torch.tensor([30, 17])[:, None]).long()
+    return (torch.randn(2, 30, 160), mask), (30, 17)
 
 
 def test_a_narrow_window_is_not():
@@ -150,11 +220,19 @@ def test_a_position_bias_without_a_place_is_named():
 
 
 def test_positions_that_a_window_has_not_are_named():
-    for positions in ("relative", "rotary"):
+    keyed, told = partial(WindowedAttention, distance_keys=True), r"layer 0: .*needs distance_keys: {}.*random"
+    for positions, factory, message in (
+        ("relative", WindowedAttention, told.format("True")),
+        ("rotary", keyed, r"layer 0: .*have rotary positions.*keep .*initialise: random"),
+        (None, keyed, told.format("False")),
+    ):
         model = tiny_model(FAMILIES["wav2vec2-conformer"], layers=1, position_embeddings_type=positions)
-        with pytest.raises(UserError, match=rf"layer 0: .*have {positions} positions.*keep .*initialise: random"):
-            convert(model, LayerMap(WindowedAttention))
-        convert(model, LayerMap(WindowedAttention), initialise="random")
+        with pytest.raises(UserError, match=message):
+            convert(model, LayerMap(factory))
+        convert(model, LayerMap(factory), initialise="random")
+    modernbert = next(case for name, case in CASES.items() if name.startswith("modernbert"))
+    with pytest.raises(UserError, match=r"layer 0: .*have rotary positions.*keep .*initialise: random"):
+        convert(modernbert.model(), LayerMap(WindowedAttention))
 
 
 def test_a_window_of_nothing_is_named():
