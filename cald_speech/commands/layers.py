@@ -9,8 +9,9 @@ import click
 from cald_speech.commands import options
 from cald_speech.conversion import STARTS
 from cald_speech.evaluation import drift as drift_of
-from cald_speech.evaluation import layer_importance
-from cald_speech.evaluation.figures import draw_drift, draw_importance
+from cald_speech.evaluation import layer_importance, restoring
+from cald_speech.evaluation.figures import draw_drift, draw_importance, draw_restoring
+from cald_speech.files import whole_file
 
 UTTERANCES = click.option(
     "--utterances", default=200, show_default=True, help="How many are read, evenly spread over the manifest."
@@ -69,13 +70,26 @@ def drift(output_folder: Path, **what: Any) -> None:
     show_default=True,
     help="The cost that ranks.",
 )
+@click.option(
+    "--keep_best",
+    type=int,
+    help="Restore attention in so many layers of the --student, one by one, each time where it helps most.",
+)
+@click.option("--save_to", type=Path, help="With --keep_best: a new folder for the student with these layers restored.")
 @options.normaliser()
 @UTTERANCES
 @options.max_batch_s()
 @options.output_folder("results/layer_importance", "--output")
 @options.device()
 @options.progress()
-def layers(output_folder: Path, student: str | None, mixer: str | None, **what: Any) -> None:
+def layers(
+    output_folder: Path,
+    student: str | None,
+    mixer: str | None,
+    keep_best: int | None,
+    save_to: Path | None,
+    **what: Any,
+) -> None:
     """Which layers need their attention most: what converting each layer alone costs the teacher.
 
     For each layer, the TEACHER (a folder or hub id) with that layer alone converted: its WER on MANIFEST, the KL of its
@@ -83,12 +97,30 @@ def layers(output_folder: Path, student: str | None, mixer: str | None, **what: 
     after the last one, and how many frames each head of the mixer remembers. Keep attention where conversion costs
     most. The costs of single layers need not add up.
 
+    With --keep_best N it also goes the other way (arXiv 2512.20569): in the --student, the layer whose attention
+    brings the output nearest to the teacher's gets it back, then the next, N times; prints KL and WER for 0 to N
+    layers, and writes restoring.json and the map, keep_best.yaml.
+
     Writes layer_importance.json and .png; prints the ranking, a yaml snippet, and one JSON line last.
     """
+    if keep_best is not None and student is None:
+        raise click.UsageError("--keep_best restores layers of a distilled student: expected --student, got none")
+    if save_to is not None and keep_best is None:
+        raise click.UsageError("--save_to writes what --keep_best makes: expected --keep_best, got none")
     if student is not None and mixer is not None:
         raise click.UsageError("--student measures the mixers that it has: expected --student or --mixer, got both")
     options.check_writable(output_folder)
     found = layer_importance.rank_layers(student=student, mixer=mixer or layer_importance.MIXER, **what)
     options.write_found(output_folder, "layer_importance", found, draw_importance)
     click.echo(f"{layer_importance.tables(found)}\n")
+    if keep_best is not None:
+        shared = {key: value for key, value in what.items() if key not in ("initialise", "seed", "keep", "rank_by")}
+        best = restoring.restore_layers(student=student, keep_best=keep_best, **shared)
+        options.write_found(output_folder, "restoring", best, draw_restoring)
+        with whole_file(output_folder / "keep_best.yaml") as unfinished:
+            unfinished.write_text(restoring.keep_yaml(best))
+        if save_to is not None:
+            restoring.save_restored(what["teacher"], student, best["restored"], save_to)
+        click.echo(f"{restoring.table(best)}\n\n{output_folder / 'keep_best.yaml'} keeps them.\n")
+        found |= {"restoring": best}
     click.echo(json.dumps(found))

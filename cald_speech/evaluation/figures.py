@@ -101,6 +101,22 @@ def draw_importance(found: Mapping[str, Any], path: Path) -> Path:
     return _save(figure, path)
 
 
+def draw_restoring(found: Mapping[str, Any], path: Path) -> Path:
+    """KL and WER against the layers whose attention came back, as a PNG; ``found`` is restoring.json's."""
+    figure, (divergence, words) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    numbers = [len(step["restored"]) for step in found["steps"]]
+    divergence.plot(numbers, [step["kl"] for step in found["steps"]], "-o")
+    divergence.set(ylabel="KL from the teacher, nats a frame", ylim=(0, None))
+    if found["teacher_wer"] is not None:
+        words.plot(numbers, [step["wer"] for step in found["steps"]], "-o", label="student")
+        words.axhline(found["teacher_wer"], color="0.3", linewidth=0.8, label="teacher")
+        words.legend(fontsize=7)
+    words.set(ylabel="WER, %", ylim=(0, None))
+    for axes in (divergence, words):
+        axes.set(xlabel="layers with attention restored", xticks=numbers)
+    return _save(figure, path)
+
+
 def _draw_words(axes: Axes, rows: list[Mapping[str, Any]]) -> None:
     """Bars of the WER that converting a layer adds; nothing where there are no words."""
     known = [row for row in rows if row["wer_added"] is not None]

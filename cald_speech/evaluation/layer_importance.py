@@ -93,7 +93,7 @@ def rank_layers(
     UserError
         for models that do not fit, bad data, or a number of layers to keep that there is not.
     """
-    model = _load_ctc(teacher, device)
+    model = load_ctc(teacher, device)
     check_unconverted(teacher, model)
     processor = load_processor(teacher)
     dataset = make_dataset(manifest, processor, normaliser=normaliser, unknown="drop")
@@ -107,7 +107,7 @@ def rank_layers(
         make = partial(converted_alone, model, factory=mixer_from(mixer), initialise=initialise, seed=seed)
         variants = {i: make(i) for i in range(len(family_of(model).layers(model)))}
     else:
-        whole = _load_student(student, teacher, model, device)
+        whole = load_student(student, teacher, model, device)
         variants = {i: with_mixer_of(whole, model, i) for i in mixers_of(whole)}
     if not 1 <= keep <= len(variants):
         raise UserError(f"--keep: expected from 1 to {len(variants)}, the layers that are converted, got {keep}")
@@ -137,15 +137,16 @@ def rank_layers(
     }
 
 
-def _load_ctc(source: str, device: str) -> PreTrainedModel:
+def load_ctc(source: str, device: str) -> PreTrainedModel:
+    """A model with a CTC head. Raises UserError for one without."""
     if not any("ForCTC" in name for name in load_config(source).architectures or ()):
         raise UserError(f"{source}: expected a model with a CTC head, which writes words, got one without")
     return from_pretrained(source, head="ctc", device=device)
 
 
-def _load_student(source: str, teacher: str, model: PreTrainedModel, device: str) -> PreTrainedModel:
+def load_student(source: str, teacher: str, model: PreTrainedModel, device: str) -> PreTrainedModel:
     """A converted model of the same form and vocabulary as its teacher, ``model``."""
-    student = _load_ctc(source, device)
+    student = load_ctc(source, device)
     check_comparable({teacher: model, source: student})
     sizes = model.config.vocab_size, student.config.vocab_size
     if sizes[0] != sizes[1]:

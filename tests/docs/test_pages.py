@@ -73,12 +73,16 @@ def test_paths(page):
         assert any(list(place.glob(path)) for place in places), path
 
 
+# What a run and a command write into their folders.
+WRITTEN = ("settings.yaml", "keep_best.yaml")
+
+
 @pages
 def test_experiments(page):
     made_here = {title for _, title, _ in blocks(text_of(page)) if title}
     there = {path.name for path in (ROOT / "hparams").rglob("*.yaml")} | {"mkdocs.yml"}
     for name in re.findall(r"`[^`\n]*?([\w\-]+\.ya?ml)\b[^`\n]*`", prose(text_of(page))):
-        assert name in there | made_here | {"x.yaml", "settings.yaml"}, name  # the last: of a run's folder
+        assert name in there | made_here | {"x.yaml", *WRITTEN}, name
 
 
 @pages
