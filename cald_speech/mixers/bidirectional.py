@@ -93,7 +93,7 @@ class Bidirectional(Mixer):
         """Both directions start from the attention; outputs that are summed start at half their size."""
         if self.share_projections:
             named = self.forwards.init_from_attention(weights)
-            self.backward_scan.pass_through()
+            self.backward_scan.start_beside(self.forwards.scan)
             return frozenset(f"forwards.{name}" for name in named)
         weights = weights.with_output_scaled(0.5)
         parts = {"forwards": self.forwards, "backwards": self.backwards}

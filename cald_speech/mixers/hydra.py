@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cald_speech.mixers.base import Sweep
+from cald_speech.mixers.base import AttentionWeights, Sweep
 from cald_speech.mixers.mamba2 import GatedMixer, SSDScan
 from cald_speech.ops import mask_padding, ssd_bidirectional
 
@@ -49,6 +49,12 @@ class Hydra(GatedMixer):
     def __init__(self, d_model: int, num_heads: int = 1, **options):
         super().__init__(d_model, num_heads, d_conv=0, activation="identity", **options)
         self.backward_scan = SSDScan(self.heads, skip=False, **self.scan_options)
+
+    @torch.no_grad()
+    def init_from_attention(self, weights: AttentionWeights) -> frozenset[str]:
+        """As :class:`~cald_speech.mixers.mamba2.GatedMixer` does, in both directions."""
+        self.backward_scan.pass_through()
+        return super().init_from_attention(weights)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         (xBC, per_head), gate = self.project(x)

@@ -16,6 +16,10 @@ from cald_speech.mixers.base import AttentionWeights, Projection
 from cald_speech.mixers.scan import GATE_OPEN, CausalMixer, Scan, ShortConvolution, Streams, step_size_bias
 from cald_speech.ops import selective_scan
 
+STEPS = (0.001, 0.1)
+START_STEP = 0.01  # a memory of a hundred frames
+START_PRODUCT = 0.5  # B C at the start: half of the sum that a running mean is, since B and C are not quite alike
+
 
 class MambaState(NamedTuple):
     """What one piece of a sequence leaves for the next: the convolution's last inputs and the scan's state."""
@@ -35,13 +39,13 @@ class MambaScan(Scan):
         d_conv: int = 4,
         dt_rank: int,
         activation: str = "silu",
-        dt_range: tuple[float, float] = (0.001, 0.1),
+        dt_range: tuple[float, float] = STEPS,
         chunk_size: int | None = None,
         backend: str = "auto",
     ):
         super().__init__()
         self.options = {"chunk_size": chunk_size, "backend": backend}
-        self.sizes = (dt_rank, d_state, d_state)
+        self.sizes, self.ranges_given = (dt_rank, d_state, d_state), tuple(dt_range) != STEPS
         self.conv1d = ShortConvolution(channels, d_conv, activation=activation)
         self.x_proj = Projection(channels, sum(self.sizes), bias=False)
         self.dt_proj = Projection(dt_rank, channels, bias=False)
@@ -51,8 +55,36 @@ class MambaScan(Scan):
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))
 
+    @torch.no_grad()
     def pass_through(self) -> None:
         self.conv1d.pass_through()
+        self.D.zero_()
+        if not self.ranges_given:
+            self.dt_proj.weight.zero_()
+            self.dt_bias.fill_(math.log(math.expm1(START_STEP)))
+
+    @torch.no_grad()
+    def start_as_mean(self, sizes: Tensor) -> None:
+        """A running mean at the start: B and C alike in every frame, as nearly as they can be made of the values.
+
+        They are made without a bias, of what a SiLU puts out: its mean over all channels hardly changes with the frame.
+
+        Arguments
+        ---------
+        sizes : (channels,), of the values that the convolution is given.
+        """
+        _, B, C = self.x_proj.weight.split(self.sizes)
+        points = torch.linspace(-3, 3, 61, device=sizes.device)
+        density = torch.exp(-points.square() / 2)
+        mean = (F.silu(sizes.float()[:, None] * points) @ (density / density.sum())).sum()
+        for rows in (B, C):  # of the entry that remembers longest; no other is read, until C learns to
+            rows[0] = START_PRODUCT**0.5 / mean.clamp(min=1e-6)
+        C[1:].zero_()
+
+    def start_beside(self, started: "MambaScan") -> None:
+        super().start_beside(started)
+        with torch.no_grad():
+            self.x_proj.weight.copy_(started.x_proj.weight)
 
     def forward(
         self, streams: tuple[Tensor], lengths: Tensor | None, *, state: MambaState | None, reverse: bool
@@ -95,7 +127,8 @@ class Mamba(CausalMixer):
     bias : True gives both projections a bias, as speech encoders' attention has.
     dt_rank : width of the bottleneck before the step sizes; None takes d_model / 16, rounded up.
     options : ``d_state`` (16), ``d_conv`` (4 taps), ``activation`` (``silu`` or ``identity``, after the convolution),
-        ``dt_range`` (where step sizes start, log-uniformly: 0.001 to 0.1), and ``chunk_size`` and ``backend`` of
+        ``dt_range`` (where step sizes start, log-uniformly: 0.001 to 0.1, or where it is not given and the start is
+        from attention, 0.01), and ``chunk_size`` and ``backend`` of
         :func:`cald_speech.ops.selective_scan`.
 
     Example
@@ -138,7 +171,8 @@ class Mamba(CausalMixer):
     def init_from_attention(self, weights: AttentionWeights) -> frozenset[str]:
         """v to x, o to the output projection; the gate starts open.
 
-        q and k have no place: B and C are made from x, by projections that no attention has.
+        q and k have no place: B and C are made from x, by projections that no attention has. They start as a
+        running mean of the values.
         """
         weights = weights.expanded()
         values = weights.v.flatten(0, 1)
@@ -154,11 +188,14 @@ class Mamba(CausalMixer):
             )
         x, gate = self.in_proj.weight.chunk(2)
         x.copy_(values)
-        gate.mul_(0.1)  # a random gate would turn the sign of half of the copied values
+        gate.zero_()  # a random gate would turn the sign of half of the copied values
         x, gate = self.in_proj.bias.chunk(2)
         x.zero_() if weights.v_bias is None else x.copy_(weights.v_bias.flatten())
         gate.fill_(GATE_OPEN)
         self.out_proj.weight.copy_(weights.o.flatten(1))
         self.out_proj.bias.zero_() if weights.o_bias is None else self.out_proj.bias.copy_(weights.o_bias)
         self.scan.pass_through()
+        if not self.scan.ranges_given:
+            # Values of a normed input have the size of their row of W_v.
+            self.scan.start_as_mean(values.norm(dim=-1))
         return frozenset({"in_proj.weight", "out_proj.weight", "in_proj.bias", "out_proj.bias"})

@@ -11,10 +11,12 @@ head, with the step sizes dt > 0 and the decay rates A < 0:
     out        = W_out norm(y * silu(z)) + b_out                 GatedMixer.finish
 
 Started from attention weights, C, B and x take the places of q, k and v ("The Mamba in the Llama", arXiv 2408.15237):
-the scan is then linear attention with a decay. Gated linear attention and Hydra are the same parts put together in
+the scan is then linear attention with a decay, to which :func:`constant_product` adds what softmax has and linear
+attention lacks. Gated linear attention and Hydra are the same parts put together in
 another way. What a scan, its state and its pieces are is in ``scan.py``.
 """
 
+import math
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -22,8 +24,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cald_speech.mixers.base import AttentionWeights, Mixer, Projection
-from cald_speech.mixers.scan import GATE_OPEN, CausalMixer, Scan, ShortConvolution, Streams, step_size_bias
+from cald_speech.mixers.scan import (
+    GATE_OPEN,
+    START_RATES,
+    STEP_OF_ONE,
+    CausalMixer,
+    Scan,
+    ShortConvolution,
+    Streams,
+    step_size_bias,
+)
 from cald_speech.ops import ssd, ssd_bidirectional, ssd_pair
+
+STEPS, RATES = (0.001, 0.1), (1.0, 16.0)  # the paper's
+NEARLY_LINEAR = 0.3  # of the values that a SiLU is given: it then puts out half of them and little else
 
 
 class Heads(NamedTuple):
@@ -116,23 +130,25 @@ class GatedMixer(Mixer):
 
     @torch.no_grad()
     def init_from_attention(self, weights: AttentionWeights) -> frozenset[str]:
-        """q to C, k to B, v to x, o to the output projection; the gate starts open."""
+        """q to C, k to B, v to x, o to the output projection; a step of 1, an open gate, and no direct path."""
         weights = weights.expanded()
         self._check_fits(weights)
         head_dim, d_model = weights.q.shape[1:]
         scale = head_dim**-0.5
         sizes = (self.sizes[0], *self.heads.sizes, self.sizes[2])
-        gate, x, B, C, _ = self.in_proj.weight.split(sizes)
+        gate, x, B, C, per_head = self.in_proj.weight.split(sizes)
         for rows, source in ((x, weights.v), (B, weights.k), (C, weights.q * scale)):
             rows.copy_(source.reshape(-1, d_model))
         self.out_proj.weight.copy_(weights.o.reshape(d_model, -1))
-        # An open gate: a random one would turn the sign of half of the copied values.
-        gate.mul_(0.1)
+        for rows in (gate, per_head):  # the gate open, whatever the frame, and all frames' steps the same
+            rows.zero_()
         gate, x, B, C, per_head = self.in_proj.bias.split(sizes)
         gate.fill_(GATE_OPEN)
         per_head.zero_()
         for rows, source, factor in ((x, weights.v_bias, 1.0), (B, weights.k_bias, 1.0), (C, weights.q_bias, scale)):
             rows.zero_() if source is None else rows.copy_(source.reshape(-1) * factor)
+        for rows, constant in zip((B, C), constant_product(weights.k, weights.q * scale), strict=True):
+            rows.add_(constant.reshape(-1))
         self.out_proj.bias.zero_() if weights.o_bias is None else self.out_proj.bias.copy_(weights.o_bias)
         # The norm brings every channel to size 1, where attention puts out averages of values. Values of a normed input
         # have the size of their row of W_v; that averaging takes half of it is a guess, not tuned.
@@ -156,6 +172,36 @@ class GatedMixer(Mixer):
             )
 
 
+def constant_product(keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """What to add to the biases of keys and queries, so that every product of the two has 1 more in it.
+
+    exp(q . k) = 1 + q . k + ...: without its 1, linear attention sees how frames differ from their mean, and not the
+    mean. The two lie in that direction of a head in which keys and queries vary least, so that they change the rest of
+    a product least.
+
+    Arguments
+    ---------
+    keys, queries : (H, N, D), the projections.
+
+    Returns
+    -------
+    Two tensors (H, N), whose products are 1 in every head.
+
+    Example
+    -------
+    >>> for_keys, for_queries = constant_product(torch.randn(2, 8, 16), torch.randn(2, 8, 16))
+    >>> (for_keys * for_queries).sum(-1).round(decimals=4).tolist()
+    [1.0, 1.0]
+    """
+    spreads = [w.float() @ w.float().transpose(-1, -2) for w in (keys, queries)]
+    sizes = [s.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=1e-12) for s in spreads]
+    both = sum(s / size[:, None, None] for s, size in zip(spreads, sizes, strict=True))
+    direction = torch.linalg.eigh(both).eigenvectors[..., 0]
+    along = [(s @ direction[..., None]).squeeze(-1).mul(direction).sum(-1).clamp(min=1e-12) for s in spreads]
+    balance = (along[0] / along[1]).clamp(1e-2, 1e2)[:, None] ** 0.25
+    return (direction * balance).to(keys.dtype), (direction / balance).to(queries.dtype)
+
+
 class SSDState(NamedTuple):
     """What one piece of a sequence leaves for the next: the convolution's last inputs and the scan's state."""
 
@@ -173,7 +219,8 @@ class SSDScan(Scan):
     heads : the geometry.
     d_conv : taps of the short convolution; 0 for none (and no activation).
     activation : ``silu`` or ``identity``, after the convolution.
-    dt_range, A_range : where step sizes and decay rates start; a head's memory is 1 / (dt A) frames.
+    dt_range, A_range : where step sizes and decay rates start; a head's memory is 1 / (dt A) frames. Where neither is
+        given, a start from attention weights takes steps of 1 and a memory of 100 to 500 frames.
     skip : True adds D x, with a learned D for each head, to what the scan puts out.
     chunk_size, backend : handed to :func:`cald_speech.ops.ssd`.
     """
@@ -184,8 +231,8 @@ class SSDScan(Scan):
         *,
         d_conv: int = 4,
         activation: str = "silu",
-        dt_range: tuple[float, float] = (0.001, 0.1),
-        A_range: tuple[float, float] = (1.0, 16.0),
+        dt_range: tuple[float, float] = STEPS,
+        A_range: tuple[float, float] = RATES,
         skip: bool = True,
         chunk_size: int | None = None,
         backend: str = "auto",
@@ -193,6 +240,7 @@ class SSDScan(Scan):
         super().__init__()
         self.heads = heads
         self.options = {"chunk_size": chunk_size, "backend": backend}
+        self.ranges_given = (tuple(dt_range), tuple(A_range)) != (STEPS, RATES)
         self.conv1d = ShortConvolution(sum(heads.sizes), d_conv, activation=activation) if d_conv else None
         self.dt_bias = nn.Parameter(step_size_bias(heads.count, dt_range))
         self.A_log = nn.Parameter(torch.empty(heads.count).uniform_(*A_range).log())
@@ -279,9 +327,18 @@ class SSDScan(Scan):
         past, future = ssd_pair(*both, None if self.D is None else D, lengths=lengths, **self.options)
         return past.flatten(-2), future.flatten(-2)
 
+    @torch.no_grad()
     def pass_through(self) -> None:
         if self.conv1d is not None:
             self.conv1d.pass_through()
+        if self.D is not None:
+            self.D.zero_()
+        if self.ranges_given:
+            return
+        self.dt_bias.fill_(STEP_OF_ONE)
+        self.A_log.uniform_(*(math.log(rate) for rate in START_RATES))
+        if self.conv1d is not None and self.conv1d.activation == "silu":
+            self.conv1d.weight.mul_(NEARLY_LINEAR)  # the norm behind the scan makes up for it
 
 
 class Mamba2(GatedMixer, CausalMixer):

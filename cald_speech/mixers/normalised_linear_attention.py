@@ -26,11 +26,10 @@ from torch.nn import functional as F
 from cald_speech.mixers import averages
 from cald_speech.mixers.attention_heads import AttentionHeads
 from cald_speech.mixers.base import AttentionWeights, Projection, projected
-from cald_speech.mixers.scan import CausalMixer, Scan, Streams
+from cald_speech.mixers.scan import STEP_OF_ONE, CausalMixer, Scan, Streams
 from cald_speech.mixers.windowed_attention import Band, banded_attention_parts
 from cald_speech.ops import mask_padding, ssd
 
-STEP_OF_ONE = 0.541325  # softplus of it is 1
 LEAST_WEIGHT = 1e-12  # what a denominator is at least; half precision has a floor of its own
 
 

@@ -29,6 +29,10 @@ SCAN_PARAMETERS = ("A_log", "dt_bias", "D")
 # packs its weights anew), and little enough that what a layer makes of them stays near the caches.
 FRAMES_AT_ONCE = 1024
 
+# A start from attention counts every frame once, and forgets it after some hundred: attention forgets nothing.
+STEP_OF_ONE = 0.541325  # softplus of it is 1
+START_RATES = (0.002, 0.01)
+
 # silu(GATE_OPEN) = 1: a gate of this bias and zero weights lets everything through.
 GATE_OPEN = 1.27846
 
@@ -82,7 +86,11 @@ class Scan(nn.Module):
         return past, future
 
     def pass_through(self) -> None:
-        """Let the scan see what the projection put out: for a start from attention weights."""
+        """Let the scan see what the projection put out, and add nothing of its own: for a start from attention."""
+
+    def start_beside(self, started: "Scan") -> None:
+        """Start from attention as ``started`` has, the scan in the other direction over the same streams."""
+        self.pass_through()
 
     def _apply(self, fn, recurse=True):
         # .to(bfloat16) and .half() reach every parameter through here, and its gradient with it.

@@ -18,6 +18,8 @@ from cald_speech.mixers import (
     NormalisedLinearAttention,
     WindowedAttention,
 )
+from cald_speech.mixers.mamba2 import NEARLY_LINEAR, constant_product
+from cald_speech.mixers.scan import Scan
 from cald_speech.ops import gated_delta
 from tests.helpers import TOLERANCE, padded_batch, relative_error
 
@@ -61,6 +63,52 @@ def rows(mixer: Mamba2) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
     return dict(zip(("gate", "x", "B", "C", "dt"), zip(weights, biases, strict=True), strict=True))
 
 
+def projected(weights: AttentionWeights, x: torch.Tensor) -> list[torch.Tensor]:
+    """q / sqrt(d), k and v (B, H, T, d) of a start: q and k with what makes each of their products larger by 1."""
+    q, k, v = (
+        torch.einsum("btm,hdm->bhtd", x, getattr(weights, n)) + getattr(weights, f"{n}_bias")[:, None] for n in "qkv"
+    )
+    for_k, for_q = constant_product(weights.k, weights.q * HEAD_DIM**-0.5)
+    return [q * HEAD_DIM**-0.5 + for_q[:, None], k + for_k[:, None], v]
+
+
+def test_products_of_a_start_have_one_more():
+    """In a direction in which these keys and queries do not vary at all: q . k is then 1 + what it was."""
+    weights = attention(biases=False)
+    weights.k[:, -1], weights.q[:, -1] = 0, 0
+    x, _ = padded_batch((20,), WIDTH)
+    q, k = (torch.einsum("btm,hdm->bhtd", x, w) for w in (weights.q, weights.k))
+    for_k, for_q = constant_product(weights.k, weights.q)
+    products = (q + for_q[:, None]) @ (k + for_k[:, None]).transpose(-1, -2)
+    assert relative_error(products, 1 + q @ k.transpose(-1, -2)) <= TOLERANCE["parity"]
+
+
+@pytest.mark.parametrize(
+    "factory", [Mamba2, GatedLinearAttention, Hydra, GatedDeltaNet, Mamba], ids=lambda mixer: mixer.__name__
+)
+def test_a_start_adds_nothing_that_attention_had_not(factory):
+    """No direct path, one step for all frames, an open gate, a long memory; where ranges are given, those."""
+    mixer = factory(WIDTH, HEADS)
+    mixer.init_from_attention(attention())
+    scans = [module for module in mixer.modules() if isinstance(module, Scan)]
+    assert all(scan.D is None or not scan.D.any() for scan in scans)
+    x, _ = padded_batch((20,), WIDTH)
+    streams, gate = mixer.project(x)
+    assert (F.silu(gate) - 1).abs().max() < 1e-4
+    for scan in scans:
+        if factory is Mamba:
+            steps, slowest = scan.step_sizes(streams[0]), scan.A_log.exp().min(-1).values
+        else:
+            beside = streams[1][..., -HEADS:]  # all alike: they are zeros
+            steps, slowest = scan.step_sizes(beside), scan.A_log.exp()
+        assert (steps - steps[:, :1]).abs().max() < 1e-6
+        assert ((steps * slowest).max() < 0.011) and ((steps * slowest).min() > 0.0019)
+    given = factory(WIDTH, HEADS, dt_range=(0.05, 0.05))
+    given.init_from_attention(attention())
+    kept = [F.softplus(scan.dt_bias) for scan in given.modules() if isinstance(scan, Scan)]
+    assert all(torch.allclose(steps, torch.tensor(0.05)) for steps in kept)
+
+
 @pytest.mark.parametrize("biases", [True, False], ids=["biases", "no biases"])
 @pytest.mark.parametrize("key_heads", [HEADS, 2, 1], ids=["a key per head", "grouped keys", "one key"])
 def test_copied_rows_are_the_attentions(key_heads, biases):
@@ -68,6 +116,7 @@ def test_copied_rows_are_the_attentions(key_heads, biases):
     named = mixer.init_from_attention(weights)
     assert named == {"in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias"}
     repeats, scale = HEADS // key_heads, HEAD_DIM**-0.5
+    ones = dict(zip("BC", constant_product(weights.expanded().k, weights.q * scale), strict=True))
     for name, w, bias, factor in (
         ("C", weights.q, weights.q_bias, scale),
         ("B", weights.k.repeat_interleave(repeats, 0), weights.k_bias, 1.0),
@@ -75,10 +124,12 @@ def test_copied_rows_are_the_attentions(key_heads, biases):
     ):
         weight, own_bias = rows(mixer)[name]
         assert torch.equal(weight, w.reshape(WIDTH, WIDTH) * factor), name
-        if bias is None:
-            assert not own_bias.any(), name
-        else:
-            assert torch.equal(own_bias, bias.repeat_interleave(HEADS // len(bias), 0).flatten() * factor), name
+        expected = (
+            torch.zeros(HEADS, HEAD_DIM) if bias is None else bias.repeat_interleave(HEADS // len(bias), 0) * factor
+        )
+        if name in ones:
+            expected = expected + ones[name]
+        assert torch.equal(own_bias, expected.flatten()), name
     assert torch.equal(mixer.out_proj.weight, weights.o.reshape(WIDTH, WIDTH))
     assert torch.equal(mixer.out_proj.bias, weights.o_bias if biases else torch.zeros(WIDTH))
 
@@ -109,16 +160,19 @@ def test_others_have_mamba2s_rows(mixer_class):
     assert not mixer.in_proj.bias[4 * WIDTH :].any()
 
 
-def test_mamba_takes_values_and_outputs():
-    """With the convolution passing, an open gate and no state, what is left is o silu(v): D alone lets x through."""
+def test_mamba_starts_as_a_running_mean_of_values():
+    """Weights that are not attention's, but all positive: of these, half of the sum of a mean over a hundred frames."""
     weights, mixer = attention(), Mamba(WIDTH, HEADS)
     mixer.init_from_attention(weights)
     with torch.no_grad():
-        mixer.in_proj.weight[WIDTH:].zero_()  # the gate's
-        mixer.scan.x_proj.weight.zero_()  # B and C
         x, _ = padded_batch((20,), WIDTH)
-        v = x @ weights.v.reshape(WIDTH, WIDTH).T + weights.v_bias.flatten()
-        expected = F.silu(v) @ weights.o.reshape(WIDTH, WIDTH).T + weights.o_bias
+        v = F.silu(x @ weights.v.reshape(WIDTH, WIDTH).T + weights.v_bias.flatten())
+        _, B, C = mixer.scan.x_proj(v).split(mixer.scan.sizes, dim=-1)
+        assert not C[..., 1:].any()
+        age = torch.arange(20)[:, None] - torch.arange(20)
+        decay = torch.exp(-0.01 * age).where(age >= 0, 0.0) * 0.01
+        y = (C[..., :1] @ B[..., :1].transpose(-1, -2) * decay) @ v
+        expected = y @ weights.o.reshape(WIDTH, WIDTH).T + weights.o_bias
         assert relative_error(mixer(x), expected) <= TOLERANCE["parity"]
 
 
@@ -141,7 +195,7 @@ def test_gated_delta_net_is_linear_attention_that_is_hardly_corrected(options):
         mixer.in_proj.weight[4 * WIDTH :].zero_()  # those of write strengths and decays
         x, _ = padded_batch((20,), WIDTH)
         gate = mixer.project(x).gate
-        q, k, v = (torch.einsum("btm,hdm->bthd", x, getattr(weights, n)) + getattr(weights, f"{n}_bias") for n in "qkv")
+        q, k, v = (frames.transpose(1, 2) for frames in projected(weights, x))
         steps = F.softplus(mixer.scan.dt_bias).view(HEADS, -1)  # one for each channel, or for all
         g = (-steps * mixer.scan.A_log.exp()[:, None]).squeeze(-1)
         unit = lambda v: v / v.norm(dim=-1, keepdim=True)  # noqa: E731
@@ -161,14 +215,11 @@ def test_gated_linear_attention_is_decayed_linear_attention_with_a_norm_a_head()
         mixer.in_proj.weight[4 * WIDTH :].zero_()  # the step sizes'
         x, _ = padded_batch((20,), WIDTH)
         gate = mixer.project(x).gate
-        q, k, v = (
-            torch.einsum("btm,hdm->bhtd", x, getattr(weights, n)) + getattr(weights, f"{n}_bias")[:, None]
-            for n in "qkv"
-        )
+        q, k, v = projected(weights, x)
         dt, A = F.softplus(mixer.scan.dt_bias), -mixer.scan.A_log.exp()
         age = torch.arange(20)[:, None] - torch.arange(20)
         decay = ((dt * A)[:, None, None] * age).exp().where(age >= 0, 0.0) * dt[:, None, None]
-        heads = (q @ k.transpose(-1, -2) * HEAD_DIM**-0.5 * decay) @ v
+        heads = (q @ k.transpose(-1, -2) * decay) @ v
         normed = F.rms_norm(heads, (HEAD_DIM,), eps=1e-5).transpose(1, 2).flatten(-2)
         size = 0.5 * weights.v.reshape(WIDTH, WIDTH).norm(dim=-1)
         expected = (normed * size * F.silu(gate)) @ weights.o.reshape(WIDTH, WIDTH).T + weights.o_bias
@@ -179,20 +230,14 @@ def test_gated_linear_attention_is_decayed_linear_attention_with_a_norm_a_head()
 def test_the_scan_is_decayed_linear_attention(reverse):
     weights, mixer = attention(), Mamba2(WIDTH, HEADS, activation="identity", A_range=(1.0, 4.0), dt_range=(0.01, 0.5))
     mixer.init_from_attention(weights)
-    with torch.no_grad():  # the parts that attention does not have
-        rows(mixer)["gate"][0].zero_()
-        rows(mixer)["dt"][0].zero_()
-        mixer.scan.D.zero_()
+    with torch.no_grad():
         x, _ = padded_batch((20, 20), WIDTH)
-        q, k, v = (
-            torch.einsum("btm,hdm->bhtd", x, getattr(weights, n)) + getattr(weights, f"{n}_bias")[:, None]
-            for n in "qkv"
-        )
+        q, k, v = projected(weights, x)
         dt, A = F.softplus(mixer.scan.dt_bias), -mixer.scan.A_log.exp()
         age = torch.arange(20)[:, None] - torch.arange(20)
         age = -age if reverse else age
         decay = ((dt * A)[:, None, None] * age).exp().where(age >= 0, 0.0) * dt[:, None, None]
-        heads = (q @ k.transpose(-1, -2) * HEAD_DIM**-0.5 * decay) @ v
+        heads = (q @ k.transpose(-1, -2) * decay) @ v
         # The norm starts at half the size that values of a normed input have, which is that of their rows of W_v.
         size = 0.5 * weights.v.reshape(WIDTH, WIDTH).square().sum(-1).sqrt()
         normed = F.rms_norm(heads.transpose(1, 2).flatten(-2), (WIDTH,), eps=1e-5) * size
@@ -215,7 +260,7 @@ def test_both_directions_start_from_the_attention(shared):
     summed = sum(part.out_proj.bias for part in parts)
     assert relative_error(summed, weights.o_bias) <= TOLERANCE["rounding"]
     for scan in (mixer.forwards.scan, mixer.backward_scan if shared else mixer.backwards.scan):
-        assert torch.equal(scan.conv1d.weight[..., -1], torch.ones_like(scan.conv1d.weight[..., -1]))
+        assert torch.equal(scan.conv1d.weight[..., -1], torch.full_like(scan.conv1d.weight[..., -1], NEARLY_LINEAR))
         assert not scan.conv1d.weight[..., :-1].any() and not scan.conv1d.bias.any()
 
 
