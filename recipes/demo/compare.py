@@ -1,0 +1,80 @@
+"""The demo's student with one mixer and another, after few steps and more:
+
+python recipes/demo/compare.py --steps 100 --steps 400
+
+Every run is `make demo`'s guided student, but for its mixer, steps and seed; the schedule ends with the steps. A run
+that stands in results/demo/compare is not repeated. The last line is the rows as JSON.
+"""
+
+import json
+import subprocess
+import time
+
+import click
+
+from cald_speech.commands import options
+from cald_speech.evaluation.report import format_table, read_result
+from cald_speech.recipes.demo.run import RESULTS, ROOT, recipe
+from cald_speech.recipes.demo.synthesis import synthesise_corpus
+
+# Of Bidirectional, a mixer and what else is asked for.
+BOTH = "Bidirectional {{share_projections: True, chunk_size: 32, mixer: !name:cald_speech.mixers.{} {{}}{}}}"
+MIXERS = {
+    "mamba2": BOTH.format("Mamba2", ""),
+    "gated_linear_attention": BOTH.format("GatedLinearAttention", ""),
+    "hydra": "Hydra {chunk_size: 32}",
+    "gated_delta_net": BOTH.format("GatedDeltaNet", ""),
+    "normalised": BOTH.format("NormalisedLinearAttention", ""),
+    "normalised_window_16": BOTH.format("NormalisedLinearAttention", ", window: 16"),
+    "window_16": "WindowedAttention {window: 16}",
+    "mamba": BOTH.format("Mamba", ""),
+}
+
+
+@options.command()
+@click.option("--steps", type=int, multiple=True, default=(100, 400), show_default=True, help="May be repeated.")
+@click.option("--seed", type=int, multiple=True, default=(0,), show_default=True, help="May be repeated.")
+@click.option("--mixer", type=click.Choice(list(MIXERS)), multiple=True, help="May be repeated; default: all.")
+def main(steps: tuple[int, ...], seed: tuple[int, ...], mixer: tuple[str, ...]) -> None:
+    """Train and test a student for each number of steps, seed and mixer."""
+    synthesise_corpus(RESULTS / "data")
+    rows = [run(name, count, one) for count in steps for one in seed for name in mixer or MIXERS]
+    click.echo(format_table(rows))
+    click.echo(json.dumps(rows))
+
+
+def run(mixer: str, steps: int, seed: int) -> dict[str, object]:
+    """One row."""
+    folder = RESULTS / f"compare/{mixer}-{steps}-{seed}"
+    report = folder / "report"
+    if not (report / "row.json").exists():
+        start = time.perf_counter()
+        recipe("train.py", "hparams/demo/students.yaml", *arguments(mixer, steps, seed), "--output_folder", folder)
+        data = ("--data_folder", RESULTS / "data", "--split", "test", "--output_folder", report)
+        recipe("evaluate.py", folder / "model", *data)
+        facts = {"minutes": round((time.perf_counter() - start) / 60, 1), "commit": commit()}
+        (report / "row.json").write_text(json.dumps(facts))
+    result = read_result(report, "test")
+    (low, high), facts = result.interval(), json.loads((report / "row.json").read_text())
+    return {"mixer": mixer, "steps": steps, "seed": seed, "WER %": result.words.rate, "low": low, "high": high} | facts
+
+
+def commit() -> str:
+    """Of this checkout, with a mark where files were changed since; empty where there is none."""
+    asked = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def arguments(mixer: str, steps: int, seed: int) -> list[str]:
+    """Words for train.py: what is not as hparams/demo/students.yaml has it."""
+    schedule = f"{{warmup_steps: 20, decay_steps: {steps - 20}, shape: cosine, floor: 0.02}}"
+    layer_map = f"{{default: !name:cald_speech.mixers.{MIXERS[mixer]}}}"
+    return [
+        *("--guidance", "target", "--num_steps", str(steps), "--seed", str(seed)),
+        *("--schedule", f"!new:cald_speech.training.schedules.WarmupSchedule {schedule}"),
+        *("--layer_map", f"!new:cald_speech.conversion.LayerMap {layer_map}"),
+    ]
+
+
+if __name__ == "__main__":
+    main()
