@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cald_speech.families import Family, SpeechFamily, TextFamily, families
 from cald_speech.ops.backends import Request, why_not_native
 
-# Those that hear samples; tests/families/test_wav2vec2_bert.py has the one that hears features.
+# Those that hear samples; tests/families/test_features.py has those that hear features.
 SPEECH = {
     name: family
     for name, family in families().items()
@@ -111,6 +111,23 @@ def tiny_config(family: Family, norm: str = "layer", layers: int = 3, **options)
         **SMALL.get(family.model_type, {}),
     }
     return family.config_class(**(defaults | options))
+
+
+def parakeet_config(**options) -> PretrainedConfig:
+    """The same for Parakeet, whose sizes have names of their own."""
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "conv_kernel_size": 5,
+        "subsampling_conv_channels": 8,
+        "num_mel_bins": 16,
+        **dict.fromkeys(("dropout", "activation_dropout", "attention_dropout"), 0.0),
+    }
+    return families()["parakeet_ctc"].config_class(
+        **{"vocab_size": 32, "pad_token_id": 31, "encoder_config": sizes} | options
+    )
 
 
 def tiny_model(family: Family, norm: str = "layer", layers: int = 3, seed: int = 0, **options) -> PreTrainedModel:

@@ -85,6 +85,9 @@ def converted_class(family: Family, base: type[PreTrainedModel]) -> type[PreTrai
 def adopt(model: PreTrainedModel, family: Family, layer_map: LayerMap) -> None:
     """Make a model whose layers were just replaced one of the converted class, in place: it saves as what it is."""
     config = config_class(family)(**{k: v for k, v in model.config.to_dict().items() if k != "model_type"})
+    for key, value in vars(model.config).items():
+        if isinstance(value, PretrainedConfig):  # the parts of a config stay the ones that the modules hold
+            setattr(config, key, value)
     config._attn_implementation = model.config._attn_implementation
     config.layer_map = layer_map.to_dict()
     config.architectures = None

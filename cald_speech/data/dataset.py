@@ -50,7 +50,7 @@ def make_dataset(
     entries = read_manifest(manifest_path)
     for utterance, entry in entries.items():
         entry["text"] = normalise(entry["text"], normaliser)
-        if vocabulary.delimiter is None:
+        if not vocabulary.writes_spaces:
             # Such a model writes no spaces, and cannot be wrong about them.
             entry["text"] = "".join(entry["text"].split())
         encode(entry["text"], vocabulary, utterance_id=utterance, unknown=unknown)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from cald_speech.conversion import from_pretrained
+from cald_speech.conversion import from_pretrained, load_config
 from cald_speech.data.batching import Audio, Modality
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.encodings import read_text
@@ -34,6 +34,7 @@ from cald_speech.evaluation.forward import (
     states_and_output,
 )
 from cald_speech.evaluation.report import format_table
+from cald_speech.families import family_of
 from cald_speech.families.hub import load_processor
 
 Models = Mapping[str, PreTrainedModel]
@@ -134,7 +135,9 @@ def _opened(manifest: Path, teacher: str) -> tuple[Dataset, Modality]:
 
 
 def _load(folder: str | Path, device: str) -> PreTrainedModel:
-    model = from_pretrained(folder, head="base", device=device)
+    heads = family_of(load_config(str(folder))).heads
+    # The states are the same with a head; Parakeet's encoder alone is no model of its family.
+    model = from_pretrained(folder, head="base" if "base" in heads else heads[0], device=device)
     check_unconverted(str(folder), model)
     return model
 

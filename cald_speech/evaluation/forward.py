@@ -52,10 +52,10 @@ def check_unconverted(name: str, model: PreTrainedModel) -> None:
 
 
 def _form(model: PreTrainedModel) -> tuple[str, int, int, str]:
-    config, family = model.config, family_of(model)
-    traits = family.traits(config)
+    family = family_of(model)
+    traits = family.traits(model.config)
     frames = ", ".join(f"{name} {traits[name]}" for name in ("kernels", "frame rate") if name in traits)
-    return family.model_type, config.hidden_size, len(family.layers(model)), frames
+    return family.model_type, traits["width"], len(family.layers(model)), frames
 
 
 # --- the pass

@@ -81,11 +81,18 @@ class Family:
         the model needs: only a new head may be missing, and only what pretraining alone needed may be left over.
         """
         cls = model_class or self.class_with(self.default_head)
-        overrides = {**self.config_defaults, **overrides}
+        overrides = self.overrides({**self.config_defaults, **overrides})
         if isinstance(source, PretrainedConfig):
-            config = type(source).from_dict({**source.to_dict(), **overrides})
-            return self.prepare(cls(config).to(dtype))
+            values = source.to_dict()
+            for key, value in overrides.items():
+                nested = isinstance(getattr(source, key, None), PretrainedConfig) and isinstance(value, Mapping)
+                values[key] = {**values[key], **value} if nested else value
+            return self.prepare(cls(type(source).from_dict(values)).to(dtype))
         return self.prepare(self._checked(cls, source, dtype=dtype, **overrides))
+
+    def overrides(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values for a config, where they belong in it: a config of parts takes those of a part under its name."""
+        return dict(values)
 
     def _checked(self, cls: type[PreTrainedModel], source: str, **options: Any) -> PreTrainedModel:
         names = {"head_names": self.head_names, "optional_names": self.optional_names}
@@ -99,9 +106,17 @@ class Family:
         """What is to read the lengths of each batch that the base model gets; may change its modules to use them."""
         raise NotImplementedError
 
+    def base(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model without its head; its config has the layers' sizes."""
+        return model.base_model
+
+    def encoder_config(self, config: PretrainedConfig) -> PretrainedConfig:
+        """The part of a config that has the layers' sizes: all of it, where it is of one part."""
+        return config
+
     def context(self, model: PreTrainedModel) -> Lengths:
         """The model's lengths, put in place when they are first asked for."""
-        base = model.base_model
+        base = self.base(model)
         context = base.__dict__.get("cald_lengths")
         if context is None:
             context = base.__dict__["cald_lengths"] = self.new_lengths(base)
@@ -110,10 +125,11 @@ class Family:
 
     def traits(self, config: PretrainedConfig) -> dict[str, Any]:
         """What two models must share, by its name for people, before their states and logits can be compared."""
+        sizes = self.encoder_config(config)
         return {
             "family": self.model_type,
-            "width": config.hidden_size,
-            "layers": config.num_hidden_layers,
+            "width": sizes.hidden_size,
+            "layers": sizes.num_hidden_layers,
             "vocabulary": config.vocab_size,
             "labels": config.num_labels,
         }
@@ -148,7 +164,7 @@ class Family:
         Here that is the mask of attention in both directions, in the form that the model's attention takes.
         """
         mask = None if lengths is None else valid_frames(lengths, x.size(1))
-        config = model.base_model.config
+        config = self.base(model).config
         return {"attention_mask": create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=mask)}
 
     def attention_weights(self, model: PreTrainedModel, layer: nn.Module) -> AttentionWeights:

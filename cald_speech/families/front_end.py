@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cald_speech.errors import UserError
 from cald_speech.families.lengths import AudioLengths
 from cald_speech.families.log_mel import LogMel
 from cald_speech.ops import valid_frames
@@ -27,12 +28,20 @@ class Moments(NamedTuple):
     variance: Tensor
 
 
+class Piece(NamedTuple):
+    """Where a piece of audio stands in the whole: its first frame, and the samples of all of the audio."""
+
+    start: int
+    num_samples: int
+
+
 class FrontEnd(NamedTuple):
     """What stands around the layers of a speech encoder: from audio to frames, and the norm at the end.
 
-    Frames [a, b) of ``convolutions`` are made of the samples [a * stride, (b - 1) * stride + receptive_field) alone,
-    but where ``normed`` is a convolution: its output is normalised over all of the audio. For a piece of audio,
-    ``convolutions`` then takes the :class:`Moments` of that output over the whole as ``moments``.
+    Frames [a, b) of ``convolutions`` are made of the samples :meth:`samples_of` (a, b) alone, but where ``normed`` is a
+    convolution: its output is normalised over all of the audio. For a piece of audio, ``convolutions`` then takes the
+    :class:`Moments` of that output over the whole as ``moments``. Where the convolutions pad (``lead``), it takes the
+    :class:`Piece` too: their zeros stand at the ends of the audio alone.
     """
 
     convolutions: Callable[..., Tensor]  # (B, samples) -> (B, C, T)
@@ -43,8 +52,11 @@ class FrontEnd(NamedTuple):
     kernels: tuple[int, ...]  # of each convolution, in samples of its input
     strides: tuple[int, ...]
     positions_reach: int  # frames that the positional convolutions see on either side
+    widest: int  # numbers that the convolution with most of them puts out for a frame
     normed: nn.Conv1d | None  # the first convolution, where its output is normalised over time
     log_mel: LogMel | None = None  # what is normalised over time in its place, where the model hears features
+    lead: int = 0  # samples before the audio that the first frame would see; there are none
+    needed: int | None = None  # samples of the audio that the first frame must have; None: all that it sees
 
     @property
     def stride(self) -> int:
@@ -59,7 +71,13 @@ class FrontEnd(NamedTuple):
 
     def num_frames(self, num_samples: int) -> int:
         """Frames that so many samples give."""
-        return max(0, (num_samples - self.receptive_field) // self.stride + 1)
+        needed = self.receptive_field if self.needed is None else self.needed
+        return max(0, (num_samples - needed) // self.stride + 1)
+
+    def samples_of(self, start: int, stop: int) -> tuple[int, int]:
+        """First and last (exclusive) sample that frames [start, stop) see; what is not in the audio is not there."""
+        first = start * self.stride - self.lead
+        return first, first + (stop - start - 1) * self.stride + self.receptive_field
 
 
 class LengthAwareGroupNorm(nn.GroupNorm):
@@ -127,6 +145,11 @@ class SharedMasks:
 
     def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel):
         self.teacher, self.state = teacher.base_model, None
+        if not hasattr(student.base_model.config, "mask_time_prob"):
+            raise UserError(
+                f"teacher_mask: expected none, since {type(student).__name__} has no SpecAugment that a teacher could "
+                "share, got student. Leave it out"
+            )
         for key in MASK_KEYS:
             setattr(self.teacher.config, key, getattr(student.base_model.config, key))
         embedding = student.base_model._parameters.get("masked_spec_embed")

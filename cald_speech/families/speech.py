@@ -3,6 +3,7 @@
 That is the front end, both layer layouts, the slot's place, and an attention that long form can run block by block.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -153,6 +154,7 @@ class SpeechFamily(Family):
             kernels=tuple(config.conv_kernel),
             strides=tuple(config.conv_stride),
             positions_reach=self.positions_reach(config),
+            widest=math.prod(config.conv_stride[1:]) * config.conv_dim[0],
             normed=first.conv if isinstance(first.layer_norm, nn.GroupNorm) else None,
         )
 

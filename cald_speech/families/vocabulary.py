@@ -1,10 +1,14 @@
 """What the outputs of a CTC head mean, by the model's own tokenizer: text to labels, and labels to text."""
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
+
+from cald_speech.errors import UserError
+
+WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for the space before a word
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,8 @@ class Vocabulary:
     delimiter : the output that stands between words; None for scripts that write no spaces.
     lower_case : True writes lower case, whatever the tokens say.
     special : outputs that no text is spelled with, beside the blank and the delimiter.
+    subwords : the tokenizer of a vocabulary whose words begin with a token of their own kind (``▁the``, as in
+        SentencePiece): it has no delimiter, and which tokens write a word is for the tokenizer's own rules to say.
 
     Example
     -------
@@ -33,34 +39,64 @@ class Vocabulary:
     delimiter: int | None
     lower_case: bool = False
     special: frozenset[int] = frozenset()
+    subwords: PreTrainedTokenizerBase | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
         """That of a Hugging Face CTC tokenizer, whose pad token is the blank.
 
         A delimiter that its own vocabulary has not, and transformers has added behind it, is none: no head has an
-        output for it.
+        output for it. Raises UserError for a tokenizer that writes no words.
         """
         ids = tokenizer.get_vocab()
         tokens = tokenizer.convert_ids_to_tokens(range(max(ids.values()) + 1))
+        if not hasattr(tokenizer, "word_delimiter_token"):
+            if tokenizer.pad_token_id is None or not any(token.startswith(WORD_START) for token in ids):
+                raise UserError(
+                    f"expected a tokenizer of a CTC model, whose pad token is the blank, with a word delimiter "
+                    f"(Wav2Vec2CTCTokenizer) or words that begin with {WORD_START} (ParakeetTokenizer), got "
+                    f"{type(tokenizer).__name__} with neither. Give the one that the model was trained with"
+                )
+            special = frozenset(tokenizer.all_special_ids)
+            return cls(tuple(tokens), tokenizer.pad_token_id, None, special=special, subwords=tokenizer)
         delimiter = ids.get(tokenizer.word_delimiter_token)
         if delimiter is not None and delimiter >= tokenizer.vocab_size:
             delimiter = None
         special = frozenset(tokenizer.all_special_ids) - {delimiter}
         return cls(tuple(tokens), tokenizer.pad_token_id, delimiter, tokenizer.do_lower_case, special)
 
+    @property
+    def writes_spaces(self) -> bool:
+        """Whether it can tell where a word ends."""
+        return self.delimiter is not None or self.subwords is not None
+
+    def begins_word(self, token: int) -> bool:
+        """Whether a token of a vocabulary of subwords begins one."""
+        return self.tokens[token].startswith(WORD_START)
+
     def write(self, token: int) -> str:
         """The token as it stands in a transcript."""
+        if self.subwords is not None:
+            return self.tokens[token].removeprefix(WORD_START)
         return self.tokens[token].lower() if self.lower_case else self.tokens[token]
+
+    def join(self, tokens: list[int]) -> str:
+        """The word that the tokens write."""
+        if self.subwords is not None:
+            return self.subwords.decode(tokens, group_tokens=False, clean_up_tokenization_spaces=False).strip()
+        return "".join(map(self.write, tokens))
 
     def spell(self, word: str, *, any_case: bool = False) -> tuple[list[int], str]:
         """The outputs that write a word, the longest token first, and the characters that none writes.
 
-        A letter may be written composed or decomposed (Unicode's NFC and NFD), whichever the tokens are. ``any_case``
-        takes a letter that the tokens have in the other case alone.
+        Subwords are those of the tokenizer. A letter may be written composed or decomposed (Unicode's NFC and NFD),
+        whichever the tokens are. ``any_case`` takes a letter that the tokens have in the other case alone.
         """
         labels, strange, place = [], "", 0
         word = unicodedata.normalize("NFC", word)
+        if self.subwords is not None:
+            forms = dict.fromkeys((word, word.lower(), word.upper()) if any_case else (word,))
+            return min(map(self._spell_subwords, forms), key=lambda spelled: len(spelled[1]))
         while place < len(word):
             for size in range(min(self._longest, len(word) - place), 0, -1):
                 found = self._lookup(word[place : place + size], any_case and size == 1)
@@ -72,6 +108,17 @@ class Vocabulary:
                 strange += word[place]
                 place += 1
         return labels, strange
+
+    def _spell_subwords(self, word: str) -> tuple[list[int], str]:
+        ids = self._encode(word)
+        if not self.special.intersection(ids):
+            return ids, ""
+        strange = "".join(c for c in word if self.special.intersection(self._encode(c)))
+        kept = self._encode("".join(c for c in word if c not in strange)) if strange != word else []
+        return [token for token in kept if token not in self.special], strange or word
+
+    def _encode(self, text: str) -> list[int]:
+        return self.subwords(text, add_special_tokens=False, split_special_tokens=True).input_ids if text else []
 
     @cached_property
     def _ids(self) -> dict[str, int]:

@@ -21,10 +21,12 @@ from transformers import (
 from cald_speech.families.base import Family
 from cald_speech.families.front_end import FrontEnd, Moments
 from cald_speech.families.lengths import FeatureLengths
-from cald_speech.families.log_mel import HOP, STACKED, WINDOW, LogMel
+from cald_speech.families.log_mel import SeamlessLogMel
 from cald_speech.families.speech import check_last_is_layer
 from cald_speech.families.wav2vec2_conformer import NoPositions, Wav2Vec2ConformerFamily
 from cald_speech.ops import valid_frames
+
+STACKED = 2  # frames of features that make one of the model's
 
 
 class Wav2Vec2BertFamily(Wav2Vec2ConformerFamily):
@@ -56,11 +58,11 @@ class Wav2Vec2BertFamily(Wav2Vec2ConformerFamily):
     def front_end(self, model: PreTrainedModel) -> FrontEnd:
         check_last_is_layer(model)
         base, none = model.base_model, nn.Identity()
-        log_mel = LogMel(base.config.feature_projection_input_dim // STACKED)
+        log_mel = SeamlessLogMel(base.config.feature_projection_input_dim // STACKED)
 
         def features(audio: Tensor, moments: Moments) -> Tensor:
-            weight = base.feature_projection.projection.weight
-            return log_mel.stacked(audio[0], *moments).to(weight).transpose(1, 2)
+            x = log_mel.normalised(log_mel(audio[0]), *moments).to(base.feature_projection.projection.weight)
+            return x[: len(x) // STACKED * STACKED].reshape(1, -1, STACKED * log_mel.channels).transpose(1, 2)
 
         return FrontEnd(
             features,
@@ -68,9 +70,10 @@ class Wav2Vec2BertFamily(Wav2Vec2ConformerFamily):
             NoPositions(),
             none,
             none,
-            kernels=(WINDOW, STACKED),
-            strides=(HOP, STACKED),
+            kernels=(log_mel.window, STACKED),
+            strides=(log_mel.hop, STACKED),
             positions_reach=0,
+            widest=STACKED * log_mel.channels,
             normed=None,
             log_mel=log_mel,
         )

@@ -161,7 +161,7 @@ def predicted_peak_bytes(
     1.0
     """
     family = family_of(model, SpeechFamily)
-    front, config, size = family.front_end(model), model.config, torch.finfo(dtype).bits // 8
+    front, config, size = family.front_end(model), family.base(model).config, torch.finfo(dtype).bits // 8
     weights = sum(p.numel() for p in model.parameters()) * size
     columns = config.hidden_size + sum(spare_widths(model, family))
     buffers = 0 if storage is not None else front.num_frames(int(duration_s * SAMPLE_RATE)) * columns * size
@@ -194,7 +194,7 @@ def _encode(
     family.context(model).forget()
     front, layers = family.front_end(model), family.layers(model)
     statistics = measure(source, front, normalise=do_normalize)
-    num_frames, width = front.num_frames(statistics.num_samples), model.config.hidden_size
+    num_frames, width = front.num_frames(statistics.num_samples), family.base(model).config.hidden_size
     sizes = BlockSizes.of(model.device, front, chunk_s)
     done = Progress(progress, num_frames * (FRONT_END_IN_LAYERS + len(layers)))
     buffers = Buffers(dtype, model.device, storage)
@@ -233,8 +233,7 @@ class Progress:
 def _work(front: FrontEnd, config, sizes: BlockSizes, columns: int) -> int:
     """Numbers that the greediest of the three stages holds at once, beside the buffers."""
     # The first convolution's output is the longest by far: before and behind its activation, and copied once.
-    convolutions = 3 * sizes.convolutions * front.stride // front.strides[0]
-    convolutions *= front.log_mel.channels if front.log_mel is not None else config.conv_dim[0]
+    convolutions = 3 * sizes.convolutions * front.widest
     # A piece with its halos: itself, its padding, the convolution's output and the sum; the kernel is made for each
     # from its factors (weight norm), and reordered by the library.
     kernel = sum(p.numel() for p in front.positions.parameters())

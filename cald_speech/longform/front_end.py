@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cald_speech.errors import UserError
 from cald_speech.families import FrontEnd, Moments
+from cald_speech.families.front_end import Piece
 from cald_speech.families.log_mel import LogMel
 from cald_speech.longform.layers import Frames
 from cald_speech.longform.source import SAMPLE_RATE, AudioSource
@@ -31,6 +32,7 @@ def measure(source: AudioSource, front: FrontEnd, *, normalise: bool) -> "AudioS
     statistics = AudioStatistics.for_model(front, normalise=normalise)
     for samples in source.blocks(SAMPLES_PER_READ):
         statistics.add(samples)
+    statistics.finish()
     return statistics
 
 
@@ -83,6 +85,9 @@ class AudioStatistics:
             self.window_products += windows.t() @ windows
             self.rest = self.rest[windows.size(0) * self.stride :].clone()
 
+    def finish(self) -> None:
+        """To be called behind the last sample."""
+
     @property
     def mean_and_scale(self) -> tuple[float, float]:
         """What the samples are brought to size with: (x - mean) * scale."""
@@ -117,22 +122,28 @@ class FeatureStatistics(AudioStatistics):
 
     def __init__(self, log_mel: LogMel):
         self.log_mel, self.num_samples, self.num_frames = log_mel, 0, 0
-        self.rest = torch.zeros(0)
-        self.origin: Tensor | None = None
+        self.rest = torch.zeros(log_mel.lead)
+        self.origin = torch.zeros(log_mel.channels, dtype=torch.float64)
         self.sums = torch.zeros(2, log_mel.channels, dtype=torch.float64)
 
     def add(self, samples: Tensor) -> None:
         self.num_samples += samples.numel()
         self.rest = torch.cat([self.rest, samples.float().cpu()])
-        features = self.log_mel(self.rest).double()
+        self._add(self.log_mel(self.rest))
+
+    def finish(self) -> None:
+        self._add(self.log_mel(self.rest, ended=True))
+
+    def _add(self, features: Tensor) -> None:
         if not len(features):
             return
-        if self.origin is None:
+        features = features.double()
+        if not self.num_frames:
             self.origin = features.mean(0)
         self.num_frames += len(features)
         features = features - self.origin
         self.sums += torch.stack([features.sum(0), features.square().sum(0)])
-        self.rest = self.rest[self.log_mel.samples_of(len(features)) :].clone()
+        self.rest = self.rest[len(features) * self.log_mel.hop :].clone()
 
     def normalised(self, samples: Tensor) -> Tensor:
         return samples
@@ -143,9 +154,10 @@ class FeatureStatistics(AudioStatistics):
         return Moments(mean + self.origin, variance)
 
 
-def convolve(front: FrontEnd, samples: Tensor, moments: Moments | None) -> Tensor:
+def convolve(front: FrontEnd, samples: Tensor, moments: Moments | None, piece: Piece | None = None) -> Tensor:
     """Normalised samples (n,), in dtype and on the device of the model, to all their frames, projected: (1, t, D)."""
     given = {} if moments is None else {"moments": moments}
+    given |= {"piece": piece} if front.lead else {}
     return front.projection(front.convolutions(samples[None], **given).transpose(1, 2))
 
 
@@ -161,7 +173,8 @@ def fill(
     moments = statistics.moments(front)
     for start in range(0, frames.num_frames, block):
         stop = min(start + block, frames.num_frames)
-        first, last = start * front.stride, (stop - 1) * front.stride + front.receptive_field
+        first, last = front.samples_of(start, stop)
+        first, last = max(0, first), min(last, statistics.num_samples)
         samples = source.read(first, last)
         if samples.numel() < last - first:
             raise UserError(
@@ -170,7 +183,7 @@ def fill(
             )
         samples = statistics.normalised(samples)
         samples = samples if front.log_mel is not None else samples.to(frames.frame())
-        frames.x[start:stop] = convolve(front, samples, moments)[0]
+        frames.x[start:stop] = convolve(front, samples, moments, Piece(start, statistics.num_samples))[0]
         done(stop - start)
 
 

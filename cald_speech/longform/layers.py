@@ -78,14 +78,15 @@ def run_layer(
 
 def spare_widths(model: PreTrainedModel, family: SpeechFamily) -> list[int]:
     """Widths of the buffers that the layers need beside their input: for each, the widest that any layer asks for."""
-    frame = torch.zeros(1, 1, model.config.hidden_size, dtype=model.dtype, device=model.device)
+    width = family.base(model).config.hidden_size
+    frame = torch.zeros(1, 1, width, dtype=model.dtype, device=model.device)
     needs = []
     for layer in family.layers(model):
         mixer = family.mixer(layer)
-        attention = [model.config.hidden_size] * 2  # keys and values
+        attention = [width] * 2  # keys and values
         opened = family.open(layer)
         need = attention if mixer is None else sweep_widths(opened, mixer.sweeps(), frame)[:-1]
-        needs.append([*need, model.config.hidden_size] if opened.reach else need)
+        needs.append([*need, width] if opened.reach else need)
     return [max(widths) for widths in zip_longest(*needs, fillvalue=0)]
 
 

@@ -171,6 +171,13 @@ class Recogniser:
                 f"the model has {model.config.vocab_size} outputs, but the tokenizer {len(vocabulary.tokens)} tokens: "
                 "expected the processor that the model was trained with"
             )
+        log_mel = family_of(model, SpeechFamily).front_end(model).log_mel
+        if log_mel is not None and (unlike := log_mel.unlike(processor.feature_extractor)):
+            raise UserError(
+                f"{folder or 'the processor'}: expected the features that {family.model_type} models are trained on, "
+                f"got a {type(processor.feature_extractor).__name__} with {', '.join(unlike)}. Long audio is heard "
+                "with these alone: give the model's own processor"
+            )
         model = model if device is None else model.to(device)
         return cls(model, vocabulary, getattr(processor.feature_extractor, "do_normalize", True))
 

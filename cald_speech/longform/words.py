@@ -56,7 +56,8 @@ class Word:
 class FrameTimes:
     """Where frames lie in time: frame t stands for ``stride`` samples about the centre of its receptive field.
 
-    So wav2vec2's frame 0, which sees samples 0 to 399, stands for 40 to 359, and frames tile the time without gaps.
+    So wav2vec2's frame 0, which sees samples 0 to 399, stands for 40 to 359, and frames tile the time without gaps. Of
+    a front end that pads, the field is counted without the samples before the audio, and as many behind.
 
     Example
     -------
@@ -72,11 +73,11 @@ class FrameTimes:
     def of(cls, model: PreTrainedModel) -> "FrameTimes":
         """Those of a speech encoder's convolutional front end."""
         front = family_of(model, SpeechFamily).front_end(model)
-        return cls(front.stride, front.receptive_field)
+        return cls(front.stride, front.receptive_field - 2 * front.lead)
 
     def start_s(self, frame: int) -> float:
         """The first moment that the frame stands for, in seconds."""
-        return (frame * self.stride + (self.receptive_field - self.stride) / 2) / SAMPLE_RATE
+        return max(0.0, frame * self.stride + (self.receptive_field - self.stride) / 2) / SAMPLE_RATE
 
     def end_s(self, frame: int) -> float:
         """The moment at which the next frame begins, in seconds."""
@@ -111,8 +112,8 @@ def words(
 ) -> Iterator[Word]:
     """Group spans into words at the word delimiter; each word is given out as soon as it is known to be complete.
 
-    Without a delimiter among the outputs every token is a word, or so many as ``sizes`` says one after the other, where
-    the text is known.
+    Without a delimiter among the outputs a word goes from a token that begins one to the next such token; where there
+    are none of these either, every token is a word, or so many as ``sizes`` says, where the text is known.
 
     Example
     -------
@@ -123,14 +124,17 @@ def words(
     AB 0.06 0.3 0.8
     A 0.56 0.74 0.5
     """
-    groups = _between_delimiters(spans, vocabulary.delimiter)
-    if vocabulary.delimiter is None:
+    if vocabulary.delimiter is not None:
+        groups = _between_delimiters(spans, vocabulary.delimiter)
+    elif vocabulary.writes_spaces and sizes is None:
+        groups = _from_starts(spans, vocabulary)
+    else:
         groups = _of_sizes(spans, repeat(1) if sizes is None else sizes)
     earliest_s = 0.0
     for group, end in groups:
         word = _word(group, vocabulary, times, margins, earliest_s, inf if end is None else times.start_s(end))
         earliest_s = word.end_s
-        yield replace(word, joined=vocabulary.delimiter is None and sizes is None)
+        yield replace(word, joined=not vocabulary.writes_spaces and sizes is None)
 
 
 Group = tuple[list[TokenSpan], int | None]
@@ -146,6 +150,18 @@ def _between_delimiters(spans: Iterable[TokenSpan], delimiter: int | None) -> It
             yield pending, span.first_frame
             pending = []
     if pending:
+        yield pending, None
+
+
+def _from_starts(spans: Iterable[TokenSpan], vocabulary: Vocabulary) -> Iterator[Group]:
+    """A token that writes the space alone waits for the one that follows; behind the last word it writes nothing."""
+    pending: list[TokenSpan] = []
+    for span in spans:
+        if vocabulary.begins_word(span.token) and any(vocabulary.write(s.token) for s in pending):
+            yield pending, span.first_frame
+            pending = []
+        pending.append(span)
+    if any(vocabulary.write(s.token) for s in pending):
         yield pending, None
 
 
@@ -175,7 +191,7 @@ def _word(
     )
     body = _body(characters)
     return Word(
-        text="".join(c.text for c in characters),
+        text=vocabulary.join([s.token for s in spans]),
         start_s=min(max(earliest_s, body[0].start_s - margins.lead_s), body[0].end_s),
         end_s=max(body[-1].end_s, min(latest_s, body[-1].end_s + margins.tail_s)),
         confidence=sum(c.confidence for c in characters) / len(characters),

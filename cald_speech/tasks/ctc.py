@@ -8,7 +8,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PretrainedConfig, Wav2Vec2Processor
+from transformers import PretrainedConfig, ProcessorMixin, Wav2Vec2Processor
 
 from cald_speech.data.batching import BatchChange, item_lengths
 from cald_speech.data.dataset import make_dataset
@@ -20,35 +20,46 @@ from cald_speech.errors import UserError
 from cald_speech.ops import valid_frames
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.decoding import greedy
-from cald_speech.tasks.processors import feature_extractor, first_processor
+from cald_speech.tasks.processors import SpeechProcessor, feature_extractor, first_processor
 from cald_speech.tasks.wer import score
 
 
 class CTC(Task):
     """Speech recognition with a CTC head: summed over characters, decoded greedily, measured in word error rate.
 
-    ``blank`` is the id of the blank label, the padding token of Hugging Face's CTC tokenizers; ``perturbation`` changes
-    the sound of training batches, before utterances are joined.
+    ``blank`` is the id of the blank label; None takes the padding token of the processor's tokenizer, which it is in
+    Hugging Face's models, and 0 as long as there is no processor. ``perturbation`` changes the sound of training
+    batches, before utterances are joined.
     """
 
     head = "ctc"
     metric = "WER"
 
-    def __init__(self, blank: int = 0, perturbation: Perturbation | None = None):
-        self.blank, self.perturbation = blank, perturbation
+    def __init__(self, blank: int | None = None, perturbation: Perturbation | None = None):
+        self.wanted_blank, self.blank, self.perturbation = blank, blank or 0, perturbation
 
     def processor(
         self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str
     ) -> Wav2Vec2Processor:
-        found = first_processor(Wav2Vec2Processor, places, required)
+        found = first_processor(SpeechProcessor, places, required)
         if found is not None:
-            return found
+            return self._hearing_blank(found)
         made = make_processor(folder, (normalise(entry["text"], normaliser) for entry in read_manifest(train).values()))
         extractor = feature_extractor(places, None)
         if extractor.model_input_names[0] != "input_values":  # an encoder that hears features has brought it
             made.feature_extractor = extractor
             made.save_pretrained(folder)
-        return made
+        return self._hearing_blank(made)
+
+    def _hearing_blank(self, processor: ProcessorMixin) -> ProcessorMixin:
+        own = processor.tokenizer.pad_token_id
+        if self.wanted_blank is not None and own != self.wanted_blank:
+            raise UserError(
+                f"blank: expected {own}, the tokenizer's padding token, which every decoder takes for the blank, got "
+                f"{self.wanted_blank}. Leave it out"
+            )
+        self.blank = own
+        return processor
 
     def dataset(
         self, manifest: Path, processor: Wav2Vec2Processor, *, normaliser: str, unknown: str

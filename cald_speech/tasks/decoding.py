@@ -104,7 +104,7 @@ class BeamSearch:
             _check_letters(Path(kenlm_path), tokenizer)
             _check_kenlm(Path(kenlm_path))
             self._description += f", kenlm_path={str(kenlm_path)!r}, alpha={alpha}, beta={beta}"
-        self._lower_case = tokenizer.do_lower_case
+        self._lower_case = getattr(tokenizer, "do_lower_case", False)
         # imported late: it takes seconds, and greedy decoding does without it
         from speechbrain.decoders.ctc import CTCBeamSearcher
 
@@ -112,7 +112,7 @@ class BeamSearch:
             self._searcher = CTCBeamSearcher(
                 blank_index=tokenizer.pad_token_id,
                 vocab_list=tokenizer.convert_ids_to_tokens(range(max(tokenizer.get_vocab().values()) + 1)),
-                space_token=tokenizer.word_delimiter_token,
+                space_token=getattr(tokenizer, "word_delimiter_token", " "),
                 kenlm_model_path=None if kenlm_path is None else str(kenlm_path),
                 alpha=alpha,
                 beta=beta,

@@ -5,12 +5,14 @@ from typing import Any
 
 from transformers import (
     AutoFeatureExtractor,
+    AutoProcessor,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     SequenceFeatureExtractor,
     Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
 )
 
 from cald_speech.data.audio import SAMPLE_RATE
@@ -30,8 +32,23 @@ class _AnyExtractor:
             return Wav2Vec2FeatureExtractor.from_pretrained(place, **options)
 
 
+class SpeechProcessor:
+    """The class that a folder names, where it has tokenizer and feature extractor and no language model beside them."""
+
+    @staticmethod
+    def from_pretrained(place: str, **options: Any) -> ProcessorMixin:
+        """Raises what transformers raises where a part is missing."""
+        try:
+            found = AutoProcessor.from_pretrained(place, **options)
+        except (ImportError, OSError, ValueError, KeyError):
+            found = None
+        if isinstance(found, ProcessorMixin) and not hasattr(found, "decoder"):
+            return found
+        return Wav2Vec2Processor.from_pretrained(place, **options)
+
+
 def first_processor(
-    cls: type[ProcessorMixin] | type[AutoTokenizer] | type[_AnyExtractor],
+    cls: type[SpeechProcessor] | type[AutoTokenizer] | type[_AnyExtractor],
     places: Sequence[str],
     required: str | None,
 ) -> ProcessorMixin | SequenceFeatureExtractor | PreTrainedTokenizerBase | None:

@@ -154,7 +154,7 @@ class Objective:
         layers = self.family.layers(self.teacher)
         ends = [self.family.slot_ends(layers[i]) for i in self.mixers]
         with torch.no_grad(), captured_slots(ends) as (entering, leaving):
-            self.teacher.base_model(**inputs)
+            self.family.base(self.teacher)(**inputs)
         outputs = [mixer(x, lengths) for mixer, x in zip(self.mixers.values(), entering, strict=True)]
         return layer_distances(outputs, leaving, lengths)[0]
 

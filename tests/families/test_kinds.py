@@ -9,7 +9,7 @@ from transformers import (
     ElectraConfig,
     Gemma2Config,
     HieraConfig,
-    ParakeetCTCConfig,
+    ParakeetTDTConfig,
     PretrainedConfig,
     SEWConfig,
     Wav2Vec2Config,
@@ -54,7 +54,10 @@ def test_the_other_kind_is_refused_with_the_way_out():
             SEWConfig(),
             "'sew' is not known: .* The nearest is wav2vec2: it squeezes time: its layers run at half the rate",
         ),
-        (ParakeetCTCConfig(), "'parakeet_ctc' is not known: .* The nearest is wav2vec2-bert: two-dimensional"),
+        (
+            ParakeetTDTConfig(),
+            "'parakeet_tdt' is not known: .* The nearest is parakeet_ctc: its decoder is a transducer",
+        ),
         (ElectraConfig(), "'electra' is not known: .* The nearest is bert"),
         (Gemma2Config(), "'gemma2' is not known: .* The nearest is llama"),
         (

@@ -15,6 +15,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     ModernBertConfig,
+    ParakeetCTCConfig,
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
@@ -34,6 +35,7 @@ from cald_speech.mixers import Bidirectional, Linformer, Mamba, Mamba2
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 ROBERTA = {"vocab_size": 50_265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+PARAKEET = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "intermediate_size": 4096}
 PYTHIA = {"vocab_size": 50_304, "max_position_embeddings": 2048, "tie_word_embeddings": False}
 PYTHIA_1B = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8, "intermediate_size": 8192}
 LLAMA_1B = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
@@ -119,6 +121,10 @@ SPEECH_MODELS = {
     "unispeech-1350-en-353-fr-ft-1h": (UniSpeechConfig(**SPEECH_LARGE), "base", 315_438_720),
     "unispeech-sat-base": (UniSpeechSatConfig(**SPEECH_BASE), "base", 94_371_712),
     "unispeech-sat-large": (UniSpeechSatConfig(**SPEECH_LARGE | {"conv_bias": False}), "base", 315_435_136),
+    # Layers, width and heads are FastConformer's XL and XXL, as their cards say; the totals are arithmetic (600 million
+    # and 1.1 thousand million on the cards; 4.25 GB for the file of the larger one).
+    "parakeet-ctc-0.6b": (ParakeetCTCConfig(encoder_config=PARAKEET), "ctc", 608_799_745),
+    "parakeet-ctc-1.1b": (ParakeetCTCConfig(encoder_config=PARAKEET | {"num_hidden_layers": 42}), "ctc", 1_062_540_289),
     "w2v-bert-2.0": (Wav2Vec2BertConfig(), "base", 580_493_120),
     "wav2vec2-conformer-rel-pos-large": (Wav2Vec2ConformerConfig(**SPEECH_LARGE), "base", 618_559_104),
     "wav2vec2-conformer-rope-large": (
@@ -138,6 +144,8 @@ def speech_parameters(config, head: str) -> int:
         return wav2vec2_bert_parameters(config)
     if config.model_type == "whisper":
         return whisper_parameters(config)
+    if config.model_type == "parakeet_ctc":
+        return parakeet_parameters(config.encoder_config) + (config.encoder_config.hidden_size + 1) * config.vocab_size
     width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     channels = [1, *config.conv_dim]
     convolutions = sum(a * b * k for a, b, k in zip(channels, channels[1:], config.conv_kernel, strict=False))
@@ -159,6 +167,16 @@ def speech_parameters(config, head: str) -> int:
     if config.model_type == "wavlm":  # a gate of eight numbers from each head's width, its scale, and one table
         total += config.num_hidden_layers * ((width // heads + 1) * 8 + heads) + config.num_buckets * heads
     return total + ((width + 1) * config.vocab_size if head == "ctc" else 0)
+
+
+def parakeet_parameters(config) -> int:
+    width, inner, channels = config.hidden_size, config.intermediate_size, config.subsampling_conv_channels
+    subsampling = 10 * channels + 2 * (10 * channels + (channels + 1) * channels)
+    subsampling += (config.num_mel_bins // 8 * channels + 1) * width
+    feed_forwards = 2 * ((width + 1) * inner + (inner + 1) * width)
+    attention = 4 * (width + 1) * width + width * width + 2 * width  # positions, and two biases of a head's size
+    convolution = 2 * (width + 1) * width + (config.conv_kernel_size + 1) * width + 2 * width + (width + 1) * width
+    return subsampling + config.num_hidden_layers * (feed_forwards + attention + convolution + 5 * 2 * width)
 
 
 def wav2vec2_bert_parameters(config) -> int:
@@ -187,17 +205,17 @@ def test_a_published_speech_model_converts(config, head, parameters):
     family = family_of(config)
     with torch.device("meta"):
         model = family.load(config, model_class=family.class_with(head))
-        expected = size(SHARED(config.hidden_size, config.num_attention_heads))
+        sizes = family.encoder_config(config)
+        expected = size(SHARED(sizes.hidden_size, sizes.num_attention_heads))
     assert size(model) == parameters
     # All of it goes, WavLM's gates and its table of biases too.
     attention = sum(size(family.attention(layer)) for layer in family.layers(model))
     report = convert(model, LayerMap(SHARED), initialise="random")
     assert report.num_parameters_before == parameters
-    assert report.num_parameters_after == parameters - attention + config.num_hidden_layers * expected == size(model)
+    assert report.num_parameters_after == parameters - attention + sizes.num_hidden_layers * expected == size(model)
     # as hparams/mamba.yaml says; attention is a smaller part of a conformer, and a greater of Whisper's encoder
-    assert config.model_type in ("wav2vec2-bert", "wav2vec2-conformer", "whisper") or math.isclose(
-        report.num_parameters_after / parameters, 1.08, abs_tol=0.005
-    )
+    others = ("parakeet_ctc", "wav2vec2-bert", "wav2vec2-conformer", "whisper")
+    assert config.model_type in others or math.isclose(report.num_parameters_after / parameters, 1.08, abs_tol=0.005)
     # transformers makes SpecAugment's vector on the CPU, wherever the rest is.
     assert all(p.is_meta for name, p in model.named_parameters() if "masked_spec_embed" not in name)
     assert set(report.layers) == {"Bidirectional"}

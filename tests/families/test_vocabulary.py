@@ -5,10 +5,14 @@ import json
 import unicodedata
 
 import pytest
-from transformers import Wav2Vec2CTCTokenizer
+import tokenizers
+from tokenizers.trainers import BpeTrainer
+from transformers import ParakeetTokenizer, PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
 
 from cald_speech.data.text import encode
+from cald_speech.errors import UserError
 from cald_speech.families.vocabulary import Vocabulary
+from cald_speech.longform.words import FrameTimes, TokenSpan, words
 from cald_speech.tasks.wer import score
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -76,3 +80,48 @@ def test_a_letter_is_taken_in_the_case_that_the_vocabulary_has(text, letters):
     labels, strange = vocabulary.spell(text, any_case=True)
     assert (len(labels), strange) == (len(text), "")
     assert vocabulary.spell(text)[1], "without any_case it is refused"
+
+
+def subword_tokenizer(texts, size=18) -> ParakeetTokenizer:
+    """Laid out as Parakeet's: byte pairs of words that begin with a mark, and the blank behind all of them."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", fuse_unk=True))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made.decoder = tokenizers.decoders.Metaspace()
+    made.train_from_iterator(texts, BpeTrainer(vocab_size=size, special_tokens=["<unk>"], show_progress=False))
+    tokenizer = ParakeetTokenizer(tokenizer_object=made, unk_token="<unk>", clean_up_tokenization_spaces=False)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    return tokenizer
+
+
+def test_subwords_are_the_tokenizers():
+    text = "hello low holler hello wool oh w hero"
+    tokenizer = subword_tokenizer([text])
+    vocabulary = Vocabulary.of(tokenizer)
+    assert vocabulary.blank == tokenizer.pad_token_id == len(tokenizer) - 1
+    labels = encode(text, vocabulary, utterance_id="a")
+    assert labels == tokenizer(text, add_special_tokens=False).input_ids and len(labels) > len(text.split())
+    assert tokenizer.decode(labels, group_tokens=False) == text
+    # What was written comes back as words with times, a space of its own at the end with none.
+    lone = tokenizer.convert_tokens_to_ids("\N{LOWER ONE EIGHTH BLOCK}")
+    spans = [TokenSpan(token, place, place, 1.0) for place, token in enumerate([*labels, lone])]
+    found = list(words(spans, vocabulary, FrameTimes(320, 320)))
+    assert [word.text for word in found] == text.split() and not any(word.joined for word in found)
+    sizes = [len(vocabulary.spell(word)[0]) for word in text.split()]
+    assert [word.text for word in words(spans, vocabulary, FrameTimes(320, 320), sizes=sizes)] == text.split()
+
+
+def test_what_subwords_do_not_write_is_told_or_left_out():
+    vocabulary = Vocabulary.of(tokenizer := subword_tokenizer(["hello hole"]))
+    for text, told in (("he€llo", "'€'"), ("<unk>", "'<'"), ("<pad>h", "'<'")):
+        with pytest.raises(UserError, match=f"utterance a: .*outside the tokenizer's vocabulary: .*{told}"):
+            encode(text, vocabulary, utterance_id="a")
+    labels = encode("he€llo € hole", vocabulary, utterance_id="a", unknown="drop")
+    assert labels == tokenizer("hello hole", add_special_tokens=False).input_ids
+    assert vocabulary.spell("Hello")[1] == "H"
+    assert vocabulary.spell("HELLO", any_case=True) == vocabulary.spell("hello")
+
+
+def test_a_tokenizer_that_writes_no_words_is_refused():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0})))
+    with pytest.raises(UserError, match=r"expected a tokenizer of a CTC model, .* with neither"):
+        Vocabulary.of(tokenizer)

@@ -13,7 +13,16 @@ from cald_speech.longform import AudioSource, stream_logits
 from cald_speech.mixers import WindowedAttention
 from cald_speech.mixers.windowed_attention import LEAST_QUERIES
 from tests.families.text import CASES
-from tests.helpers import SPEECH, SPEECH_CASES, TOLERANCE, audio_batch, padded_batch, relative_error, tiny_model
+from tests.helpers import (
+    SPEECH,
+    SPEECH_CASES,
+    TOLERANCE,
+    audio_batch,
+    padded_batch,
+    parakeet_config,
+    relative_error,
+    tiny_model,
+)
 
 WIDTH, HEADS, HEAD_DIM = 32, 4, 8
 FAMILIES = SPEECH
@@ -21,6 +30,7 @@ CONFORMERS = [
     (FAMILIES["wav2vec2-conformer"], "relative"),
     (families()["wav2vec2-bert"], "relative_key"),
     (families()["wav2vec2-bert"], "relative"),
+    (families()["parakeet_ctc"], "relative"),
 ]
 every_family = pytest.mark.parametrize("family", SPEECH_CASES)
 
@@ -142,13 +152,17 @@ def test_a_wide_window_is_the_kept_attention(family, layers, norm):
         assert relative_error(got, wanted) <= TOLERANCE["rounding"]
 
 
+QUERIES_AND_POSITIONS = ("linear_q.weight", "linear_pos", "pos_bias", "distance_embedding")
+QUERIES_AND_POSITIONS += ("q_proj.weight", "relative_k_proj", "bias_u", "bias_v")
+
+
 @pytest.mark.parametrize("layers", [(0, 1, 2), (1,)], ids=str)
 @pytest.mark.parametrize(("family", "kind"), CONFORMERS, ids=lambda value: getattr(value, "model_type", value))
 def test_a_wide_window_is_a_conformers_attention(family, kind, layers, tmp_path):
     """Relative positions are kept, alone and padded, by a folder and in long audio too."""
     model = conformer(family, kind)
     for name, parameter in model.named_parameters():
-        if any(part in name for part in ("linear_q.weight", "linear_pos", "pos_bias", "distance_embedding")):
+        if any(part in name for part in QUERIES_AND_POSITIONS):
             torch.nn.init.normal_(parameter)
     inputs, frames = hearing(family)
     with torch.no_grad():
@@ -170,6 +184,9 @@ def test_a_wide_window_is_a_conformers_attention(family, kind, layers, tmp_path)
 
 
 def conformer(family, kind):
+    if family.model_type == "parakeet_ctc":
+        torch.manual_seed(0)
+        return family.load(parakeet_config()).eval()
     if family.model_type == "wav2vec2-conformer":
         return tiny_model(family, position_embeddings_type=kind)
     shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
@@ -182,8 +199,9 @@ def hearing(family):
     """Samples or features with their mask, and how many frames each row has."""
     if family.input_key == "input_values":
         return audio_batch((8000, 5000)), (24, 15)
-    mask = (torch.arange(30) < torch.tensor([30, 17])[:, None]).long()
-    return (torch.randn(2, 30, 160), mask), (30, 17)
+    channels, per_frame = (16, 8) if family.model_type == "parakeet_ctc" else (160, 1)
+    mask = (torch.arange(30 * per_frame) < per_frame * torch.tensor([30, 17])[:, None]).long()
+    return (torch.randn(*mask.shape, channels), mask), (30, 17)
 
 
 def test_a_narrow_window_is_not():
