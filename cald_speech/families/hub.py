@@ -98,9 +98,22 @@ def load_processor(source: str | Path, target_lang: str | None = None) -> Proces
             f"beside the model, but they cannot be loaded: {error}. Copy them from the model it was made from, or give "
             "a processor"
         ) from error
+    if not has_vocabulary(getattr(processor, "tokenizer", None) or processor):
+        raise UserError(
+            f"{source}: expected a tokenizer's files beside the model (tokenizer.json, or vocab.txt and its kin), got "
+            "none. Copy them from the model it was made from, or give a processor"
+        )
     if target_lang is not None:
         write_in(processor.tokenizer, target_lang)
     return processor
+
+
+def has_vocabulary(processor: Any) -> bool:
+    """Whether a tokenizer knows more than its special tokens; True for what is none.
+
+    Of a text model's config alone transformers makes a tokenizer without a vocabulary, to which all words are unknown.
+    """
+    return not isinstance(processor, PreTrainedTokenizerBase) or len(processor) > len(processor.all_special_ids)
 
 
 def load_checked(

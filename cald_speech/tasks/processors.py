@@ -18,7 +18,7 @@ from transformers import (
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.errors import UserError
 from cald_speech.families.folder import check_processor
-from cald_speech.families.hub import check_source, load_processor_part
+from cald_speech.families.hub import check_source, has_vocabulary, load_processor_part
 
 
 class _AnyExtractor:
@@ -47,8 +47,19 @@ class SpeechProcessor:
         return Wav2Vec2Processor.from_pretrained(place, **options)
 
 
+class _Tokenizer:
+    """The tokenizer of a folder that has the files of one."""
+
+    @staticmethod
+    def from_pretrained(place: str, **options: Any) -> PreTrainedTokenizerBase:
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        if not has_vocabulary(tokenizer):
+            raise OSError("no vocabulary is beside the model")
+        return tokenizer
+
+
 def first_processor(
-    cls: type[SpeechProcessor] | type[AutoTokenizer] | type[_AnyExtractor],
+    cls: type[SpeechProcessor] | type[_Tokenizer] | type[_AnyExtractor],
     places: Sequence[str],
     required: str | None,
 ) -> ProcessorMixin | SequenceFeatureExtractor | PreTrainedTokenizerBase | None:
@@ -76,7 +87,7 @@ def feature_extractor(places: Sequence[str], required: str | None) -> SequenceFe
 
 def tokenizer_of(places: Sequence[str], required: str | None) -> PreTrainedTokenizerBase:
     """The same for text. Raises UserError where no place has a tokenizer: none can be made of a model's weights."""
-    found = first_processor(AutoTokenizer, places, required)
+    found = first_processor(_Tokenizer, places, required)
     if found is None:
         raise UserError(
             f"expected a tokenizer in one of {', '.join(places) or 'no place'}, got none. Give one with --processor"

@@ -13,6 +13,8 @@ from transformers import (
 
 import cald_speech
 from cald_speech.errors import UserError
+from cald_speech.families.hub import load_processor
+from cald_speech.tasks.processors import tokenizer_of
 from tests.families.text import CASES, CAUSAL, ENCODERS, MAPS, each, every_map_once, tokens_and_mask
 from tests.helpers import TOLERANCE, relative_error
 
@@ -248,3 +250,13 @@ def test_berts_names(head, tmp_path):
 def test_an_encoders_base_may_lack_a_pooler(case, tmp_path):
     case.model().save_pretrained(tmp_path)  # a masked-LM model has none
     assert cald_speech.from_pretrained(tmp_path, head="base").pooler is not None
+
+
+@every_case
+def test_a_model_without_a_tokenizer_has_none(case, tmp_path):
+    """transformers makes one without a vocabulary of some families' configs, to which every word is unknown."""
+    case.model().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"expected a tokenizer in one of .*Give one with --processor"):
+        tokenizer_of([str(tmp_path)], None)
+    with pytest.raises(UserError, match=r"expected (a tokenizer|the processor)'s files"):
+        load_processor(tmp_path)

@@ -1,4 +1,7 @@
-"""Every further speech family from a teacher to a transcript: distilled, evaluated, read in one pass."""
+"""Every speech family from a teacher to a transcript: distilled, saved, loaded, evaluated, read in one pass.
+
+Those that hear features have tests of their own. The usual ones stand in other tests, and here in `make test-all`.
+"""
 
 import json
 
@@ -14,10 +17,10 @@ from cald_speech.tasks.reading import whole as in_one_pass
 from tests.helpers import SMALL, SPEECH, USUAL
 from tests.training.miniature import write_model
 
-OTHERS = [family for name, family in SPEECH.items() if name not in USUAL]
+CASES = [pytest.param(f, id=name, marks=(pytest.mark.wide,) * (name in USUAL)) for name, f in SPEECH.items()]
 
 
-@pytest.mark.parametrize("family", OTHERS, ids=lambda family: family.model_type)
+@pytest.mark.parametrize("family", CASES)
 def test_a_family_is_trained_evaluated_and_read(family, experiment, start, tmp_path):
     options = SMALL.get(family.model_type, {})
     teacher = write_model(tmp_path / "teacher", family.model_type, mask_time_prob=0.1, mask_time_length=2, **options)
