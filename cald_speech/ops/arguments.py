@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from cald_speech.ops.backends import check_is_tensor, device_of, values_are_checked
 from cald_speech.ops.lengths import check_lengths, valid_frames
+
+# Others that torch calls floating have no arithmetic of their own.
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_scan(
@@ -37,10 +42,9 @@ def check_scan(
     """
     for name, v in {"x": x, "dt": dt, "A": A, "B": B, "C": C}.items():
         check_is_tensor(name, v)
-    if x.dim() != axes.count(",") + 1 or not x.is_floating_point():
-        raise ValueError(f"x: expected a float tensor {axes}, got {x.dtype} of shape {tuple(x.shape)}")
-    if B.dim() != 4:
-        raise ValueError(f"B: expected (B, T, G, N), got shape {tuple(B.shape)}")
+    check_x(x, axes)
+    if B.dim() != 4 or B.size(3) < 1:
+        raise ValueError(f"B: expected (B, T, G, N) and a state of at least 1, got shape {tuple(B.shape)}")
     batch, num_frames, units, *size = x.shape
     groups, d_state = B.shape[2:]
     if groups == 0 or units % groups:
@@ -58,6 +62,23 @@ def check_scan(
     check_chunk_size(chunk_size)
     if values_are_checked() and device_of(x).type != "meta":
         check_signs(dt, A, lengths)
+
+
+def check_x(x: Tensor, axes: str, name: str = "x") -> None:
+    """Raise ValueError unless x has these axes and holds floats, of no sequences or frames at the least.
+
+    Example
+    -------
+    >>> check_x(torch.ones(2, 0, 0), "(B, T, D)")
+    Traceback (most recent call last):
+    ...
+    ValueError: x: expected a float tensor (B, T, D) of at least (0, 0, 1), got torch.float32 of shape (2, 0, 0)
+    """
+    least = (0, 0) + (1,) * (axes.count(",") - 1)
+    if x.dim() != len(least) or x.dtype not in FLOATS or 0 in x.shape[2:]:
+        raise ValueError(
+            f"{name}: expected a float tensor {axes} of at least {least}, got {x.dtype} of shape {tuple(x.shape)}"
+        )
 
 
 def check_tensors(x: Tensor, expected: Mapping[str, tuple[Tensor | None, tuple[int, ...]]], *, of: str = "x") -> None:
@@ -80,10 +101,10 @@ def check_tensors(x: Tensor, expected: Mapping[str, tuple[Tensor | None, tuple[i
         if tensor.shape != shape:
             given = tuple(tensor.shape)
             raise ValueError(f"{name}: expected shape {shape} to go with {of} {tuple(x.shape)}, got {given}")
-        if not tensor.is_floating_point():
+        if tensor.dtype not in FLOATS:
             raise ValueError(f"{name}: expected a float tensor, got {tensor.dtype}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name}: expected on {x.device} like {of}, got {tensor.device}")
+        if (there := device_of(tensor)) != device_of(x):
+            raise ValueError(f"{name}: expected on {device_of(x)} like {of}, got {there}")
 
 
 def check_lengths_of(x: Tensor, lengths: Tensor | None, *, of: str = "x") -> None:
@@ -100,8 +121,12 @@ def check_lengths_of(x: Tensor, lengths: Tensor | None, *, of: str = "x") -> Non
     ValueError: lengths: expected on cpu like x, or on the CPU, got meta
     """
     check_lengths(lengths, x.size(0), x.size(1))
-    if lengths is not None and lengths.device != x.device and lengths.device.type != "cpu":
-        raise ValueError(f"lengths: expected on {x.device} like {of}, or on the CPU, got {lengths.device}")
+    if lengths is None:
+        return
+    if (there := device_of(lengths)) != device_of(x) and there.type != "cpu":
+        raise ValueError(f"lengths: expected on {device_of(x)} like {of}, or on the CPU, got {there}")
+    if isinstance(x, FakeTensor) and not isinstance(lengths, FakeTensor):
+        raise ValueError(f"lengths: expected of FakeTensorMode like {of}, got {type(lengths).__name__}")
 
 
 def check_chunk_size(chunk_size: int | None) -> None:

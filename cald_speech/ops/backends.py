@@ -67,12 +67,20 @@ def run_op(
     device = (tensors[0] if isinstance(tensors[0], Tensor) else tensors[0][0]).device
     if (lengths := options.get("lengths")) is not None:
         options["lengths"] = lengths.to(device, copy=device.type == "cpu")
+    tensors, options = _as_written(tensors), {key: _as_written(v) for key, v in options.items()}
     with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
         return backends[name].load(f"{op}_{name}")(*tensors, **options)
 
 
+def _as_written(v: Any) -> Any:
+    """Tensors with the signs in memory that they have: torch keeps some negations to itself, and kernels see none."""
+    if isinstance(v, tuple | list):
+        return tuple(map(_as_written, v))
+    return v.resolve_neg() if isinstance(v, Tensor) else v
+
+
 def check_is_tensor(name: str, v: Any) -> None:
-    """Raise ValueError for whatever else it is.
+    """Raise ValueError for whatever else it is, and for tensors whose numbers do not lie in rows: sparse, nested.
 
     Example
     -------
@@ -83,6 +91,8 @@ def check_is_tensor(name: str, v: Any) -> None:
     """
     if not isinstance(v, Tensor):
         raise ValueError(f"{name}: expected a tensor, got {type(v).__name__}")
+    if v.layout != torch.strided or v.is_nested:
+        raise ValueError(f"{name}: expected a dense tensor, got one of layout {v.layout}: call to_dense() on it")
 
 
 def device_of(x: Tensor) -> torch.device:
@@ -127,7 +137,7 @@ def choose_backend(op: str, asked: str, backends: Mapping[str, Backend], request
         if (name := next(fit, None)) is None:
             raise ValueError(f"backend: {op} has none that 'auto' takes on {request.device}: pass backend='torch'.")
         return name
-    if asked not in backends:
+    if not isinstance(asked, str) or asked not in backends:
         raise ValueError(
             f"backend: {op} expected one of {', '.join(('auto', *backends))}, got {asked!r}. "
             "The torch backend runs on every device."

@@ -73,13 +73,14 @@ def make_inputs(
     per_channel: bool = False,
     strength: float | None = None,
     left_out: tuple[str, ...] = (),
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """An op's inputs by name, in float32 on the CPU; those of a pair are called ``x past``, ``x future`` and so on.
 
     Decays forget within one to some 100 frames; ``strength`` makes every rate that strong, and steps even up to 1.
     per_channel : of the gated delta rule, a decay for every channel of the keys.
     """
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     randn = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
     frames = (batch, num_frames)
 
@@ -161,7 +162,7 @@ def run(
     if poisoned is not None:
         for name in (name for name in weights if name.startswith("y")):
             weights[name][poisoned.to(weights[name].device)] = torch.nan
-    kept = [name for name, v in outputs.items() if v.numel()]
+    kept = [name for name, v in outputs.items() if v.numel() and v.requires_grad]
     gradients = torch.autograd.grad(
         [outputs[name] for name in kept],
         list(leaves.values()),

@@ -22,7 +22,11 @@ if not torch.cuda.is_available():
 @pytest.fixture
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
     """What the test is parametrised with, its blocks made small enough for a few frames to have several."""
-    way: Way = request.param
+    set_small_blocks(request.param, monkeypatch)
+    return request.param
+
+
+def set_small_blocks(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     if way.op.startswith("ssd") and way.backend == "torch":
         # Two ways, by the size of a sequence.
         monkeypatch.setattr(torch_chunked, "SMALL_SEQUENCE", 2**40 if way.how == "whole batch" else 0)
@@ -35,7 +39,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
         short_chunks(monkeypatch)
         for name in ("FORWARD_CHANNELS", "BACKWARD_CHANNELS"):
             monkeypatch.setattr(launch, name, 8)
-    return way
 
 
 def set_tiles(monkeypatch: pytest.MonkeyPatch, frames: int, channels: int, tiles: int) -> None:

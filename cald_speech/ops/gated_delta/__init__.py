@@ -8,7 +8,7 @@ Attention, arXiv 2510.26692).
 
 from torch import Tensor
 
-from cald_speech.ops.arguments import check_chunk_size, check_lengths_of, check_tensors
+from cald_speech.ops.arguments import check_chunk_size, check_lengths_of, check_tensors, check_x
 from cald_speech.ops.backends import (
     Backend,
     Request,
@@ -104,10 +104,9 @@ def check(
     """Raise ValueError where the arguments do not fit the values v; in debug mode where g or beta have a wrong sign."""
     for name, tensor in {"q": q, "k": k, "v": v, "beta": beta, "g": g}.items():
         check_is_tensor(name, tensor)
-    if v.dim() != 4 or not v.is_floating_point():
-        raise ValueError(f"v: expected a float tensor (B, T, H, P), got {v.dtype} of shape {tuple(v.shape)}")
-    if k.dim() != 4:
-        raise ValueError(f"k: expected (B, T, G, N), got shape {tuple(k.shape)}")
+    check_x(v, "(B, T, H, P)", name="v")
+    if k.dim() != 4 or k.size(3) < 1:
+        raise ValueError(f"k: expected (B, T, G, N) and a state of at least 1, got shape {tuple(k.shape)}")
     batch, num_frames, heads, head_dim = v.shape
     groups, d_state = k.shape[2:]
     if groups == 0 or heads % groups:

@@ -57,5 +57,5 @@ def gated_delta_naive(
         state = torch.where(valid, decayed + update, state)
         outputs[t] = torch.where(valid[..., 0], torch.einsum("bhpn,bhn->bhp", state, q[:, t]), 0.0)
     # 3. Back to the values' dtype; the state stays in float32, since it is carried on.
-    y = torch.stack(outputs, dim=1).to(v.dtype) if num_frames else torch.zeros_like(v)
+    y = torch.stack(outputs, dim=1).to(v.dtype) if num_frames else v.clone()
     return (y, state) if return_final_state else y

@@ -53,7 +53,7 @@ class Call:
     def strided(self, **tensors: Tensor) -> None:
         """Set float32 tensors of four axes; only the last has to be contiguous, and is made so where it is not."""
         for name, v in tensors.items():
-            v = v.float()
+            v = v.float().resolve_neg()
             v = v if v.stride(3) == 1 or v.size(3) == 1 else v.contiguous()
             setattr(self.arguments, name, Strided(self.address(name, v), *v.stride()[:3]))
 

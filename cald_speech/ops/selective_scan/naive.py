@@ -42,6 +42,7 @@ def selective_scan_naive(
     # Padding is overwritten before it is computed with: torch.where alone would let a NaN there into the gradients.
     x, dt, B, C = (mask_padding(v, lengths) for v in (x, dt, B, C))
     inputs, dt, A = x.to(dtype), dt.to(dtype), A.to(dtype)
+    D = None if D is None else D.to(dtype)  # once: a gradient is added up over the frames in this dtype
     B, C = (v.to(dtype).repeat_interleave(channels // groups, dim=2) for v in (B, C))
     state = inputs.new_zeros(batch, channels, d_state) if initial_state is None else initial_state.to(dtype)
     if lengths is None:
@@ -55,8 +56,8 @@ def selective_scan_naive(
         state = torch.where(valid, decay * state + update, state)
         y = (state * C[:, t]).sum(-1)
         if D is not None:
-            y = y + D.to(dtype) * inputs[:, t]
+            y = y + D * inputs[:, t]
         outputs[t] = torch.where(valid[..., 0], y, 0.0)
     # 3. Back to the input's dtype; the state stays in float32, since it is carried on.
-    y = torch.stack(outputs, dim=1).to(x.dtype) if num_frames else torch.zeros_like(x)
+    y = torch.stack(outputs, dim=1).to(x.dtype) if num_frames else x.clone()
     return (y, state) if return_final_state else y

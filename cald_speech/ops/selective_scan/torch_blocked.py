@@ -53,8 +53,8 @@ class Plan(NamedTuple):
         cls, x: Tensor, A: Tensor, groups: int, lengths: Tensor | None, reverse: bool, chunk_size: int | None
     ) -> "Plan":
         batch, num_frames, channels = x.shape
-        rows = min(batch, max(1, FRAME_ELEMENTS // max(1, A.numel())))
-        frames = max(MIN_BLOCK_FRAMES, BLOCK_ELEMENTS // max(1, rows * A.numel()))
+        rows = max(1, min(batch, FRAME_ELEMENTS // A.numel()))
+        frames = max(MIN_BLOCK_FRAMES, BLOCK_ELEMENTS // (rows * A.numel()))
         frames = max(1, min(chunk_size or frames, frames, num_frames))
         shape = (batch, num_frames, groups, A.size(1), channels // groups)
         return cls(lengths, reverse, torch.promote_types(x.dtype, torch.float32), shape, rows, frames)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from cald_speech.ops.arguments import check_lengths_of, check_tensors
+from cald_speech.ops.arguments import check_lengths_of, check_tensors, check_x
 from cald_speech.ops.backends import (
     Backend,
     Request,
@@ -91,8 +91,7 @@ def short_conv(
     """
     check_is_tensor("x", x)
     check_is_tensor("weight", weight)
-    if x.dim() != 3 or not x.is_floating_point():
-        raise ValueError(f"x: expected a float tensor (B, T, D), got {x.dtype} of shape {tuple(x.shape)}")
+    check_x(x, "(B, T, D)")
     batch, _, channels = x.shape
     if weight.dim() != 2 or weight.size(0) != channels or weight.size(1) < 1:
         raise ValueError(f"weight: expected ({channels}, K) to go with x, got {tuple(weight.shape)}")

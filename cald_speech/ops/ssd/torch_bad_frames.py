@@ -1,8 +1,8 @@
-"""A frame that is NaN or infinite, kept from those before it in the order of the scan.
+"""A frame that is NaN, infinite or too large, kept from those before it in the order of the scan.
 
-Within a chunk a frame's weight for the frames before it is zero, and zero times NaN is NaN. Whatever is not finite in a
-sequence stays in its state until the end: so one look at the final state says whether any frame is bad, and the scan of
-a batch that has none, which is every one but for an accident, costs nothing more.
+Within a chunk a frame's weight for the frames before it is zero, and zero times NaN is NaN. A bad frame's own output is
+not finite: so one look at the outputs says whether any frame is bad, and the scan of a batch that has none, which is
+every one but for an accident, costs hardly more.
 """
 
 import math
@@ -23,7 +23,7 @@ def keep_from_earlier_frames(scan: Scan, x, dt, A, B, C, D, **options) -> tuple[
     Waits for the device, where that is not the CPU.
     """
     y, state = scan(x, dt, A, B, C, D, **options)
-    if x.size(1) > 1 and not math.isfinite(state.detach().sum().item()):
+    if x.size(1) > 1 and not math.isfinite(y.detach().sum(dtype=torch.promote_types(y.dtype, torch.float32)).item()):
         with torch.no_grad():  # the gradients are those of the scan as it was
             write_unspoilt(y, scan, x, dt, A, B, C, D, **options)
     return y, state
@@ -32,7 +32,9 @@ def keep_from_earlier_frames(scan: Scan, x, dt, A, B, C, D, **options) -> tuple[
 def write_unspoilt(y: Tensor, scan: Scan, x, dt, A, B, C, D, *, lengths, reverse, **options) -> None:
     """Into ``y`` (B, T, H, P), at the frames that come before every bad one of their head and feature."""
     bad_steps, bad_maps = (mask_padding(~torch.isfinite(v), lengths) for v in (dt, B))
-    bad_inputs = mask_padding(~torch.isfinite(x), lengths) | bad_steps[..., None]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weighted = x.to(dtype) * dt.to(dtype)[..., None]
+    bad_inputs = mask_padding(~(weighted.abs() < torch.finfo(dtype).max / 2), lengths)
     bad = bad_inputs | bad_maps.any(-1).repeat_interleave(x.size(2) // B.size(2), dim=2)[..., None]
     spoilt = bad.flip(1).cummax(1).values.flip(1) if reverse else bad.cummax(1).values
     x, dt, B = (v.masked_fill(bad, 0) for v, bad in ((x, bad_inputs), (dt, bad_steps), (B, bad_maps)))

@@ -67,9 +67,11 @@ def _running_sum(log_decay: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
     In float64: differences of long float32 sums lose up to 2e-5 of the decay.
     """
     log_decay = log_decay.double()
+    if reverse:  # not as a difference from the total, from which one huge step would take every digit
+        cum = log_decay.flip(-1).cumsum(-1).flip(-1)
+        return cum, cum[..., :1]
     cum = log_decay.cumsum(-1)
-    total = cum[..., -1:]
-    return (total - cum + log_decay if reverse else cum), total
+    return cum, cum[..., -1:]
 
 
 def _within_chunks(weighted: Tensor, B: Tensor, C: Tensor, cum: Tensor, reverse: bool) -> Tensor:
@@ -80,7 +82,9 @@ def _within_chunks(weighted: Tensor, B: Tensor, C: Tensor, cum: Tensor, reverse:
         future = future.T
     # Masked before the exp, so that no exp sees a positive argument.
     decay = (cum[..., :, None] - cum[..., None, :]).masked_fill(future, -torch.inf).to(weighted.dtype).exp()
-    return (C @ B.transpose(-1, -2) * decay) @ weighted
+    # A product of large numbers may be infinite, and a decay of 0 would make NaN of it.
+    products = C @ B.transpose(-1, -2)
+    return ((products.triu() if reverse else products.tril()) * decay) @ weighted
 
 
 def _across_chunks(added: Tensor, decay: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:

@@ -174,6 +174,8 @@ def _forward_block(
     # 1. What the chunk's own frames give, head by head.
     weights = attention_weights(decays.coarse, triangles, scratch("weights", groups, chunks, heads, size, size))
     products = torch.bmm(C, B.transpose(1, 2), out=scratch("products", groups * chunks, size, size))
+    # A product of large numbers may be infinite, and a decay of 0 would make NaN of it.
+    products = products.triu_() if reverse else products.tril_()
     weights.mul_(products.view(groups, chunks, 1, size, size))
     values = scratch("values", groups, chunks, heads, size, head_dim)
     torch.mul(x.transpose(2, 3), (dt * decays.inverse_fine).transpose(2, 3)[..., None], out=values)

@@ -29,7 +29,7 @@ def ssd_triton(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_fin
     if not x.numel():
         state = x.new_zeros(x.size(0), *x.shape[2:], B.size(3), dtype=torch.float32)
         state = state if initial_state is None else initial_state.float()
-        return (torch.zeros_like(x), state) if return_final_state else torch.zeros_like(x)
+        return (x.clone(), state) if return_final_state else x.clone()
     directions = (not reverse, reverse)
     scan = Inputs(x, dt[:, :, None], A[None], B, C, D)
     (y,), state = _scan([scan], initial_state, lengths, directions, with_state=return_final_state)
@@ -39,7 +39,7 @@ def ssd_triton(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_fin
 def ssd_bidirectional_triton(x, dt, A, B, C, D, *, lengths, chunk_size):
     """:func:`cald_speech.ops.ssd_bidirectional`, which documents arguments and result."""
     if not x.numel():
-        return torch.zeros_like(x)
+        return x.clone()
     (y,), _ = _scan([Inputs(x, dt, A, B, C, D)], None, lengths, (True, True), with_state=False)
     return y
 
@@ -47,7 +47,7 @@ def ssd_bidirectional_triton(x, dt, A, B, C, D, *, lengths, chunk_size):
 def ssd_pair_triton(x, dt, A, B, C, D, *, lengths, chunk_size):
     """:func:`cald_speech.ops.ssd_pair`, which documents arguments and result."""
     if not x[0].numel():
-        return torch.zeros_like(x[0]), torch.zeros_like(x[1])
+        return x[0].clone(), x[1].clone()
     each = zip(x, dt, A, B, C, D or (None, None), strict=True)
     scans = [Inputs(x, dt[:, :, None], A[None], B, C, D) for x, dt, A, B, C, D in each]
     (past, future), _ = _scan(scans, None, lengths, (True, True), with_state=False)
