@@ -3,7 +3,7 @@
 An op is a folder: ``__init__`` has its signature, its documentation, its check and the table of its backends; then
 come ``naive.py``, which defines it, ``torch_*.py``, ``native/`` (C for CPUs, beside the Python that calls it) and
 ``triton/`` (kernels for GPUs). Ops share ``backends.py`` (who runs, and why not), ``arguments.py`` (what is refused),
-``lengths.py`` and, for C, ``native/`` (compiler, call, headers).
+``lengths.py``, ``bad_frames.py`` and, for C, ``native/`` (compiler, call, headers).
 """
 
 from cald_speech.ops.gated_delta import BACKENDS as GATED_DELTA_BACKENDS

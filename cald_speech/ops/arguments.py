@@ -139,7 +139,7 @@ def check_chunk_size(chunk_size: int | None) -> None:
     ...
     ValueError: chunk_size: expected a whole number of at least 1, got -1
     """
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size is True or chunk_size < 1):
         raise ValueError(f"chunk_size: expected a whole number of at least 1, got {chunk_size!r}")
 
 

@@ -25,12 +25,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cald_speech.ops.bad_frames import all_finite, without, write_before
 from cald_speech.ops.lengths import mask_padding
 
 CHUNK_SIZE = 64
 CHANNEL_CHUNK_SIZE = 32  # where every channel has its decay
 FRAMES_PER_BLOCK = 8  # of such a chunk: within a block every pair of frames has its decays, N of them
 FRAMES_AT_ONCE = 4096  # what is kept for the backward pass is linear in all frames, what is not in these
+LARGE = 1e12  # in frames that something infinite came of: a product of three such numbers is finite
 STRONGEST_LOG_DECAY = -104.0  # exp of it is 0 in float32: a stronger decay is no different, and -inf makes no NaN
 
 
@@ -42,7 +44,7 @@ def gated_delta_torch(q, k, v, beta, g, *, lengths, reverse, initial_state, retu
     y, final = scan(*framewise, state, **options)
     # Whatever is not finite stays in the state: one look at its end says whether a frame is bad (but for q's, which
     # reach their own frame alone). Waits for the device, where that is not the CPU.
-    if v.size(1) > 1 and not math.isfinite(final.detach().sum().item()):
+    if v.size(1) > 1 and not all_finite(final):
         with torch.no_grad():  # the gradients are those of the scan as it was
             write_unspoilt(y, *framewise, state, **options)
     y = mask_padding(y, lengths)
@@ -50,20 +52,16 @@ def gated_delta_torch(q, k, v, beta, g, *, lengths, reverse, initial_state, retu
 
 
 def write_unspoilt(y: Tensor, q, k, v, beta, g, initial_state, *, reverse, chunk_size) -> None:
-    """Into ``y``, at the frames that come before every bad one of their head, by a scan without the bad ones.
-
-    Within a chunk a frame's weight for those before it is zero, and zero times NaN is NaN.
-    """
+    """Into ``y``, at the frames that come before every bad one of their head, by a scan without the bad ones."""
     per_group = v.size(2) // k.size(2)
-    bad_maps, bad_values, bad_beta = (~torch.isfinite(tensor) for tensor in (k, v, beta))
-    bad_g = g.isnan() | (g == torch.inf)
+    bad_maps, bad_values, bad_beta = (~(tensor.abs() < LARGE) for tensor in (k, v, beta))
+    bad_g = ~(g < math.log(LARGE))
     bad = bad_maps.any(-1).repeat_interleave(per_group, dim=2) | bad_values.any(-1) | bad_beta
     bad = bad | (bad_g.any(-1) if g.dim() == 4 else bad_g)
-    spoilt = (bad.flip(1).cummax(1).values.flip(1) if reverse else bad.cummax(1).values)[..., None]
     framewise = ((k, bad_maps), (v, bad_values), (beta, bad_beta), (g, bad_g))
-    k, v, beta, g = (tensor.masked_fill(bad, 0) for tensor, bad in framewise)
+    k, v, beta, g = (without(tensor, bad_there) for tensor, bad_there in framewise)
     unspoilt, _ = scan(q, k, v, beta, g, initial_state, reverse=reverse, chunk_size=chunk_size)
-    y.copy_(torch.where(spoilt, y, unspoilt))
+    write_before(y, bad[..., None], unspoilt, reverse=reverse)
 
 
 def scan(q, k, v, beta, g, initial_state, *, reverse, chunk_size) -> tuple[Tensor, Tensor]:
@@ -133,7 +131,8 @@ def products(q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
     """q_i . e^{G_i - G_j} k_j for j <= i, and k_i . e^{G_i - G_j} k_j for j < i; else 0. (..., C, C) each."""
     if log_decay.size(-1) == 1:
         decay = decays(log_decay, k.dtype)[..., 0]
-        return q @ k.transpose(-1, -2) * decay, (k @ k.transpose(-1, -2) * decay).tril(-1)
+        # A product of large numbers may be infinite, and a decay of 0 would make NaN of it.
+        return (q @ k.transpose(-1, -2)).tril() * decay, (k @ k.transpose(-1, -2) * decay).tril(-1)
     size, by_row = k.size(-2), []
     for start in range(0, size, FRAMES_PER_BLOCK):
         end = min(start + FRAMES_PER_BLOCK, size)

@@ -1,16 +1,15 @@
-"""A frame that is NaN, infinite or too large, kept from those before it in the order of the scan.
+"""A scan whose bad frames are kept from those before them (:mod:`cald_speech.ops.bad_frames`).
 
-Within a chunk a frame's weight for the frames before it is zero, and zero times NaN is NaN. A bad frame's own output is
-not finite: so one look at the outputs says whether any frame is bad, and the scan of a batch that has none, which is
-every one but for an accident, costs hardly more.
+A bad frame's own output is not finite: so one look at the outputs says whether any frame is bad, and the scan of a
+batch that has none costs hardly more.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from cald_speech.ops.bad_frames import all_finite, without, write_before
 from cald_speech.ops.lengths import mask_padding
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
@@ -23,7 +22,7 @@ def keep_from_earlier_frames(scan: Scan, x, dt, A, B, C, D, **options) -> tuple[
     Waits for the device, where that is not the CPU.
     """
     y, state = scan(x, dt, A, B, C, D, **options)
-    if x.size(1) > 1 and not math.isfinite(y.detach().sum(dtype=torch.promote_types(y.dtype, torch.float32)).item()):
+    if x.size(1) > 1 and not all_finite(y):
         with torch.no_grad():  # the gradients are those of the scan as it was
             write_unspoilt(y, scan, x, dt, A, B, C, D, **options)
     return y, state
@@ -33,10 +32,9 @@ def write_unspoilt(y: Tensor, scan: Scan, x, dt, A, B, C, D, *, lengths, reverse
     """Into ``y`` (B, T, H, P), at the frames that come before every bad one of their head and feature."""
     bad_steps, bad_maps = (mask_padding(~torch.isfinite(v), lengths) for v in (dt, B))
     dtype = torch.promote_types(x.dtype, torch.float32)
-    weighted = x.to(dtype) * dt.to(dtype)[..., None]
+    weighted = x.to(dtype) * dt.to(dtype)[..., None]  # what is summed, and may be infinite where neither is
     bad_inputs = mask_padding(~(weighted.abs() < torch.finfo(dtype).max / 2), lengths)
+    x, dt, clean_B = without(x, bad_inputs), without(dt, bad_steps), without(B, bad_maps)
+    unspoilt, _ = scan(x, dt, A, clean_B, C, D, lengths=lengths, reverse=reverse, **options)
     bad = bad_inputs | bad_maps.any(-1).repeat_interleave(x.size(2) // B.size(2), dim=2)[..., None]
-    spoilt = bad.flip(1).cummax(1).values.flip(1) if reverse else bad.cummax(1).values
-    x, dt, B = (v.masked_fill(bad, 0) for v, bad in ((x, bad_inputs), (dt, bad_steps), (B, bad_maps)))
-    unspoilt, _ = scan(x, dt, A, B, C, D, lengths=lengths, reverse=reverse, **options)
-    y.copy_(torch.where(spoilt, y, unspoilt))
+    write_before(y, bad, unspoilt, reverse=reverse)
