@@ -166,7 +166,7 @@ def why_not_triton(request: Request) -> str | None:
         return "the package triton is not installed: pip install 'triton>=3.6', or pass backend='torch'."
     if request.dtype == torch.float64:
         return "float64 is for gradient checks, which the torch backend runs: pass backend='torch'."
-    if request.device.type != "cuda" and not interpreted():
+    if request.device.type != "cuda" and not (request.device.type == "cpu" and interpreted()):
         return (
             f"it needs a CUDA device, and the tensors are on {request.device}. Move them, pass backend='torch', or set "
             "TRITON_INTERPRET=1 before the first import of triton to try the kernels on a CPU, slowly."

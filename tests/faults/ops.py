@@ -57,6 +57,7 @@ NUMBERS = {
     "d_state": (*SMALL, 31, 48, 64, 70, 128, 129, 257),
     "per_channel": (False, True),
     "taps": (1, 2, 3, 4, 4, 4, 5, 16, 17, 18),
+    "chunk_size": (1, 2, 7, 16, 17, 64, 300, 2**40),
 }
 # The interpreter takes milliseconds for every program.
 INTERPRETED = {
@@ -66,6 +67,8 @@ INTERPRETED = {
     "a group": (0, 1, 1, 2),
     "head_dim": (*SMALL, 48, 67),
     "d_state": (*SMALL, 70, 129, 257),
+    "taps": (1, 2, 3, 4, 4, 5, 17),
+    "chunk_size": (7, 16, 64, 2**40),
 }
 MOST_NUMBERS = 2**16  # of x, and of all states
 MOST_STEPS = 2**21  # of such numbers, frame by frame
@@ -164,7 +167,7 @@ def draw(backend: str, rng: random.Random) -> Case:
     if op == "short_conv":
         options["activation"] = rng.choice(["silu", "identity"])
     elif rng.random() < 0.5:
-        options["chunk_size"] = rng.choice([1, 2, 7, 16, 17, 64, 300, 2**40])
+        options["chunk_size"] = rng.choice(numbers["chunk_size"])
     threads = rng.choice([1, 1, 2, 3]) if backend == "native" else 1
     return Case(way, inputs, draw_lengths(sizes["batch"], num_frames, rng), options, threads)
 

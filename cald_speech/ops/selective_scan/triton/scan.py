@@ -127,5 +127,6 @@ def outputs_kernel(
             outputs = with_row(outputs, i, tl.sum(state * c[None, :], axis=1) + direct * value, UNROLL)
         steps = chunk * chunk_size + first + tl.arange(0, UNROLL)
         rows = batch * num_frames + frame_at(steps, end, REVERSE)
+        outputs = tl.where((steps < end)[:, None], outputs, 0.0)  # a bad frame's state, times a C of zeros, is NaN
         in_y = (steps < num_frames)[:, None] & inside[None, :]
         tl.store(y + (rows[:, None] * width + channels[None, :]), outputs.to(y.dtype.element_ty), mask=in_y)

@@ -57,4 +57,5 @@ def chunk_outputs(
         out += tl.exp2(coarse + rest)[:, None] * product(C_tile, tl.trans(state), WORK, PRECISION)
     if D is not None:
         out += tl.load(D + head) * x_tile.to(tl.float32)
+    out = tl.where(valid[:, None], out, 0.0)  # a bad frame's state, times the zeros of the padding, is NaN
     store_frames(y, out, batch, frames, num_frames, head, HEADS, P, BLOCK_P)
