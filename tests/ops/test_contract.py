@@ -231,6 +231,8 @@ def test_padding_is_never_read(way):
 
 
 BAD = [{name: value} for name in FRAMEWISE for value in (torch.nan, torch.inf)]
+# Numbers that are finite, and their products are not; a sum of taps or a state that decays has none of them.
+TOO_LARGE = dict.fromkeys(("x", "dt", "B", "C", "k", "v", "beta"), 3e38)
 ALL_BAD = [{name: (torch.nan, torch.inf)[k % 2] for k, name in enumerate(FRAMEWISE)}]
 
 
@@ -239,23 +241,27 @@ ALL_BAD = [{name: (torch.nan, torch.inf)[k % 2] for k, name in enumerate(FRAMEWI
 def test_a_bad_frame_changes_no_other_sequence_and_nothing_before_it(way):
     """A sequence for each input and value, with one number of one frame bad; every other sequence has none.
 
-    In the interpreter one sequence has them all, and there are no gradients: its programs share no scratch.
+    The last frame is padding, which stays zero whatever a state holds. In the interpreter one sequence has them all, and there are no gradients: its programs share no scratch.
     """
     one_at_a_time = way.backend != "triton"
     inputs = {name.split()[0] for name in way.inputs()}
     bad = [case for case in (BAD if one_at_a_time else ALL_BAD) if inputs & case.keys()]
+    if one_at_a_time and way.op in SCANS:
+        bad.append(TOO_LARGE)
     batch, frame = 2 * len(bad), way.frames // 2
     clean = {name: v.to(way.device) for name, v in way.inputs(batch=batch).items()}
     spoilt = {name: v.clone() for name, v in clean.items()}
     for sequence, case in zip(range(0, batch, 2), bad, strict=True):
         for name in (name for name in clean if name.split()[0] in case):
             spoilt[name][sequence, frame].view(-1)[-1] = case[name.split()[0]]
+    lengths = torch.full((batch,), way.frames - 1, device=way.device)
     for options in both_ways(way.op):
-        actual, expected = ((way.run if one_at_a_time else way.call)(v, **options) for v in (spoilt, clean))
+        actual, expected = ((way.run if one_at_a_time else way.call)(v, lengths, **options) for v in (spoilt, clean))
         others = {name: v[1::2] for name, v in expected.items() if v.size(0) == batch}
         assert bits_differ({name: actual[name][1::2] for name in others}, others) == []
         for name in (name for name in expected if name.startswith("y")):
             assert not actual[name][::2, frame].isfinite().flatten(1).all(1).any(), "it hides what is bad"
+            assert not actual[name][:, -1].any(), "it spoils padding"
             if way.op == "ssd_bidirectional":
                 continue  # every frame sees every other
             after = options.get("reverse") or name == "y future"
@@ -327,6 +333,9 @@ def test_slices_of_wider_tensors_and_twice_the_same(way):
             strided[name] = wide[..., 2:-1]
     assert_same(way.run(strided), expected, TOLERANCE["rounding"])
     assert bits_differ(way.run(inputs), expected) == []
+    negated = {name: torch._neg_view(-v.to(way.device)) for name, v in inputs.items()}  # torch has the sign, not memory
+    outputs = {name: v.cpu() for name, v in way.call(negated).items()}
+    assert bits_differ(outputs, {name: expected[name] for name in outputs}) == []
 
 
 @ways(but=("triton",))
@@ -356,6 +365,12 @@ def test_offsets_past_two_to_the_31(way, axis):
 
 WRONG = [
     ("x", lambda v: v.flatten(-2)),
+    ("x", lambda v: v.to_sparse()),
+    ("x", lambda v: v.to(torch.float8_e4m3fn)),
+    ("x", lambda v: v[:, :, :0]),
+    ("B", lambda v: v[..., :0]),
+    ("C", lambda v: v.to(torch.float8_e4m3fn)),
+    ("C", lambda v: FakeTensorMode().from_tensor(v)),
     ("x", lambda v: v.long()),
     ("dt", lambda v: torch.cat([v, v], dim=-1)),
     ("A", lambda v: v[..., None]),
@@ -391,9 +406,11 @@ WRONG = [
     ("chunk_size", 0),
     ("chunk_size", -1),
     ("chunk_size", 1.5),
+    ("chunk_size", True),
     ("activation", "relu"),
     ("backend", "cuda"),
     ("backend", "mamba_ssm"),
+    ("backend", []),
 ]
 
 
