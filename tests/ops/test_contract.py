@@ -231,7 +231,7 @@ def test_padding_is_never_read(way):
 
 
 BAD = [{name: value} for name in FRAMEWISE for value in (torch.nan, torch.inf)]
-# Numbers that are finite, and their products are not; a sum of taps or a state that decays has none of them.
+# Finite numbers whose products are not.
 TOO_LARGE = dict.fromkeys(("x", "dt", "B", "C", "k", "v", "beta"), 3e38)
 ALL_BAD = [{name: (torch.nan, torch.inf)[k % 2] for k, name in enumerate(FRAMEWISE)}]
 
@@ -241,7 +241,8 @@ ALL_BAD = [{name: (torch.nan, torch.inf)[k % 2] for k, name in enumerate(FRAMEWI
 def test_a_bad_frame_changes_no_other_sequence_and_nothing_before_it(way):
     """A sequence for each input and value, with one number of one frame bad; every other sequence has none.
 
-    The last frame is padding, which stays zero whatever a state holds. In the interpreter one sequence has them all, and there are no gradients: its programs share no scratch.
+    The last frame is padding, which stays zero whatever a state holds. In the interpreter one sequence has them all,
+    and there are no gradients: its programs share no scratch.
     """
     one_at_a_time = way.backend != "triton"
     inputs = {name.split()[0] for name in way.inputs()}
