@@ -9,7 +9,7 @@ SpecAugment to the audio, where SpecAugment is on. The positions are a table of 
 Converted models are CaldWhisperForAudioClassification, which conversion/classes.py makes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,15 +73,15 @@ class WhisperFamily(SpeechFamily):
     leftover_names = (r"decoder\.", r"proj_out\.")
     input_key = "input_features"
 
-    def load(self, source: str | PretrainedConfig, **options: Any) -> PreTrainedModel:
-        """As the base says. A share to be masked that is given turns SpecAugment on, which Whisper's configs have off.
+    def overrides(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A share to be masked that is given turns SpecAugment on, which Whisper's configs have off.
 
         The other share, of time or channels, is then 0 unless it is given too.
         """
         shares = ("mask_time_prob", "mask_feature_prob")
-        if any(options.get(share) for share in shares) and "apply_spec_augment" not in options:
-            options = dict.fromkeys(shares, 0.0) | options | {"apply_spec_augment": True}
-        return super().load(source, **options)
+        if any(values.get(share) for share in shares) and "apply_spec_augment" not in values:
+            return {**dict.fromkeys(shares, 0.0), **values, "apply_spec_augment": True}
+        return dict(values)
 
     def new_lengths(self, base: PreTrainedModel) -> WindowLengths:
         return WindowLengths(base.config)

@@ -6,13 +6,16 @@ import unicodedata
 
 import pytest
 import tokenizers
+import torch
 from tokenizers.trainers import BpeTrainer
 from transformers import ParakeetTokenizer, PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
 
 from cald_speech.data.text import encode
 from cald_speech.errors import UserError
 from cald_speech.families.vocabulary import Vocabulary
+from cald_speech.longform.formats import CUE_LINES, FORMATS, LINE_CHARACTERS
 from cald_speech.longform.words import FrameTimes, TokenSpan, words
+from cald_speech.tasks.decoding import greedy
 from cald_speech.tasks.wer import score
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -51,6 +54,28 @@ def test_labels_are_the_tokenizers_and_its_words_come_back(tmp_path, tokens, tex
     own = [[vocabulary.delimiter, *word] if place else word for place, word in enumerate(words)]
     assert labels == [label for word in own for label in word]
     assert score({"a": text}, {"a": tokenizer.decode(labels, group_tokens=False)}).words.rate == 0
+
+
+@pytest.mark.parametrize(("tokens", "text"), SCRIPTS.values(), ids=SCRIPTS)
+def test_what_a_model_says_is_read_and_shown(tmp_path, tokens, text):
+    """From logits to a transcript without an error, and to subtitles whose lines fit and hold every word once."""
+    tokenizer = make_tokenizer(tmp_path, tokens, word_delimiter_token=" " if " " in tokens else "|")
+    vocabulary = Vocabulary.of(tokenizer)
+    space = "" if vocabulary.delimiter is None else " "
+    said = space.join([text] * 9)
+    labels = torch.tensor(encode(said, vocabulary, utterance_id="a"))
+    frames = torch.stack([labels, torch.full_like(labels, vocabulary.blank)], dim=1).flatten()
+    logits = torch.nn.functional.one_hot(frames, len(vocabulary.tokens)).float()[None]
+    assert score({"a": said}, {"a": greedy(logits, torch.tensor([len(frames)]), tokenizer)[0]}).words.rate == 0
+    spans = [TokenSpan(label, 2 * place, 2 * place, 1.0) for place, label in enumerate(labels.tolist())]
+    shown = "".join(FORMATS["srt"].write(words(spans, vocabulary, FrameTimes(320, 320))))
+    cues = [block.split("\n")[2:] for block in shown.strip("\n").split("\n\n")]
+    wide = 2 if space == "" else 1
+    assert sum(map(len, cues)) > 1
+    assert all(1 <= len(lines) <= CUE_LINES for lines in cues)
+    assert all(wide * len(line) <= LINE_CHARACTERS and line == line.strip() for lines in cues for line in lines)
+    assert not any(unicodedata.combining(line[0]) for lines in cues for line in lines)
+    assert space.join(line for lines in cues for line in lines) == said
 
 
 def test_a_decomposed_vocabulary_writes_composed_text(tmp_path):
