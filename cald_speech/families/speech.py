@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from cald_speech.errors import UserError
 from cald_speech.families.base import Family, Opened, weights_by_head
 from cald_speech.families.front_end import FrontEnd, LengthAwareGroupNorm, Moments, convolve_normed
+from cald_speech.families.hub import read_config
 from cald_speech.families.lengths import AudioLengths, MixerSlot, frame_lengths
 from cald_speech.mixers import AttentionWeights, Mixer
 from cald_speech.ops import valid_frames
@@ -63,6 +64,12 @@ class SpeechFamily(Family):
         check_last_is_layer(model)
         self.context(model)
         return model
+
+    def _checked(self, cls: type[PreTrainedModel], source: str, **options: Any) -> PreTrainedModel:
+        # Before the weights are looked at: transformers' classifiers refuse an adapter without a way out.
+        if getattr(read_config(source, cls.config_class, **options), "add_adapter", False):
+            raise with_adapter()
+        return super()._checked(cls, source, **options)
 
     def new_lengths(self, base: PreTrainedModel) -> AudioLengths:
         """Lengths, and the length-aware norm that reads them."""
@@ -199,12 +206,15 @@ class SpeechFamily(Family):
 def check_last_is_layer(model: PreTrainedModel) -> None:
     """Raise UserError for a model with convolutions after its layers, which no loss and no long audio knows."""
     if getattr(model.base_model, "adapter", None) is not None:
-        raise UserError(
-            "expected a speech encoder whose output is its last layer's, got one with convolutions after it "
-            "(add_adapter in its config): its logits have fewer frames than its layers. Give a model without them, or "
-            "fine-tune this one's encoder anew, as hparams/teacher.yaml does, with model_overrides: {add_adapter: "
-            "False}"
-        )
+        raise with_adapter()
+
+
+def with_adapter() -> UserError:
+    return UserError(
+        "expected a speech encoder whose output is its last layer's, got one with convolutions after it (add_adapter "
+        "in its config): its logits have fewer frames than its layers. Give a model without them, or fine-tune this "
+        "one's encoder anew, as hparams/teacher.yaml does, with model_overrides: {add_adapter: False}"
+    )
 
 
 class BlockAttention:

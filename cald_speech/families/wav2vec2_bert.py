@@ -6,6 +6,7 @@ Converted models are CaldWav2Vec2BertModel, CaldWav2Vec2BertForCTC and CaldWav2V
 conversion/classes.py makes.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,7 +36,13 @@ class Wav2Vec2BertFamily(Wav2Vec2ConformerFamily):
     model_type = "wav2vec2-bert"
     config_class = Wav2Vec2BertConfig
     model_classes = (Wav2Vec2BertModel, Wav2Vec2BertForCTC, Wav2Vec2BertForSequenceClassification)
+    leftover_names = (*Wav2Vec2ConformerFamily.leftover_names, r"intermediate_ffn\.")  # before an adapter
     input_key = "input_features"
+
+    def overrides(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A model that is asked to do without an adapter does without the feed-forward before it too."""
+        without = {"use_intermediate_ffn_before_adapter": False} if values.get("add_adapter") is False else {}
+        return {**without, **values}
 
     def new_lengths(self, base: PreTrainedModel) -> FeatureLengths:
         context = FeatureLengths(base.config)

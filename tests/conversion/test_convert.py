@@ -10,6 +10,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 from cald_speech import LayerMap, convert, from_pretrained
 from cald_speech.conversion import ConversionReport, converted_class
 from cald_speech.errors import UserError
+from cald_speech.families import SpeechFamily, families
 from cald_speech.mixers import (
     Bidirectional,
     GatedDeltaNet,
@@ -78,17 +79,37 @@ def test_wavlms_position_bias_goes_with_the_last_attention():
             assert torch.equal(model.get_parameter(name), bias)
 
 
-def test_convolutions_behind_the_layers_are_refused_wherever_a_model_comes_in(tmp_path):
+# Those whose transformers classes may have convolutions behind their layers.
+WITH_ADAPTER = ("data2vec-audio", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm")
+
+
+@pytest.mark.parametrize("name", WITH_ADAPTER)
+def test_convolutions_behind_the_layers_are_refused_wherever_a_model_comes_in(name, tmp_path):
     """At conversion and on loading, not when a loss meets fewer logits than frames; the encoder alone may be used."""
-    family = FAMILIES["wav2vec2"]
-    model = family.classes["ctc"](tiny_config(family, add_adapter=True, output_hidden_size=32))
+    family, options = families()[name], {"add_adapter": True, "output_hidden_size": 32}
+    if name == "wav2vec2-bert":
+        options |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+        config = family.config_class(**options, vocab_size=32, use_intermediate_ffn_before_adapter=True)
+    else:
+        config = tiny_config(family, **options)
+    model = family.classes["ctc"](config)
     model.save_pretrained(tmp_path)
-    for attempt in (lambda: convert(model, MAPS["all"]), lambda: from_pretrained(tmp_path)):
-        with pytest.raises(UserError, match=r"add_adapter in its config.*model_overrides: \{add_adapter: False\}"):
-            attempt()
-    encoder = from_pretrained(tmp_path, add_adapter=False).base_model
-    assert encoder.adapter is None
-    assert torch.equal(encoder.encoder.layer_norm.weight, model.base_model.encoder.layer_norm.weight)
+    told = pytest.raises(UserError, match=r"add_adapter in its config.*model_overrides: \{add_adapter: False\}")
+    with told:
+        convert(model, MAPS["all"])
+    for head in family.heads:
+        with told:
+            from_pretrained(tmp_path, head=head)
+        encoder = from_pretrained(tmp_path, head=head, add_adapter=False).base_model
+        assert encoder.adapter is None
+        expected = model.base_model.state_dict()
+        assert all(torch.equal(v, expected[key]) for key, v in encoder.state_dict().items())
+
+
+def test_every_family_that_may_have_an_adapter_is_asked():
+    """Of the others transformers' classes know no such key."""
+    configs = {name: family.config_class() for name, family in families().items() if isinstance(family, SpeechFamily)}
+    assert {name for name, config in configs.items() if hasattr(config, "add_adapter")} == set(WITH_ADAPTER)
 
 
 @every_family

@@ -233,6 +233,13 @@ def test_classifies(tmp_path):
             assert relative_error(together[row], alone) <= TOLERANCE["rounding"]
 
 
-def test_an_adapter_is_refused():
+def test_an_adapter_is_refused_and_its_encoder_fine_tuned_anew(experiment, start, tmp_path):
     with pytest.raises(UserError, match="add_adapter in its config"):
         tiny(BERT, add_adapter=True, output_hidden_size=32)
+    source, keys = tmp_path / "source", {"guidance": "unguided", "num_steps": 1, "teacher": None, "alpha_logits": None}
+    BERT.classes["base"](tiny_bert(add_adapter=True, output_hidden_size=32)).save_pretrained(source)
+    SeamlessM4TFeatureExtractor().save_pretrained(source)
+    with pytest.raises(UserError, match=r"model_overrides: \{add_adapter: False\}"):
+        start(experiment(convert=False, source=str(source), **keys))
+    start(experiment(convert=False, source=str(source), model_overrides={"add_adapter": False}, **keys))
+    assert not json.loads((tmp_path / "run" / "model" / "config.json").read_text())["add_adapter"]
