@@ -14,8 +14,8 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -316,6 +316,29 @@ def locked(folder: str | Path, name: str = "", *, wait: bool = False) -> Iterato
         path.unlink(missing_ok=True)
         if handle is not None:
             os.close(handle)
+
+
+def once(folder: str | Path, name: str, is_made: Callable[[], bool], make: Callable[[], object]) -> None:
+    """Make what is called ``name`` in a folder unless it is made; processes that come meanwhile wait, and find it so.
+
+    Raises: OSError, as `locked`.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for _ in range(2):
+    ...     once(folder, "a", (folder / "a").exists, lambda: print("made") or (folder / "a").touch())
+    made
+    """
+    if is_made():
+        if (Path(folder) / f".{name}.lock").exists():  # of a process that was killed when it had made it
+            with suppress(OSError), locked(folder, name):
+                pass
+        return
+    with locked(folder, name, wait=True):
+        if not is_made():
+            make()
 
 
 def _take(path: Path, what: Path, *, wait: bool) -> int | None:

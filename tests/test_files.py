@@ -46,11 +46,11 @@ def test_a_folder_is_replaced_at_once_wherever_the_process_is_killed(tmp_path, m
     whole = {"exchanged": [OLD, OLD | NEW], "by two renames": [OLD, OLD | NEW, {}], "file by file": [OLD, OLD | NEW]}[
         way
     ]
-    job, at, killed = Job(replace), 3, True  # nothing is there before
-    while killed:
+    job, at, status = Job(replace), 3, None  # nothing is there before
+    while status is None:
         at += 1
         write(tmp_path / str(at) / "model", OLD)
-        killed, *_ = call(job, tmp_path / str(at), at=at)
+        status, *_ = call(job, tmp_path / str(at), at=at)
         left = read(tmp_path / str(at) / "model")
         # Moved one by one, the files are a model again with the last of them.
         assert left in whole or ("config.json" not in left and way == "file by file"), (at, left)

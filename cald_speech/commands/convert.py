@@ -61,6 +61,6 @@ def convert(
             update_facts(unfinished, **facts, version=cald_speech.__version__, guidance="none: not trained yet")
     except (OSError, SafetensorError) as error:  # the second: what safetensors makes of a full disk
         raise UserError(
-            f"cannot write {folder}: {error}. Nothing of it is left there: make room, or give another folder"
+            f"cannot write {folder}: {error}. What was there before is untouched: make room, or give another folder"
         ) from error
     click.echo(report)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from cald_speech.data.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, audio_info
 from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError, some_of
-from cald_speech.files import clear, locked, whole_file
+from cald_speech.files import clear, once, whole_file
 
 logger = logging.getLogger(__name__)
 Entry = Mapping[str, Any]
@@ -50,6 +50,7 @@ def write_manifest(path: str | Path, entries: Mapping[str, Entry]) -> None:
         rounded = {**entry, "audio": str(entry["audio"]), **seconds}
         lines.append(f"{json.dumps(utterance)}: {json.dumps(rounded, ensure_ascii=False)}")
     # one utterance per line: a manifest can be read, searched and compared with line tools
+    clear(path)
     with whole_file(path) as unfinished:
         unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
@@ -109,16 +110,13 @@ def prepare_once(
     def is_made() -> bool:
         return _recorded(record) == fingerprint and _recorded(record, "manifest") == _hash_if_whole(manifest)
 
-    if is_made():
-        return
-    with locked(manifest.parent, manifest.stem, wait=True):
-        if is_made():  # by the process that was waited for
-            return
-        clear(manifest)
+    def write() -> None:
         clear(record)
         write_manifest(manifest, make())
         with whole_file(record) as unfinished:
             unfinished.write_text(json.dumps({"files": fingerprint, "manifest": manifest_hash(manifest)}))
+
+    once(manifest.parent, manifest.stem, is_made, write)
 
 
 def usable_s(path: Path, *, rate: int | None = None) -> float:

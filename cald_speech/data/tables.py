@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cald_speech.data.batching import Text
 from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError
-from cald_speech.files import clear, locked, whole_file
+from cald_speech.files import clear, once, whole_file
 
 logger = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 4096
@@ -97,11 +97,7 @@ def write_tables_once(
     def is_made() -> bool:
         return _recorded(record) == {"of": made_of, "tables": _file_hashes(paths)}
 
-    if is_made():
-        return
-    with locked(first.parent, first.stem, wait=True):
-        if is_made():  # by the process that was waited for
-            return
+    def write() -> None:
         rows = make()
         for name, path in paths.items():
             clear(path)
@@ -109,6 +105,8 @@ def write_tables_once(
         clear(record)
         with whole_file(record) as unfinished:
             unfinished.write_text(json.dumps({"of": made_of, "tables": _file_hashes(paths)}))
+
+    once(first.parent, first.stem, is_made, write)
 
 
 class TokenisedTable(Dataset):

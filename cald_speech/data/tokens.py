@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from cald_speech.data.batching import Text
 from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError
-from cald_speech.files import whole_file
+from cald_speech.files import clear, whole_file
 
 WIDTHS = {"uint16": 2, "int32": 4, "uint32": 4, "int64": 8}
 END, PADDING, MASK = "<|endoftext|>", "<pad>", "<mask>"
@@ -60,6 +60,7 @@ class TokenSet:
 
     def write(self, path: str | Path) -> None:
         """Write the set's JSON file. Atomic."""
+        clear(path)
         with whole_file(path) as unfinished:
             unfinished.write_text(json.dumps(asdict(self), indent=1) + "\n")
 

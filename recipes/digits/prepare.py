@@ -16,7 +16,7 @@ import torch
 from cald_speech.data.audio import SAMPLE_RATE, read_audio, write_audio
 from cald_speech.data.manifests import manifest_hash, write_manifest
 from cald_speech.errors import UserError
-from cald_speech.files import locked, settle, sweep, whole_file
+from cald_speech.files import once, settle, sweep, whole_file
 from cald_speech.recipes.digits.digit_strings import (
     TEST_INDICES,
     TRAIN_INDICES,
@@ -136,11 +136,7 @@ def _materialise(
     def is_made() -> bool:
         return record.is_file() and manifest.is_file() and record.read_text() == wanted + manifest_hash(manifest)
 
-    if is_made():
-        return manifest
-    with locked(folder, wait=True):
-        if is_made():  # by the process that was waited for
-            return manifest
+    def write() -> None:
         sweep(folder)
         record.unlink(missing_ok=True)
         entries = {}
@@ -153,4 +149,6 @@ def _materialise(
         settle()
         with whole_file(record) as unfinished:
             unfinished.write_text(wanted + manifest_hash(manifest))
+
+    once(folder, "done", is_made, write)
     return manifest

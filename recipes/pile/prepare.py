@@ -9,13 +9,14 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from cald_speech.data.tokens import TokenSet, pack_texts, train_tokenizer
 from cald_speech.errors import UserError
-from cald_speech.files import locked, sweep, whole_file
+from cald_speech.files import once, sweep, whole_file
 from cald_speech.recipes.pile.megatron import split_token_file
 from cald_speech.tasks.processors import tokenizer_of
 
@@ -116,10 +117,7 @@ def _of_texts(
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     settings = json.dumps({"files": stats, "tokenizer": tokenizer, "vocab_size": vocab_size, "share": share})
     made = output / "tokens" / hashlib.sha256(settings.encode()).hexdigest()[:16]
-    if not (made / "done.json").is_file():
-        with locked(made, wait=True):
-            if not (made / "done.json").is_file():  # made by the process that was waited for
-                _make_tokens(made, by_split, tokenizer, vocab_size)
+    once(made, "done", (made / "done.json").is_file, partial(_make_tokens, made, by_split, tokenizer, vocab_size))
     done = json.loads((made / "done.json").read_text())
     of = {"vocab_size": done["vocab_size"], "tokenizer": tokenizer or str(made / "tokenizer")}
     return {

@@ -36,10 +36,13 @@ def generators() -> dict[str, Generator]:
 
 
 def run(generator: Generator, seed: str) -> tuple[str, str]:
-    """What became of one case (``used``, ``refused``, ``traceback`` or ``hang``), and what was said."""
+    """What became of one case (``used``, ``refused``, ``traceback`` or ``hang``), and what was said.
+
+    A generator whose cases take longer says so by its ``limit_s``.
+    """
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     try:
-        with _limited(), warnings.catch_warnings():
+        with _limited(getattr(generator, "limit_s", LIMIT_S)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             generator(random.Random(seed), folder)
         return "used", ""
@@ -54,12 +57,12 @@ def run(generator: Generator, seed: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _limited() -> Iterator[None]:
+def _limited(seconds: int) -> Iterator[None]:
     def stop(*args) -> None:
-        raise TimeoutError(f"not done after {LIMIT_S} s")
+        raise TimeoutError(f"not done after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LIMIT_S)
+    signal.alarm(seconds)
     try:
         yield
     finally:

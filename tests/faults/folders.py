@@ -166,6 +166,8 @@ def damage_weights(rng: random.Random, folder: Path) -> None:
         weights = load_file(path)
     except Exception:
         return
+    if not weights:  # the damage before has left none
+        return
     name, kind = rng.choice(sorted(weights)), rng.randrange(8)
     w = weights[name]
     if kind == 0:
@@ -173,7 +175,7 @@ def damage_weights(rng: random.Random, folder: Path) -> None:
     elif kind == 1:
         dtype = rng.choice(DTYPES)
         weights = {key: v.to(dtype) for key, v in weights.items()}
-    elif kind == 2:
+    elif kind == 2 and w.numel():
         w.view(-1)[rng.randrange(w.numel())] = rng.choice([math.nan, math.inf, -math.inf, 1e38])
     elif kind == 3:
         weights[name] = rng.choice([w.flatten(), w[None], w[:1], torch.zeros(0), torch.zeros(3, 1)]).clone()
@@ -185,7 +187,7 @@ def damage_weights(rng: random.Random, folder: Path) -> None:
         torch.save(weights, folder / "pytorch_model.bin")
         path.unlink()
         return
-    else:
+    elif kind == 7:
         data = path.read_bytes()
         size = int.from_bytes(data[:8], "little")
         header = data[8 : 8 + size].replace(b"F32", rng.choice([b"F64", b"I32", b"XXX"]), 1)

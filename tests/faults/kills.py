@@ -30,12 +30,15 @@ from cald_speech.commands.convert import convert as convert_command
 from cald_speech.commands.evaluate import evaluate as evaluate_command
 from cald_speech.commands.transcribe import transcribe as transcribe_command
 from cald_speech.data.readers import prepare_corpus
+from cald_speech.errors import error_epilogue
 from cald_speech.mixers import Bidirectional
 from cald_speech.ops.native import compiler
+from cald_speech.ops.native.kept import NotBuilt
 from cald_speech.recipes.librispeech.prepare import prepare
-from cald_speech.training.run import train
+from cald_speech.training.run import _writing_to, train
 from tests.data.corpora import FORMATS, miniature, write
 from tests.evaluation.layerwise import rewrite, write_recordings, write_teacher
+from tests.faults.recipes import preparations
 from tests.training.miniature import SPLITS, write_corpus, write_experiment, write_model
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
@@ -65,8 +68,8 @@ class Job:
 # --- a process that is killed -----------------------------------------------------------------------------------------
 
 
-def call(job: Job, folder: Path, *, at: int | None = None, after_s: float | None = None) -> tuple[bool, int, str]:
-    """Run it in a fork; returns whether it was killed, how many operations it did, and what it said."""
+def call(job: Job, folder: Path, *, at: int | None = None, after_s: float | None = None) -> tuple[int | None, int, str]:
+    """Run it in a fork; returns its exit status (None: it was killed), how many operations it did, what it said."""
     reading, writing = os.pipe()
     with tempfile.TemporaryFile("w+") as said:
         process = os.fork()
@@ -90,9 +93,15 @@ def call(job: Job, folder: Path, *, at: int | None = None, after_s: float | None
             os.close(reading)
         said.seek(0)
         text = said.read()
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    assert killed or status == 0, f"it ended with status {status}:\n{text}"
-    return killed, int(count or 0), text
+    status = os.waitstatus_to_exitcode(status)
+    return None if status == -signal.SIGKILL else status, int(count or 0), text
+
+
+def to_its_end(job: Job, folder: Path) -> int:
+    """The same, all well; returns how many operations it did."""
+    status, count, text = call(job, folder)
+    assert status == 0, f"it ended with status {status}:\n{text}"
+    return count
 
 
 def _in_the_fork(job: Job, folder: Path, at: int | None, said: int, writing: int) -> int:
@@ -115,10 +124,13 @@ def _in_the_fork(job: Job, folder: Path, at: int | None, said: int, writing: int
         for stream in (1, 2):
             os.dup2(said, stream)
         sys.stdout = sys.stderr = os.fdopen(said, "w", buffering=1, closefd=False)
+        os.environ["CALD_SPEECH_NATIVE"] = "0"  # compiling them takes longer than all else
         sys.addaudithook(watch)
         job.call(folder)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code)
     except BaseException:
         traceback.print_exc()
         status = 1
@@ -165,10 +177,13 @@ def undisturbed(name: str) -> tuple[Files, Files, int, float]:
     try:
         job.set_up(folder)
         before, start = files_in(job, folder), time.perf_counter()
-        _, count, _ = call(job, folder)
+        count = to_its_end(job, folder)
         return before, files_in(job, folder), count, time.perf_counter() - start
     finally:
         shutil.rmtree(folder)
+
+
+LIMIT_S = 300  # some processes, each of which may take seconds on a machine that is busy
 
 
 def killed(names: Iterable[str], rng: random.Random, folder: Path) -> None:
@@ -180,12 +195,13 @@ def killed(names: Iterable[str], rng: random.Random, folder: Path) -> None:
     for _ in range(rng.choice([1, 1, 2])):
         at, after_s = 1 + rng.randrange(operations), rng.random() * seconds
         by_time = rng.random() < 0.5
-        was_killed, *_ = call(job, folder, **({"after_s": after_s} if by_time else {"at": at}))
+        status, _, text = call(job, folder, **({"after_s": after_s} if by_time else {"at": at}))
+        if status is not None:  # it was quicker than the first time
+            assert status == 0, f"it ended with status {status}:\n{text}"
+            by_time, (status, *_) = False, call(job, folder, at=1)
         how = f"after {after_s:.3f} s" if by_time else f"before operation {at} of {operations}"
         check_whole(job, folder, before, after, f"{name} killed {how}")
-        if not was_killed:
-            break
-    call(job, folder)
+    to_its_end(job, folder)
     wrong = different(files_in(job, folder), after)
     assert not wrong, f"{name} killed {how}, and called again: {', '.join(wrong)}"
 
@@ -298,7 +314,10 @@ def call_compile(folder: Path, endings: Mapping[str, str]) -> None:
     """The smallest of the sources: how a compilation is kept does not depend on how long it takes."""
     os.environ["CALD_SPEECH_CACHE"] = str(folder / "cache")
     compiler.sources = lambda wanted: [compiler.SHARED / name for name in endings[wanted]]
-    assert compiler.build().library.cald_tensor_fields
+    try:
+        assert compiler.build().library.cald_tensor_fields
+    except NotBuilt as error:
+        sys.exit(f"error: {error}")
 
 
 @cache
@@ -313,13 +332,19 @@ def jobs() -> dict[str, Job]:
         "compile": Job(partial(call_compile, endings={"c": ["tensor.c"], "ch": ["tensor.c", "tensor.h"]})),
     }
     for name, source in corpora().items():
-        prepare_one = partial(_prepare, source=source)
-        found[f"prepare {name}"] = Job(prepare_one)
+        found[f"prepare {name}"] = Job(partial(_as_in_training, partial(_prepare, source)))
+    for name, of in preparations(place() / "recipes").items():
+        found[f"prepare {name}"] = Job(partial(_as_in_training, of))
     return found
 
 
-def _prepare(folder: Path, source: Path) -> None:
+def _prepare(source: Path, folder: Path) -> None:
     prepare_corpus(folder / "manifests/train.json", source)
+
+
+def _as_in_training(of: Callable[[Path], object], folder: Path) -> None:
+    with error_epilogue(), _writing_to(folder):
+        of(folder)
 
 
 def killed_prepare(rng: random.Random, folder: Path) -> None:
@@ -334,3 +359,5 @@ GENERATORS = {
     "killed transcribe": partial(killed, ["transcribe"]),
     "killed compile": partial(killed, ["compile"]),
 }
+for generator in GENERATORS.values():
+    generator.limit_s = LIMIT_S
