@@ -11,6 +11,7 @@ from cald_speech import conversion
 from cald_speech.commands.options import command, target_lang
 from cald_speech.conversion.model_card import base_model_of, update_facts
 from cald_speech.errors import UserError
+from cald_speech.evaluation import calibration
 from cald_speech.families import SpeechFamily, family_of
 from cald_speech.families.hub import load_processor
 from cald_speech.files import whole_folder
@@ -26,6 +27,12 @@ from cald_speech.tasks.processors import feature_extractor
 @click.option("--keep", type=int, multiple=True, help="A layer (from 0) that keeps its attention; may be repeated.")
 @click.option("--share/--separate", default=True, show_default=True, help="One projection for both directions, or two.")
 @click.option("--head", help="Which of its heads to keep; default: ctc for speech, masked_lm or lm for text.")
+@click.option(
+    "--calibrate",
+    type=Path,
+    metavar="FOLDER",
+    help="Audio without labels, of which 64 files set the mixers' scales and output projections.",
+)
 @target_lang()
 def convert(
     model: str,
@@ -34,6 +41,7 @@ def convert(
     keep: tuple[int, ...],
     share: bool,
     head: str | None,
+    calibrate: Path | None,
     target_lang: str | None,
 ) -> None:
     """Convert MODEL (a folder or hub id) to Mamba-2, untrained, into FOLDER: bidirectional, unless it is causal."""
@@ -49,7 +57,18 @@ def convert(
         raise UserError(f"--keep: expected layers from 0 to {num_layers - 1}, got {', '.join(map(str, strange))}")
     mixer = Mamba2 if family.causal else partial(Bidirectional, share_projections=share)
     layer_map = conversion.LayerMap(mixer, dict.fromkeys(keep))
+    audio = None
+    if calibrate is not None:
+        if not isinstance(family, SpeechFamily):
+            raise UserError(
+                f"--calibrate: expected a model that hears audio, got {family.model_type}, which reads text. Leave it "
+                "out, or train: calibrate: 64 in a yaml takes items of the training set"
+            )
+        audio = calibration.audio_in(calibrate, getattr(processor, "feature_extractor", processor))
     report = conversion.convert(student, layer_map, initialise=initialise)
+    if audio is not None:
+        original = conversion.from_pretrained(model, head=head, target_lang=target_lang)
+        report = calibration.calibrate(report, original.eval(), student, audio)
     facts = {"model": type(student).__name__, "teacher": model, "pipeline": family.pipelines[head]} | report.facts()
     if (base := base_model_of(model)) is not None:
         facts["base_model"] = base

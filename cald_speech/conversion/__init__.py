@@ -14,7 +14,7 @@ from cald_speech.conversion.classes import (
     register,
     save_processor,
 )
-from cald_speech.conversion.convert import ConversionReport, convert
+from cald_speech.conversion.convert import ConversionReport, SlotFit, convert
 from cald_speech.conversion.layer_map import LayerMap, type_name
 from cald_speech.conversion.replace import STARTS, replace_layers
 
@@ -22,6 +22,7 @@ __all__ = [
     "STARTS",
     "ConversionReport",
     "LayerMap",
+    "SlotFit",
     "check_device",
     "config_class",
     "convert",

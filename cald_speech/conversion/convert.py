@@ -66,6 +66,26 @@ def convert(model: PreTrainedModel, layer_map: LayerMap, *, initialise: str = "a
 
 
 @dataclass(frozen=True)
+class SlotFit:
+    """How near a slot's mixer comes to the attention that it replaces, on audio that nothing was fitted to.
+
+    ``error`` is the squared distance over the spread of what attention puts out, which the mean of that has as 1, and
+    ``norm`` the ratio of both outputs' norms, which shrinking to the mean makes small; each before calibration and
+    after it. ``changed`` says in words what calibration set.
+    """
+
+    layer: int
+    mixer: str
+    error: tuple[float, float]
+    norm: tuple[float, float]
+    changed: str
+
+    def __str__(self) -> str:
+        error, norm = (f"{before:.3f} to {after:.3f}" for before, after in (self.error, self.norm))
+        return f"layer {self.layer}, {self.mixer}: error {error}, norm {norm}; {self.changed}"
+
+
+@dataclass(frozen=True)
 class ConversionReport:
     """Every parameter of the converted model by where its values come from, and what went with the attention."""
 
@@ -76,6 +96,7 @@ class ConversionReport:
     removed: tuple[str, ...]  # parameters of the original model that are gone
     num_parameters_before: int
     num_parameters_after: int
+    slots: tuple[SlotFit, ...] = ()  # where the model was calibrated
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "ConversionReport":
@@ -112,5 +133,11 @@ class ConversionReport:
             f"layers: {', '.join(self.layers)}\n"
             f"parameters: {self.num_parameters_before:,} before, {self.num_parameters_after:,} after ({ratio:.3f}x)\n"
             f"tensors: {len(self.untouched)} untouched, {len(self.copied)} copied from attention, {len(self.new)} new, "
-            f"{len(self.removed)} removed"
+            f"{len(self.removed)} removed" + self._calibrated()
         )
+
+    def _calibrated(self) -> str:
+        if not self.slots:
+            return ""
+        title = "slots on held-out audio, before and after calibration (the mean of attention's output has error 1)"
+        return "\n".join(["", f"{title}:", *map(str, self.slots)])

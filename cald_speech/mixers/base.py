@@ -124,6 +124,11 @@ class Mixer(nn.Module):
         """
         return frozenset()
 
+    def output_projections(self) -> tuple[nn.Linear, ...]:
+        """The linear layers at its end, whose sum is its output: calibration sets them. None by default."""
+        last = getattr(self, "out_proj", None)
+        return (last,) if isinstance(last, nn.Linear) else ()
+
     def share_with(self, first: "Mixer") -> None:
         """Take over what ``first`` holds for both; the default shares nothing.
 

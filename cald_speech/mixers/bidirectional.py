@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cald_speech.mixers.base import AttentionWeights, Mixer, Sweep
 from cald_speech.mixers.mamba2 import Mamba2
@@ -87,6 +87,10 @@ class Bidirectional(Mixer):
         streams = self.forwards.project(x)
         future, state = self.backward_scan(streams.scanned, None, state=state, reverse=True)
         return self.forwards.finish(self.forwards.scan.joined(partial, future), streams.gate), state
+
+    def output_projections(self) -> tuple[nn.Linear, ...]:
+        parts = (self.forwards,) if self.share_projections else (self.forwards, self.backwards)
+        return tuple(projection for part in parts for projection in part.output_projections())
 
     @torch.no_grad()
     def init_from_attention(self, weights: AttentionWeights) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """Teacher, student and processor of an experiment, and the teacher that is fine-tuned in the same run."""
 
+import copy
 import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cald_speech.conversion import ConversionReport, convert, from_pretrained, load_config
 from cald_speech.errors import UserError
+from cald_speech.evaluation.calibration import calibrate
 from cald_speech.families import Family, SpeechFamily, family_of
 from cald_speech.families.languages import write_in
 from cald_speech.tasks.base import Processor
@@ -65,7 +67,10 @@ def build_models(settings: Settings, train: Path) -> Models:
     if settings.student is not None:
         report = ConversionReport.of(student)
     else:
+        original = copy.deepcopy(student) if settings.calibrate else None
         report = convert(student, settings.layer_map, initialise=settings.initialise)
+        if original is not None:
+            report = _calibrated(report, original, student, settings, processor, train)
     _freeze(student, settings)
     if settings.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
@@ -87,6 +92,11 @@ def _start(settings: Settings) -> str | PretrainedConfig:
             "model (hparams/teacher.yaml trains one), or --guidance unguided"
         )
     if settings.student is not None:
+        if settings.calibrate:
+            raise UserError(
+                "calibrate: expected a model that is converted in this run, got the converted `student`. Leave it out, "
+                "or give --calibrate where that student is converted"
+            )
         return settings.student
     start = settings.source if guidance.starts_from == "source" and settings.source is not None else settings.teacher
     if start is None:
@@ -116,6 +126,20 @@ def _load_student(start: str | PretrainedConfig, settings: Settings, processor: 
         family = family_of(start)
         return family.load(start, model_class=family.class_with(task.head), **overrides)
     return from_pretrained(start, head=task.head, **overrides)
+
+
+def _calibrated(
+    report: ConversionReport,
+    original: PreTrainedModel,
+    student: PreTrainedModel,
+    settings: Settings,
+    processor: Processor,
+    train: Path,
+) -> ConversionReport:
+    task = settings.task
+    options = {"normaliser": settings.normaliser, "unknown": settings.unknown_characters}
+    dataset = task.dataset(train, processor, **options)
+    return calibrate(report, original, student, dataset, modality=task.modality, utterances=settings.calibrate)
 
 
 def _freeze(model: PreTrainedModel, settings: Settings) -> None:

@@ -73,6 +73,12 @@ class Settings:
     # conversion
     layer_map: LayerMap = option(meaning="which layer gets which mixer; null keeps attention", make=LayerMap)
     initialise: str = option("attention", "what mixers start from: attention, the weights that they replace, or random")
+    calibrate: int = option(
+        0,
+        "utterances of the training set that new mixers' scales and output projections are set by, in closed form "
+        "and without labels, before training; 64 will do",
+        at_least=0,
+    )
     # objective
     task: Task = option(meaning="from head output to loss, hypothesis and metric", make=CTC)
     guidance: str | Guidance = option(

@@ -1,10 +1,15 @@
 """`cald-speech convert`: a folder that loads as what it has become."""
 
+import re
+
 import pytest
+import soundfile
+import torch
 
 import cald_speech
 from cald_speech import from_pretrained
 from cald_speech.conversion.model_card import read_facts
+from cald_speech.data.audio import write_audio
 from cald_speech.families import family_of
 from cald_speech.families.hub import load_processor
 from cald_speech.mixers import Bidirectional
@@ -40,6 +45,50 @@ def test_what_cannot_be_converted(call, place, tmp_path, monkeypatch, words, tol
     model, *options = words
     assert told in call("convert", model, tmp_path / "new", *options, status=2).stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_calibration_brings_slots_nearer_and_the_report_says_by_how_much(call, place, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for number in range(16):
+        sound = 0.1 * torch.randn(9_000 + 1_000 * number, generator=generator)
+        write_audio(tmp_path / f"audio/{number:02}.wav", sound.cumsum(0) / 20)
+    words = (place / "teacher", tmp_path / "new", "--keep", 1)
+    told = call("convert", *words, "--calibrate", tmp_path / "audio").output
+    slots = re.findall(r"layer (\d), \w+: error ([\d.]+) to ([\d.]+), norm ([\d.]+) to ([\d.]+); (.+)", told)
+    assert [layer for layer, *_ in slots] == ["0", "2"]
+    assert all(float(after) <= float(before) and float(after) < 0.95 for _, before, after, *_ in slots)
+    calibrated = from_pretrained(tmp_path / "new").state_dict()
+    assert "calibration" not in call("convert", *words).output
+    plain = from_pretrained(tmp_path / "new").state_dict()
+    changed = {name for name in plain if not torch.equal(plain[name], calibrated[name])}
+    assert {name for name in changed if not name.endswith(("A_log",))} == {
+        name for name in plain if ".mixer." in name and ".out_proj." in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("fill", "told"),
+    [
+        (lambda folder: None, "expected a folder of audio, and there is none"),
+        (lambda folder: folder.mkdir(), "expected audio files of up to 40 s"),
+        (lambda folder: write_some(folder, 3), "at least 8 utterances that are not silent, got 3 (0 silent)"),
+        (lambda folder: write_some(folder, 9, scale=0.0), "got 0 (9 silent)"),
+        (lambda folder: write_some(folder, 9, scale=torch.nan), "samples are NaN or infinite"),
+    ],
+    ids=["no folder", "no audio", "too little", "silence", "NaN"],
+)
+def test_audio_that_cannot_calibrate(call, place, tmp_path, fill, told):
+    fill(tmp_path / "audio")
+    words = ("convert", place / "teacher", tmp_path / "new", "--calibrate", tmp_path / "audio")
+    error = call(*words, status=2).stderr
+    assert told in error and "Traceback" not in error and not (tmp_path / "new").exists()
+
+
+def write_some(folder, count: int, scale: float = 0.1) -> None:
+    folder.mkdir()
+    for number in range(count):
+        sound = scale * torch.randn(8_000, generator=torch.Generator().manual_seed(number)).numpy()
+        soundfile.write(folder / f"{number}.wav", sound, 16_000, subtype="FLOAT")
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["a new folder", "one that is there"])
