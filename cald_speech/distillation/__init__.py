@@ -12,6 +12,7 @@ from cald_speech.distillation.guidance import (
     Trajectory,
     Unguided,
     Waypoint,
+    derived_modes,
     every_option,
     options_of,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Waypoint",
     "captured_slots",
     "captured_states",
+    "derived_modes",
     "every_option",
     "layer_distances",
     "logit_loss",

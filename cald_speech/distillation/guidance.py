@@ -5,6 +5,7 @@ that an experiment and the command line give them, and name, default and meaning
 with slot alignment, which the paper has not; a mode's own steps are counted from its end.
 """
 
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -124,9 +125,16 @@ def options_of(mode: type[Guidance]) -> dict[str, bool]:
     return {f.name: f.default is MISSING for f in fields(mode) if f.init}
 
 
-def every_option(mode: type[Guidance] = Guidance) -> set[str]:
-    """The options of a mode and of all that derive from it, those of a user's own class among them."""
-    return set(options_of(mode)).union(*map(every_option, mode.__subclasses__()))
+def derived_modes(mode: type[Guidance] = Guidance) -> Iterator[type[Guidance]]:
+    """All modes that derive from one, a user's own among them."""
+    for derived in mode.__subclasses__():
+        yield derived
+        yield from derived_modes(derived)
+
+
+def every_option() -> set[str]:
+    """The options of all modes, a user's own among them."""
+    return set(options_of(Guidance)).union(*map(options_of, derived_modes()))
 
 
 # --- modes without a teacher that is followed -----------------------------------------------------------------------

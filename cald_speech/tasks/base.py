@@ -33,6 +33,7 @@ class Task:
     blank: int | None = None  # the id of the label that says nothing, where there is one
     compares = False
     framewise = True
+    unread: Sequence[str] = ()  # settings of texts that it has no use for
 
     # --- data and processor -----------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ class Classification(Task):
     head = "classification"
     metric = "error"
     framewise = False
+    unread = ("normaliser", "unknown_characters")
 
     def __init__(self, labels: Sequence[str] | None = None, *, units_per_utterance: int | str = 1):
         self.units_per_utterance = checked_units(units_per_utterance)

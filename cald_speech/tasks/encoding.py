@@ -31,6 +31,7 @@ class Encoding(Task):
     head = "base"
     metric = "distance"
     compares = True
+    unread = ("normaliser", "unknown_characters")
 
     def processor(
         self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str

@@ -25,6 +25,7 @@ class LanguageModelling(Task):
     metric = "perplexity"
     unit = ""
     modality = Tokens()
+    unread = ("normaliser", "unknown_characters")
 
     def processor(
         self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str

@@ -5,9 +5,10 @@ SpeechBrain has a parser of its own, with more options. Those that do nothing he
 their names look as if they did.
 """
 
+import os
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from speechbrain.utils.run_opts import RunOptions
 
-from cald_speech.distillation import Guidance, LossForm
+from cald_speech.distillation import Guidance, LossForm, derived_modes
 from cald_speech.distillation.options import meanings
 from cald_speech.errors import UserError
 from cald_speech.training.schedules import WarmupSchedule
@@ -37,6 +38,7 @@ RUN_OPTIONS = {
     "distributed_backend": RunOption("under torchrun; default: nccl on GPUs, else gloo", ("nccl", "gloo", "mpi")),
     "find_unused_parameters": RunOption("under torchrun, for a model that leaves parameters unused", None),
 }
+_OF_SEVERAL_PROCESSES = ("distributed_backend", "find_unused_parameters")
 _STUDENT = "leave it out: the losses are taken from inside the student, which has to stay as it is"
 _DEBUG = "take `--num_steps 2` and an --output_folder of its own"
 _CHECKPOINTS = "use --checkpoint_every_{}"
@@ -74,12 +76,14 @@ class CommandLine:
     ---------
     experiment : a file, or the name of a shipped one.
     overrides : yaml text with the keys that are laid over it.
+    keys : their names.
     run_opts : SpeechBrain's options.
     go_on : whether the run may go on under other settings.
     """
 
     experiment: str
     overrides: str
+    keys: Collection[str]
     run_opts: RunOptions
     go_on: bool = False
 
@@ -110,6 +114,11 @@ def read(argv: Sequence[str]) -> CommandLine:
             raise UserError(f"--{name}: expected one value, but it is given twice")
         if name in WAYS_OUT:
             raise UserError(f"--{name}: this option of SpeechBrain's does nothing here: {WAYS_OUT[name]}")
+        if name in _OF_SEVERAL_PROCESSES and "RANK" not in os.environ:
+            raise UserError(
+                f"--{name}: expected several processes, and this is the only one. Leave it out, or start the same "
+                "command with `torchrun --nproc_per_node N`"
+            )
         if name in RUN_OPTIONS:
             options[name] = _run_option(name, value)
         elif value is None:
@@ -120,7 +129,7 @@ def read(argv: Sequence[str]) -> CommandLine:
         options.setdefault("distributed_backend", "gloo")  # the default, nccl, needs a GPU
     overrides = "\n".join(f"{name}: {_as_yaml(name, value)}" for name, value in keys.items())
     go_on = options.pop("go_on", False)
-    return CommandLine(argv[0], overrides, RunOptions.from_dictionary(options), go_on)
+    return CommandLine(argv[0], overrides, tuple(keys), RunOptions.from_dictionary(options), go_on)
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -171,20 +180,13 @@ def help_text() -> str:
     }
     known = set(meanings(Guidance))
     sections["Keys of every guidance mode"] = meanings(Guidance)
-    for mode in _modes(Guidance):
+    for mode in (mode for mode in derived_modes() if mode.__module__ == Guidance.__module__):
         own = {name: entry for name, entry in meanings(mode).items() if name not in known}
         known |= own.keys()
         if own:
             sections[f"Keys of {mode.__name__.lower()} guidance, and those built on it"] = own
     sections["Options of this run alone"] = {name: (o.meaning, None) for name, o in RUN_OPTIONS.items()}
     return "\n\n".join(f"{title}:\n{_listed(entries)}" for title, entries in sections.items()) + "\n"
-
-
-def _modes(mode: type[Guidance]) -> Iterator[type[Guidance]]:
-    for derived in mode.__subclasses__():
-        if derived.__module__ == Guidance.__module__:
-            yield derived
-            yield from _modes(derived)
 
 
 def _listed(entries: dict[str, tuple[str, Any]]) -> str:

@@ -29,6 +29,7 @@ from cald_speech.training.models import Models, build_models
 from cald_speech.training.record import RunRecord, resolved_yaml
 from cald_speech.training.scoring import LEARNT_FROM, score_test_sets
 from cald_speech.training.settings import Settings
+from cald_speech.training.unread import idle_keys
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ def run(argv: Sequence[str], prepare: Prepare | None = None) -> CaldBrain:
     settings = _load(line)
     folder = Path(settings.output_folder)
     text = resolved_yaml(settings, experiment_file(line.experiment), line.overrides)
+    if prepare is not None and "recipe" in line.keys:
+        raise UserError(
+            f"--recipe: expected no other recipe than the script's own, got {settings.recipe}. Leave it out, or use "
+            "`cald-speech train`"
+        )
     prepare = prepare or prepare_of(settings.recipe)
     with _writing_to(folder, settings.prepare_folder), locked(folder) if distributed.is_main() else nullcontext():
         record = RunRecord(settings, text, argv, go_on=line.go_on)
@@ -113,7 +119,11 @@ def parse(argv: Sequence[str]) -> tuple[Settings, RunOptions]:
 
 
 def _load(line: command_line.CommandLine) -> Settings:
-    return Settings.load(experiment_file(line.experiment), line.overrides)
+    path = experiment_file(line.experiment)
+    settings = Settings.load(path, line.overrides)
+    if idle := idle_keys(settings, path, line.overrides):
+        logger.info("of the experiment's keys this run does not read: %s", ", ".join(idle))
+    return settings
 
 
 def prepare_of(recipe: str | None) -> Prepare:

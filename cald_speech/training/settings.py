@@ -21,6 +21,7 @@ from ruamel.yaml import YAML, YAMLError
 from transformers import PretrainedConfig
 
 from cald_speech.conversion import LayerMap
+from cald_speech.data.text import NORMALISERS
 from cald_speech.distillation import PRESETS, Guidance, LossForm, Unguided, every_option, options_of
 from cald_speech.distillation.options import check_values, option
 from cald_speech.errors import UserError
@@ -49,7 +50,9 @@ class Settings:
     seed: int = option(0, "of weights, order, dropout and SpecAugment", at_least=-(2**63), at_most=2**63 - 1)
     prepare_folder: str | None = option(None, "where prepare() writes its manifests; default: output_folder", free=True)
     corpus: Mapping[str, Any] = option(meaning="keyword arguments of the recipe's prepare()", make=dict)
-    normaliser: str = option("librispeech", "how transcripts are written, in training and validation")
+    normaliser: str = option(
+        "librispeech", "how transcripts are written, in training and wherever it is scored", one_of=tuple(NORMALISERS)
+    )
     unknown_characters: str = option(
         "error", "what a character outside the vocabulary is: an error, or dropped", one_of=("error", "drop")
     )
@@ -163,7 +166,7 @@ class Settings:
         settings = cls(**{key: value for key, value in values.items() if key in keys})
         settings.options = {key: value for key, value in values.items() if key in shared and value is not None}
         try:
-            settings.guidance = _make_mode(settings.guidance, settings.options)
+            settings.guidance = _make_mode(values.get("guidance", Unguided), settings.options)
             settings.loss = _make_form(values.get("loss", "speech"), settings.options)
             for of in (settings, settings.guidance):
                 check_values(of)

@@ -50,8 +50,8 @@ def make_cells(steps: int) -> dict[str, Cell]:
     all_audio = {"corpus": "{num_train: 8000}", "prepare_folder": "results/digits/data", "validate_every_epochs": 100}
 
     def cell(guidance: str, *keys: Mapping[str, Any], steps: int = steps, **options) -> Cell:
-        merged = {"guidance": guidance, "schedule": schedule(steps), "switch_step": steps // 2}
-        merged["teacher_steps"] = TEACHER_STEPS / steps
+        of_the_mode = {"hybrid": {"switch_step": steps // 2}, "waypoint": {"teacher_steps": TEACHER_STEPS / steps}}
+        merged = {"guidance": guidance, "schedule": schedule(steps), **of_the_mode.get(guidance, {})}
         for more in keys:
             merged |= more
         return Cell(steps, merged, **options)

@@ -1,20 +1,33 @@
 """Experiments started as the command line would, by the recipe that they name."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cald_speech.training.brain import CaldBrain
-from cald_speech.training.run import run
-from tests.training.miniature import write_model
+from cald_speech.training.run import Prepare, run
+from tests.training.miniature import ROOT, write_model
+
+OF_SOME_MODES = ("source", "switch_step", "waypoints", "teacher_steps", "alpha_logits")
 
 
-def start(experiment: str, keys: Mapping[str, Any]) -> CaldBrain:
-    """Run hparams/<experiment>.yaml with the keys on top; the Brain after training."""
+def start(experiment: str, keys: Mapping[str, Any], prepare: Prepare | None = None) -> CaldBrain:
+    """Run hparams/<experiment>.yaml with the keys on top; the Brain after training.
+
+    What some guidance modes alone read lies in a yaml of one's own: in a command the others would refuse it.
+    """
     plain = {key: json.dumps(value) if isinstance(value, dict | list | bool) else value for key, value in keys.items()}
-    words = [f"--{key}={value}" for key, value in plain.items()]
-    return run([f"hparams/{experiment}.yaml", *words, "--noprogressbar"])
+    words = [f"--{key}={value}" for key, value in plain.items() if key not in OF_SOME_MODES]
+    own = {key: value if isinstance(value, int | float) else str(value) for key, value in keys.items()}
+    own = {key: value for key, value in own.items() if key in OF_SOME_MODES}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "own.yaml")
+        path.write_text(yaml.safe_dump({"base": str(ROOT / "hparams" / f"{experiment}.yaml"), **own}))
+        return run([str(path), *words, "--noprogressbar"], prepare)
 
 
 def places(folder: Path) -> dict[str, str]:

@@ -18,9 +18,8 @@ from cald_speech.mixers.linformer import TooLong
 from cald_speech.recipes.glue import corpora as corpora_module
 from cald_speech.recipes.glue.evaluate import main
 from cald_speech.recipes.glue.prepare import prepare
-from cald_speech.training.run import run
+from tests.recipes.start import start as start_experiment
 from tests.sentences import WORDS, write_encoder
-from tests.training.miniature import ROOT
 
 # On top of the experiments, which run as they stand otherwise.
 SMALL = {"num_steps": 4, "max_batch_utterances": 8, "log_every_steps": 1, "max_tokens": 64}
@@ -86,9 +85,7 @@ def start(recipe, corpora, source, tmp_path_factory):
 
     def call(experiment: str, name: str, **keys):
         keys = SMALL | {"data_folder": corpora, "prepare_folder": folder / "data", "source": source} | keys
-        words = [f"--{key}={value}" for key, value in keys.items()]
-        out = [f"--output_folder={folder / name}", "--noprogressbar"]
-        return run([str(ROOT / "hparams" / "glue" / f"{experiment}.yaml"), *words, *out], recipe.prepare)
+        return start_experiment(f"glue/{experiment}", keys | {"output_folder": folder / name}, recipe.prepare)
 
     return call
 
@@ -305,5 +302,5 @@ def test_inputs_longer_than_the_mixer_knows(start, teacher):
 
 
 def test_experiments_know_the_four_corpora_alone(start, teacher):
-    with pytest.raises(UserError, match=r"glue/student.yaml: expected one of qnli, qqp, sst2, imdb, got 'mnli'"):
+    with pytest.raises(UserError, match=r"own.yaml: expected one of qnli, qqp, sst2, imdb, got 'mnli'"):
         start("student", "mnli", teacher=teacher / "model", glue_task="mnli")

@@ -228,8 +228,8 @@ def test_the_piles_experiments_run(name, teacher, tmp_path):
     corpus = {"block_tokens": 49, "num_train_tokens": 980, "num_held_out_tokens": 98, "vocab_size": 300}
     corpus["tokenizer"] = str(folder / "model")
     keys = FEW | {"data_folder": tmp_path, "output_folder": tmp_path / "run", "prepare_folder": tmp_path / "data"}
-    keys |= {"source": folder / "model", "precision": "fp32", "num_workers": 0, "accumulation": 2}
-    keys |= {} if name == "teacher" else {"teacher": folder / "model"}
+    keys |= {"precision": "fp32", "num_workers": 0, "accumulation": 2}
+    keys |= {"source" if name == "teacher" else "teacher": folder / "model"}
     words = [f"--{key}={value}" for key, value in keys.items()] + ["--corpus", json.dumps(corpus)]
     brain = run([str(ROOT / "hparams" / "pile" / f"{name}.yaml"), *words, "--noprogressbar"], recipe.prepare)
     assert brain.optimizer_step == 2 and (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -33,7 +33,16 @@ OTHERS = {
     "layer_reduce": "sum",
 }
 MODE_OF = {name: mode for mode in (Waypoint, Trajectory, Hybrid, Target, Unguided) for name in options_of(mode)}
-NEEDED = {Hybrid: ["--switch_step=2"], Waypoint: ["--waypoints=w"]}
+NEEDED = {Hybrid: ["--switch_step=2"], Waypoint: ["--waypoints=w"], LossForm: ["--guidance=target", "--alpha_logits=1"]}
+# What lets these act; without it they are refused.
+NEEDED |= {
+    "initialise": ["--layer_map=!new:cald_speech.conversion.LayerMap {default: !name:cald_speech.mixers.Mamba2 }"],
+    "align_learning_rate": ["--align_steps=2"],
+    "loss": ["--guidance=target"],
+    "teacher_mask": ["--guidance=target"],
+    "max_batch_tokens": ["--task=!new:cald_speech.tasks.language_modelling.CausalLM {}"],
+    "join_pause_s": ["--join_utterances=2"],
+}
 
 
 @pytest.fixture
@@ -68,7 +77,7 @@ ACCEPTED += [(MODE_OF[name], name) for name in sorted(MODE_OF)]
 @pytest.mark.parametrize(("cls", "name"), ACCEPTED, ids=lambda v: v if isinstance(v, str) else v.__name__)
 def test_every_key_changes_the_settings(path, cls, name):
     mode = [] if cls in (Settings, LossForm) else [f"--guidance={cls.__name__.lower()}"]
-    needed = NEEDED.get(cls, [])
+    needed = NEEDED.get(name, NEEDED.get(cls, []))
     before, _ = parse([path, *mode, *needed])
     needed = [word for word in needed if not word.startswith(f"--{name}=")]
     after, options = parse([path, *mode, *needed, f"--{name}", another(cls, name)])
@@ -82,7 +91,8 @@ def test_what_is_enumerated_is_what_is_accepted():
 
 
 @pytest.mark.parametrize("name", sorted(RUN_OPTIONS.keys() - {"go_on"}))  # test_record.py has that
-def test_every_run_option_acts(path, name):
+def test_every_run_option_acts(path, name, monkeypatch):
+    monkeypatch.setenv("RANK", "0")  # of several processes
     value = RUN_OPTIONS[name].values
     words = [f"--{name}"] if value is None else [f"--{name}", (value or ("meta",))[-1]]
     options = parse([path, *words])[1]

@@ -34,8 +34,8 @@ def test_a_folder_says_what_the_run_was_and_can_be_run_again_from_it(experiment,
 @pytest.mark.parametrize("name", ["mamba", "digits/grid", "tedlium/student", "glue/student", "pile/student"])
 def test_shipped_experiments_are_written_out_whole(name, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    settings, _ = parse([f"hparams/{name}.yaml", "--num_steps", "100000", "--switch_step", "9"])
-    text = resolved_yaml(settings, ROOT / f"hparams/{name}.yaml", "num_steps: 100000\nswitch_step: 9")
+    settings, _ = parse([f"hparams/{name}.yaml", "--num_steps", "100000"])
+    text = resolved_yaml(settings, ROOT / f"hparams/{name}.yaml", "num_steps: 100000")
     assert "!ref" not in text and "base:" not in text
     (tmp_path / "settings.yaml").write_text(text)
     written = Settings.load(tmp_path / "settings.yaml")

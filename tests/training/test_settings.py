@@ -105,7 +105,8 @@ def test_weights_go_to_the_modes_that_know_them(folder, name, mode):
     assert (weights.layer, weights.logits) == ((0.0, 0.0) if name == "unguided" else (2.0, 0.25))
 
 
-def test_options_of_another_mode_are_no_error(folder):
+def test_a_yaml_may_have_options_of_other_modes(folder):
+    """In a command they are refused: test_unread.py."""
     settings = Settings.load(folder / "base.yaml", {"guidance": "target", "teacher_steps": 2.0, "waypoints": "w"})
     assert settings.guidance == Target()
     assert settings.options == {"switch_step": 10, "teacher_steps": 2.0, "waypoints": "w"}
@@ -121,7 +122,7 @@ def test_options_of_the_loss_change_its_preset(folder, preset):
 
 def test_a_mode_that_the_experiment_makes(folder):
     mode = "!new:cald_speech.distillation.Hybrid {switch_step: 7, alpha_layer: 2.0}"
-    settings, _ = parse([str(folder / "base.yaml"), "--guidance", mode, "--alpha_layer", "3"])
+    settings, _ = parse([str(folder / "base.yaml"), "--guidance", mode])
     assert settings.guidance == Hybrid(switch_step=7, alpha_layer=2.0)
 
 
