@@ -109,6 +109,8 @@ def layers(
         raise click.UsageError("--save_to writes what --keep_best makes: expected --keep_best, got none")
     if student is not None and mixer is not None:
         raise click.UsageError("--student measures the mixers that it has: expected --student or --mixer, got both")
+    untrained = (student is None, "untrained mixers, without --student")
+    options.refuse_idle(initialise=untrained, seed=untrained)
     options.check_writable(output_folder)
     found = layer_importance.rank_layers(student=student, mixer=mixer or layer_importance.MIXER, **what)
     options.write_found(output_folder, "layer_importance", found, draw_importance)

@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from cald_speech.data.readers import manifest_of
+from cald_speech.data.text import NORMALISERS
 from cald_speech.errors import error_epilogue
 from cald_speech.files import clear, locked, whole_file
 from cald_speech.output import unwritable
@@ -159,11 +161,25 @@ def beam_search() -> Decorator:
     )
 
 
-def normaliser() -> Decorator:
-    """``--normaliser``, a name of `cald_speech.data.text`."""
+def normaliser(
+    default: str = "librispeech", meaning: str = "How references and hypotheses are written before they are compared."
+) -> Decorator:
+    """``--normaliser``, a name of `cald_speech.data.text`: of every command and script that compares or takes texts."""
     return click.option(
-        "--normaliser", default="librispeech", show_default=True, help="How references and hypotheses are written."
+        "--normaliser", type=click.Choice(list(NORMALISERS)), default=default, show_default=True, help=meaning
     )
+
+
+def refuse_idle(**options: tuple[bool, str]) -> None:
+    """Raise UsageError for an option that was given where it does not act: each with whether it does, and what for.
+
+    Called in a command: ``refuse_idle(beam_width=(decoding == "beam", "--decoding beam"))``.
+    """
+    context = click.get_current_context()
+    names = {param.name: param.opts[0] for param in context.command.params}
+    for name, (acts, needed) in options.items():
+        if not acts and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{names[name]}: does nothing here: expected it with {needed}. Leave it out")
 
 
 def progress() -> Decorator:

@@ -77,6 +77,9 @@ def stream(
 
     All layers of the model must be converted. Ctrl-C ends it, with status 130; what was written stays.
     """
+    options.refuse_idle(
+        beam_width=(decoding == "beam", "--decoding beam"), rate=(source == "-", "audio on the standard input")
+    )
     recogniser = Recogniser.of(model, dtype=dtype, device=device, force=True, target_lang=target_lang)
     behind_s = latency_s(recogniser.model, lookahead_s)
     measured = None

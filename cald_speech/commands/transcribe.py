@@ -11,6 +11,7 @@ import torch
 from cald_speech.commands import options
 from cald_speech.commands.jobs import INTERRUPTED, find_jobs, jobs_of, run_jobs
 from cald_speech.data.encodings import read_text
+from cald_speech.data.text import normalise
 from cald_speech.errors import UserError
 from cald_speech.longform.formats import FORMATS
 from cald_speech.longform.recogniser import Recogniser
@@ -34,6 +35,9 @@ UNKNOWN = click.option(
     default="error",
     show_default=True,
     help="Characters of the text that the model lacks.",
+)
+OF_THE_TEXT = options.together(
+    UNKNOWN, options.normaliser("none", "How the text is written before it is aligned, such as tedlium: no {BREATH}.")
 )
 MARGINS = options.together(
     click.option(
@@ -77,7 +81,7 @@ RUN = options.together(
 @FORMAT
 @OUTPUT
 @click.option("--text", type=Path, help="A file with all that is said: the same as `cald-speech align`.")
-@UNKNOWN
+@OF_THE_TEXT
 @DECODING
 @MARGINS
 @RUN
@@ -90,6 +94,12 @@ def transcribe(files: tuple[Path, ...], text: Path | None, manifest: Path | None
     """
     if bool(files) == (manifest is not None) or (text is not None and manifest is not None):
         raise click.UsageError("expected FILE..., or --manifest without --text")
+    options.refuse_idle(
+        unknown=(text is not None, "--text"),
+        normaliser=(text is not None, "--text"),
+        beam_width=(text is None and given["decoding"] == "beam", "--decoding beam, and without --text"),
+        decoding=(text is None, "no --text, whose words are known"),
+    )
     return _recognise(files, text, manifest, **given)
 
 
@@ -100,7 +110,7 @@ def transcribe(files: tuple[Path, ...], text: Path | None, manifest: Path | None
 @MODEL
 @FORMAT
 @OUTPUT
-@UNKNOWN
+@OF_THE_TEXT
 @MARGINS
 @RUN
 def align(file: Path | None, text: Path | None, manifest: Path | None, **given: Any) -> int:
@@ -125,6 +135,7 @@ def _recognise(
     output_folder: Path | None,
     overwrite: bool,
     unknown: str,
+    normaliser: str,
     decoding: str | None,
     beam_width: int | None,
     lead_s: float,
@@ -137,6 +148,7 @@ def _recognise(
     target_lang: str | None,
 ) -> int:
     """Transcribe each file, or align those with a text. Raises UserError where nothing could be done."""
+    options.refuse_idle(overwrite=(output_folder is not None, "--output_folder"))
     suffix = FORMATS[form].suffix
     jobs = find_jobs(files, output_folder, suffix) if manifest is None else jobs_of(manifest, output_folder, suffix)
     if text is not None and len(jobs) != 1:
@@ -150,7 +162,7 @@ def _recognise(
             return run_jobs(jobs, recognise, FORMATS[form], overwrite=overwrite)
         status = 0
         for job in jobs:
-            words = job.entry["text"] if said is None else said
+            words = normalise(job.entry["text"] if said is None else said, normaliser)
             recognise = partial(recogniser.align, text=words, unknown=unknown, **how)
             status = max(status, run_jobs([job], recognise, FORMATS[form], overwrite=overwrite))
             if status == INTERRUPTED:

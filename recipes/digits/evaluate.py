@@ -23,14 +23,17 @@ from cald_speech.recipes.digits.prepare import prepare, test_strings
 @click.option("--data_folder", type=Path, default="data/fsdd", show_default=True)
 @click.option("--prepare_folder", type=Path, default="results/digits/data", show_default=True)
 @click.option("--held_out_speaker", help="Evaluate on this speaker's strings instead of the fixed 1,000.")
-def main(folders: tuple[str, ...], data_folder: Path, prepare_folder: Path, held_out_speaker: str | None) -> None:
+@options.normaliser()
+def main(
+    folders: tuple[str, ...], data_folder: Path, prepare_folder: Path, held_out_speaker: str | None, normaliser: str
+) -> None:
     """Evaluate FOLDERS, model folders."""
     split = "test" if held_out_speaker is None else f"test-{held_out_speaker}"
     rows = []
     manifest = prepare(data_folder, prepare_folder, held_out_speaker=held_out_speaker)[split]
     reports = [options.reports_of(folder) for folder in folders]
     for folder, report in zip(folders, reports, strict=True):
-        summary = evaluate_folder(folder, manifest, report, split=split)
+        summary = evaluate_folder(folder, manifest, report, split=split, normaliser=normaliser)
         results = [read_result(folder, split) for folder in (report, reports[0])]
         difference, *interval = compare_over_clips(*results, test_strings(held_out_speaker))
         rows.append({"model": folder, "WER %": summary["wer"]})

@@ -27,8 +27,6 @@ from cald_speech.families.hub import load_processor
 from cald_speech.recipes.slurp.prepare import prepare
 from cald_speech.tasks.wer import score
 
-NORMALISER = "librispeech"
-
 
 @options.command()
 @click.argument("folder")
@@ -36,15 +34,25 @@ NORMALISER = "librispeech"
 @click.option("--split", type=click.Choice(["valid", "test"]), default="test", show_default=True)
 @click.option("--joint", is_flag=True, help="FOLDER spells out intent and words, as of hparams/slurp/joint.yaml.")
 @options.evaluation_folder()
+@options.normaliser()
 @click.option("--drop_bad_audio", is_flag=True, help="Leave out recordings that cannot be read.")
 @options.max_batch_s()
 @options.device()
 def main(
-    folder: str, data_folder: Path, split: str, joint: bool, output_folder: Path, drop_bad_audio: bool, **how
+    folder: str,
+    data_folder: Path,
+    split: str,
+    joint: bool,
+    output_folder: Path,
+    normaliser: str,
+    drop_bad_audio: bool,
+    **how,
 ) -> None:
     """Evaluate FOLDER, a model folder or a hub id."""
+    options.refuse_idle(normaliser=(joint, "--joint: without words there is nothing to write"))
     corpus = {"joint": joint, "drop_bad_audio": drop_bad_audio, "sets": [split]}
     manifest = prepare(data_folder, output_folder, **corpus)[split]
+    how |= {"normaliser": normaliser} if joint else {}
     summary = (read_out if joint else classify)(folder, manifest, output_folder, **how)
     intent = summary["intent"]
     low, high = intent["interval"] or (None, None)
@@ -62,11 +70,13 @@ def classify(folder: str, manifest: Path, output_folder: Path, **how) -> dict[st
     return summary | {"intent": _intent(folder, manifest, found, group_names(folder))}
 
 
-def read_out(folder: str, manifest: Path, output_folder: Path, *, max_batch_s: float, device: str) -> dict[str, Any]:
+def read_out(
+    folder: str, manifest: Path, output_folder: Path, *, normaliser: str, max_batch_s: float, device: str
+) -> dict[str, Any]:
     """The summary of a CTC model: the first two words are the intent, the WER is that of the others."""
     model, processor = from_pretrained(folder, head="ctc", device=device), load_processor(folder)
-    dataset = make_dataset(manifest, processor, normaliser=NORMALISER, unknown="drop")
-    how = {"normaliser": NORMALISER, "max_batch_s": max_batch_s, "progress": False}
+    dataset = make_dataset(manifest, processor, normaliser=normaliser, unknown="drop")
+    how = {"normaliser": normaliser, "max_batch_s": max_batch_s, "progress": False}
     read = evaluate(model, processor, dataset, **how).utterances
     pairs = {u.id: (u.reference.split(), u.hypothesis.split()) for u in read}
     found = {key: tuple(" ".join(words[:2]) for words in pair) for key, pair in pairs.items()}
@@ -75,7 +85,7 @@ def read_out(folder: str, manifest: Path, output_folder: Path, *, max_batch_s: f
         output_folder,
         score(references, hypotheses, durations_s={u.id: u.duration_s for u in read}),
         manifest_hash=manifest_hash(manifest),
-        normaliser=NORMALISER,
+        normaliser=normaliser,
         model=folder,
         decoder="greedy",
         split=manifest.stem,

@@ -26,6 +26,7 @@ from cald_speech.recipes.tedlium.prepare import prepare
 @click.option("--whole_talks", is_flag=True, help="Each talk is one utterance; what lies in no segment is not scored.")
 @click.option("--force", is_flag=True, help="Whole talks with a model whose every layer kept attention, too.")
 @options.evaluation_folder()
+@options.normaliser("tedlium")
 @options.max_batch_s()
 @click.option("--drop_bad_audio", is_flag=True, help="Leave out what is missing or damaged instead of refusing it.")
 @options.device()
@@ -37,13 +38,17 @@ def main(
     whole_talks: bool,
     force: bool,
     output_folder: Path,
+    normaliser: str,
     max_batch_s: float,
     drop_bad_audio: bool,
     device: str,
     dtype: torch.dtype,
 ) -> None:
     """Evaluate FOLDER, a model folder or a hub id."""
-    how = {"normaliser": "tedlium", "device": device, "dtype": dtype}
+    options.refuse_idle(
+        max_batch_s=(not whole_talks, "segments, without --whole_talks"), force=(whole_talks, "--whole_talks")
+    )
+    how = {"normaliser": normaliser, "device": device, "dtype": dtype}
     manifests = prepare(
         data_folder, output_folder, splits={split: split for split in splits}, drop_bad_audio=drop_bad_audio
     )

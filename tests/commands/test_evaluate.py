@@ -55,7 +55,7 @@ def test_reports_that_cannot_be_compared(call, place, tmp_path):
     [
         (["evaluate", "nowhere", "manifest.json"], "there is no folder"),
         (["evaluate", "teacher", "none.json"], "there is no such manifest"),
-        (["evaluate", "teacher", "manifest.json", "--normaliser", "polite"], "expected a text normaliser"),
+        (["evaluate", "teacher", "manifest.json", "--normaliser", "polite"], "'polite' is not one of"),
         (["evaluate", "teacher", "manifest.json", "--beam", "0"], "expected a beam of at least 1"),
         (["evaluate", "teacher", "manifest.json", "--device", "toaster"], "device: expected cpu, cuda"),
         (["evaluate", "teacher", "manifest.json", "--output-folder", "x"], "No such option"),

@@ -53,8 +53,18 @@ def test_audio_that_arrives_at_another_rate(rate):
         (["none.wav", "--model", "causal"], "there is no such audio file"),
         (["talk.wav", "--model", "causal", "--decoding", "best"], "'best' is not one of"),
         (["talk.wav", "--model", "nowhere"], "there is no folder"),
+        (["talk.wav", "--model", "causal", "--beam_width", "4"], "--beam_width: does nothing here"),
+        (["talk.wav", "--model", "causal", "--rate", "8000"], "--rate: does nothing here"),
     ],
-    ids=["without a lookahead", "into the past", "no such file", "no such decoding", "no such model"],
+    ids=[
+        "without a lookahead",
+        "into the past",
+        "no such file",
+        "no such decoding",
+        "no such model",
+        "greedy",
+        "a file",
+    ],
 )
 def test_what_is_refused(call, models, talk, monkeypatch, words, told):
     monkeypatch.chdir(talk.parent)

@@ -112,6 +112,28 @@ def test_a_text_that_cannot_be_aligned(call, model, talk, tmp_path):
     assert call("align", talk, tmp_path / "said.txt", "--model", model, "--unknown", "drop").stdout == "take\n"
 
 
+def test_a_known_text_is_written_as_the_normaliser_says(call, model, talk, tmp_path):
+    (tmp_path / "said.txt").write_text("{BREATH} it 's <unk> said")
+    words = ["align", talk, tmp_path / "said.txt", "--model", model, "--unknown", "drop"]
+    assert call(*words, "--normaliser", "tedlium").stdout == "IT'S SAID\n"
+    assert call(*words).stdout == "{BREATH} it 's <unk> said\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--beam_width", "4"], "--beam_width: does nothing here: expected it with --decoding beam"),
+        (["--unknown", "drop"], "--unknown: does nothing here: expected it with --text"),
+        (["--normaliser", "lower"], "--normaliser: does nothing here: expected it with --text"),
+        (["--text", "said.txt", "--decoding", "beam"], "--decoding: does nothing here"),
+        (["--overwrite"], "--overwrite: does nothing here: expected it with --output_folder"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_an_option_acts_or_is_refused(call, talk, words, told):
+    assert told in call("transcribe", talk, "--model", "any", *words, status=2).stderr
+
+
 def test_one_bad_file_never_ends_a_batch(call, model, talk, tmp_path):
     """Files without a header, macOS companions, odd names, links, endings in capitals, one name twice."""
     folder, sound = tmp_path / "talks", talk.read_bytes()
