@@ -41,7 +41,7 @@ THIRD_PARTY = {
     "audio_files": {"soundfile", "av"},  # av is of the extra `formats`
     "families": {"transformers", "huggingface_hub", "safetensors"},
     "longform": {"soundfile", "tqdm"},  # tqdm comes with huggingface_hub
-    "data": {"speechbrain", "soundfile", "torchaudio", "tqdm", "tokenizers", "datasets", "pyarrow"},
+    "data": {"speechbrain", "soundfile", "torchaudio", "tqdm", "tokenizers", "datasets", "pyarrow", "lhotse"},
     "tasks": {"jiwer"},
     "experiment_yaml": {"hyperpyyaml", "ruamel"},
     "training": {"tensorboard"},
@@ -51,7 +51,7 @@ THIRD_PARTY = {
 }
 INSIDE_A_FUNCTION = {
     "tasks": {"speechbrain"},  # its beam search takes seconds to import, and greedy decoding does without it
-    "data": {"datasets", "pyarrow"},  # of the extra `data`
+    "data": {"datasets", "pyarrow", "lhotse"},  # of the extras `data` and `lhotse`
     "evaluation": {"lm_eval"},  # of the extra `text`
     "benchmarks": {"fla", "causal_conv1d"},  # peers, where they are installed
 }

@@ -8,12 +8,10 @@ from tqdm import tqdm
 
 from cald_speech.data.audio import MIN_SAMPLES, SAMPLE_RATE, AudioError, audio_info
 from cald_speech.data.manifests import write_manifest
-from cald_speech.data.readers.folders import files_in
+from cald_speech.data.readers.folders import audio_among, files_in
 from cald_speech.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 
 
 def prepare(
@@ -27,7 +25,7 @@ def prepare(
     Raises: UserError, where there is no folder, fewer than two usable files, or files that cannot be read.
     """
     data_folder, folder = Path(data_folder).absolute(), Path(output_folder) / "manifests"
-    files = [path for path in files_in(data_folder) if path.suffix.lower() in SUFFIXES]
+    files = audio_among(files_in(data_folder))
     entries, faults, left_out = {}, [], 0
     for path in tqdm(files, desc="reading headers", unit="file", disable=len(files) < 1000):
         try:
@@ -49,7 +47,7 @@ def prepare(
         )
     if len(entries) < 2:
         raise UserError(
-            f"expected at least two files ({', '.join(SUFFIXES)}) of up to {longest_s:g} s under {data_folder}, got "
+            f"expected at least two files of audio of up to {longest_s:g} s under {data_folder}, got "
             f"{len(entries)} of {len(files)}. Give another --data_folder, or raise longest_s in `corpus`"
         )
     if left_out:

@@ -119,6 +119,39 @@ def _nemo(folder: Path, utterances: Sequence[Utterance]) -> Path:
     return folder / "a.jsonl"
 
 
+def _nemo_json(folder: Path, utterances: Sequence[Utterance]) -> Path:
+    """NeMo calls its lines .json."""
+    return _nemo(folder, utterances).rename(folder / "manifest.json")
+
+
+def _nemo_tarred(folder: Path, utterances: Sequence[Utterance]) -> Path:
+    """As convert_to_tarred_audio_dataset.py writes them: a manifest beside all archives, and one for each of them."""
+    (folder / "sharded_manifests").mkdir(parents=True)
+    rows = []
+    for number, u in enumerate(utterances):
+        row = {"audio_filepath": f"{u.id}.flac", "duration": u.duration_s, "text": u.text, "speaker": u.speaker}
+        rows.append(json.dumps(row | {"shard_id": number}) + "\n")
+        (folder / "sharded_manifests" / f"manifest_{number}.json").write_text(rows[-1])
+        with tarfile.open(folder / f"audio_{number}.tar", "w") as archive:
+            _add(archive, f"{u.id}.flac", _flac(u))
+    (folder / "tarred_audio_manifest.json").write_text("".join(rows))
+    return folder
+
+
+def _list(folder: Path, utterances: Sequence[Utterance]) -> Path:
+    rows = [json.loads(line) for line in _nemo(folder, utterances).read_text().splitlines()]
+    (folder / "list.json").write_text(json.dumps(rows, indent=1))
+    return folder / "list.json"
+
+
+def _table_without_names(folder: Path, utterances: Sequence[Utterance]) -> Path:
+    _audio(folder, utterances)
+    said = [u.text.replace('"', '""') for u in utterances]
+    lines = [f'{u.id}|{u.speaker}|clips/{u.id}.flac|"{text}"' for u, text in zip(utterances, said, strict=True)]
+    (folder / "a.csv").write_text("\n".join(lines))
+    return folder / "a.csv"
+
+
 def _kaldi(folder: Path, utterances: Sequence[Utterance]) -> Path:
     """The utterances lie one after the other in one recording, cut by segments."""
     folder.mkdir(parents=True)
@@ -246,6 +279,10 @@ FORMATS: dict[str, Callable[[Path, Sequence[Utterance]], Path]] = {
     "SpeechBrain CSV": _speechbrain_csv,
     "SpeechBrain JSON": _speechbrain_json,
     "NeMo": _nemo,
+    "NeMo .json": _nemo_json,
+    "NeMo tarred": _nemo_tarred,
+    "JSON list": _list,
+    "table without names": _table_without_names,
     "Kaldi": _kaldi,
     "LibriSpeech": _librispeech,
     "text beside": _pairs,
@@ -256,6 +293,8 @@ FORMATS: dict[str, Callable[[Path, Sequence[Utterance]], Path]] = {
     "lhotse shards": _shar,
 }
 """name -> (a folder that is not there yet, utterances) -> what a user gives as the source."""
+COLUMNS: dict[str, dict[str, int]] = {"table without names": {"id": 1, "speaker": 2, "audio": 3, "text": 4}}
+"""What a user says beside it."""
 
 
 def write(name: str, folder: Path, utterances: Sequence[Utterance]) -> Path:

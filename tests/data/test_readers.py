@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import sys
 import tarfile
 from pathlib import Path
 
@@ -16,13 +17,13 @@ from cald_speech.data.audio import read_entry
 from cald_speech.data.manifests import read_manifest
 from cald_speech.data.readers import manifest_of, prepare_corpus, read_corpus
 from cald_speech.errors import UserError
-from tests.data.corpora import FORMATS, miniature, write
+from tests.data.corpora import COLUMNS, FORMATS, miniature, write
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same(tmp_path, name):
     said = miniature()
-    prepare_corpus(tmp_path / "out" / "a.json", write(name, tmp_path / "corpus", said))
+    prepare_corpus(tmp_path / "out" / "a.json", write(name, tmp_path / "corpus", said), columns=COLUMNS.get(name))
     entries = read_manifest(tmp_path / "out" / "a.json")
     assert {key: entry["text"] for key, entry in entries.items()} == {u.id: u.text for u in said}
     for u in said:
@@ -117,6 +118,112 @@ def test_archives_that_lost_something(tmp_path, caplog):
     assert entries_of(tmp_path, folder) and "no segment names 1 of 2 recordings" in caplog.text
 
 
+def test_where_nemos_archives_are(tmp_path):
+    """Shard by shard, elsewhere, as parts of one file; what no line names is passed over, what is not there is told."""
+    said = miniature()
+    folder = write("NeMo tarred", tmp_path / "corpus", said)
+    shards = f"{folder}/sharded_manifests/manifest_{{0..1}}.json"
+    assert list(entries_of(tmp_path, shards)) == [u.id for u in said[:2]]
+    (tmp_path / "away").mkdir()
+    for path in folder.glob("*.tar"):
+        path.rename(tmp_path / "away" / path.name)
+    manifest = folder / "tarred_audio_manifest.json"
+    with pytest.raises(UserError, match=r"there is no \.tar beside the manifest.*\?tars="):
+        entries_of(tmp_path / "none", folder)
+    assert len(entries_of(tmp_path / "b", f"{manifest}?tars=../away/audio__OP_0..2_CL_.tar")) == 3
+    with pytest.raises(UserError, match=r"manifest\.json:3: expected the audio 4-8-0000 in one of 2 archives"):
+        entries_of(tmp_path / "c", f"{manifest}?tars=../away/audio__OP_0..1_CL_.tar")
+    with pytest.raises(UserError, match=r"audio_3\.tar: expected NeMo's manifests and archives.* no such file"):
+        entries_of(tmp_path / "d", f"{manifest}?tars=../away/audio__OP_0..3_CL_.tar")
+    row = {"audio_filepath": "3-7-0000.flac", "duration": 0.2, "offset": 0.0, "text": "A"}
+    parts = [row, row | {"audio_filepath": "3-7-0000-sub1.flac", "offset": 0.2, "text": "B"}]
+    manifest.write_text("".join(json.dumps(part) + "\n" for part in parts))
+    entries = entries_of(tmp_path / "e", f"{manifest}?tars=../away/audio__OP_0..2_CL_.tar")
+    found = {key: (entry["text"], entry["start_s"], entry["duration_s"]) for key, entry in entries.items()}
+    assert found == {"3-7-0000": ("A", 0.0, 0.2), "3-7-0000-sub1": ("B", 0.2, 0.2)}
+
+
+def test_a_pattern_of_archives(tmp_path):
+    source = write("WebDataset", tmp_path / "corpus", miniature())
+    assert len(entries_of(tmp_path, f"{source}/{{000000..000001}}.tar")) == 2
+    for wrong, told in (
+        ("{000000..000007}", "there is no .*000003.tar"),
+        ("{3..1}", "a range from a number to a higher"),
+    ):
+        with pytest.raises(UserError, match=told):
+            entries_of(tmp_path, f"{source}/{wrong}.tar")
+
+
+TABLES = {
+    "commas": ("a.csv", 'a.wav,"x, y"\nb.wav,z\n', {"audio": 1, "text": 2}, ["x, y", "z"]),
+    "semicolons": ("a.csv", "x, y;a.wav\nz, z, z;b.wav\n", {"audio": 2, "text": "1"}, ["x, y", "z, z, z"]),
+    "tabs": ("a.tsv", 'a.wav\tx "y"\nb.wav\tz\n', {"audio": 1, "text": 2}, ['x "y"', "z"]),
+    "two texts": ("a.csv", "a.wav,x,y\nb.wav,z,z\n", {"audio": 1, "text": [2, 3]}, ["x y", "z z"]),
+    "names that are numbers": ("a.csv", "0,1\na.wav,x\nb.wav,z\n", {"audio": 0, "text": 1}, ["x", "z"]),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_columns_by_number(tmp_path, case):
+    name, content, columns, texts = TABLES[case]
+    for audio in "ab":
+        write_wav(tmp_path / f"{audio}.wav")
+    entries = entries_of(tmp_path, plain(tmp_path, name, content), columns=columns)
+    assert [entry["text"] for entry in entries.values()] == texts and list(entries) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"audio": 0, "text": 1}, "a.csv:1: expected columns that are counted from 1.*got 0"),
+        ({"audio": 1, "text": 3}, "a.csv:1: expected 3 fields or more.*got 2"),
+        ({"audio": 1, "text": "said"}, "a.csv:2: expected the column '1', which `columns` names for audio"),
+        ({"audio": True, "text": 2}, "columns: expected a key such as text and the name of a column, got audio: True"),
+    ],
+)
+def test_numbers_that_are_no_columns(tmp_path, columns, told):
+    with pytest.raises(UserError, match=told):
+        entries_of(tmp_path, plain(tmp_path, "a.csv", "a.wav,x\nb.wav,z\n"), columns=columns)
+
+
+def mixed(folder):
+    """Two recordings one after the other, one channel of two, and a recording that goes on in silence."""
+    lhotse = pytest.importorskip("lhotse")
+    write_wav(folder / "a.wav")
+    soundfile.write(folder / "two.wav", np.stack([np.zeros(8_000), np.full(8_000, 0.25)], 1), 16_000)
+    one, two = (lhotse.Recording.from_file(folder / name, recording_id=name) for name in ("a.wav", "two.wav"))
+
+    def said(recording, text):
+        return [lhotse.SupervisionSegment(recording.id, recording.id, 0, 0.5, text=text, speaker="s")]
+
+    first = lhotse.MonoCut("a", 0, 0.5, 0, said(one, "A"), recording=one)
+    second = lhotse.MonoCut("two", 0, 0.5, 1, said(two, "B"), recording=two)
+    cuts = lhotse.CutSet.from_cuts([first.append(second).with_id("both"), second, first.pad(0.7).with_id("padded")])
+    cuts.to_file(folder / "cuts.jsonl.gz")
+    return folder / "cuts.jsonl.gz"
+
+
+def test_what_lhotse_makes(tmp_path):
+    source = mixed(tmp_path)
+    entries = entries_of(tmp_path / "out", source)
+    found = {key: (entry["text"], entry["duration_s"], entry["speaker"]) for key, entry in entries.items()}
+    assert found == {"both": ("A B", 1.0, "s"), "two": ("B", 0.5, "s"), "padded": ("A", 0.7, "s")}
+    both = read_entry(entries["both"])
+    assert torch.allclose(both, torch.cat([torch.zeros(8_000), torch.full((8_000,), 0.25)]), atol=1e-3)
+    Path(entries["two"]["audio"]).unlink()
+    assert read_entry(entries_of(tmp_path / "out", source)["two"]).numel() == 8_000
+
+
+def test_lhotse_is_asked_for_where_it_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lhotse.serialization", None)
+    recording = {"sources": [{"type": "url", "source": "https://x.org/a.wav", "channels": [0]}]}
+    cut = {"id": "u", "type": "MonoCut", "start": 0, "duration": 1, "channel": 0, "recording": recording}
+    cut["supervisions"] = [{"text": "x"}]
+    source = plain(tmp_path, "a.jsonl", json.dumps(cut))
+    with pytest.raises(UserError, match=r"a\.jsonl:1: .*a recording of type 'url', for which lhotse is needed: pip"):
+        entries_of(tmp_path, source)
+
+
 def test_several_sources_are_one_set(tmp_path):
     said = miniature()
     one, other = write("CSV", tmp_path / "a", said[:2]), write("Kaldi", tmp_path / "b", said[2:])
@@ -188,7 +295,10 @@ FAULTS = {
     "no audio": ("a.csv", "path,text\nb.wav,x\n", r"1 that cannot be used: .*a.csv:2: .*b.wav: there is no such audio"),
     "beyond the end": ("a.csv", "path,text,start,end\na.wav,x,0.2,9\n", "a.csv:2: the segment ends at 9 s.* at 0.5 s"),
     "short": ("a.csv", "path,text,start,end\na.wav,x,0.2,0.21\n", "a.csv:2: .*shorter than one frame"),
-    "mixed cut": ("a.jsonl", '{"id": "u", "type": "MixedCut"}\n', "a.jsonl:1: expected a MonoCut"),
+    "mixed cut": ("a.jsonl", '{"id": "u", "type": "MixedCut"}\n', "a.jsonl:1: expected a (part of one|cut)"),
+    "lines of JSON": ("a.json", '{"audio": "a.wav", "text": "x"}\n[]\n', "a.json:2: expected an object in one line"),
+    "list of JSON": ("a.json", '[{"audio": "a.wav", "text": "x"}, 3]', "a.json: entry 2: expected an object"),
+    "range": ("none/manifest__OP_0..3_CL_.json", None, "manifest_0.json: expected NeMo's manifests"),
     "gzip": ("a.jsonl.gz", b"\x1f\x8b\x08junk", "compressed with gzip"),
     "tar": ("a.tar", b"junk" * 200, "expected a tar archive"),
     "parquet": ("a.parquet", b"PAR1junk", "expected a parquet file"),

@@ -73,7 +73,7 @@ def test_manifests(corpus, tmp_path):
 
 
 def test_what_cannot_be_used_is_named(corpus, tmp_path):
-    with pytest.raises(UserError, match=r"at least two files .* under .*nowhere, got 0 of 0"):
+    with pytest.raises(UserError, match=r"at least two files of audio .* under .*nowhere, got 0 of 0"):
         prepare(tmp_path / "nowhere", tmp_path)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.flac").write_bytes(b"no audio")

@@ -16,7 +16,7 @@ from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
 from cald_speech.recipes.asr.prepare import prepare
 from cald_speech.training.run import run
-from tests.data.corpora import FORMATS, Utterance, miniature, write
+from tests.data.corpora import COLUMNS, FORMATS, Utterance, miniature, write
 from tests.training.miniature import ROOT, write_model
 
 SMALL = ["--num_steps=2", "--max_batch_s=20", "--noprogressbar"]
@@ -101,15 +101,23 @@ def first(spoken, tmp_path_factory):
 
 
 def through(name, spoken, teacher, folder):
-    """Train two steps, evaluate and transcribe what is trained, all with the corpus in that format."""
-    source = write(name, folder / "corpus", spoken)
-    keys = [f"--train={source}", f"--valid={source}", f"--teacher={teacher}", f"--output_folder={folder / 'out'}"]
-    run(["hparams/asr/student.yaml", *keys, *SMALL])
+    """Train two steps, evaluate and transcribe what is trained, all with the corpus in that format, by commands alone.
+
+    Training ends with the figures of its test set, which are those of `evaluate`.
+    """
+    source, columns = write(name, folder / "corpus", spoken), COLUMNS.get(name, {})
+    keys = [f"--{key}={source}" for key in ("train", "valid", "test")] + [f"--columns={json.dumps(columns)}"]
+    keys += [f"--teacher={teacher}", f"--output_folder={folder / 'out'}"]
+    call("train", "hparams/asr/student.yaml", *keys, *SMALL)
     model, reports = folder / "out" / "model", folder / "reports"
-    summary = json.loads(call("evaluate", model, source, "--output_folder", reports, "--quiet").splitlines()[-1])
-    call("transcribe", "--manifest", source, "--model", model, "--output_folder", folder / "texts")
+    given = ["--columns", ",".join(f"{key}={value}" for key, value in columns.items())] if columns else []
+    line = call("evaluate", model, source, *given, "--output_folder", reports, "--quiet").splitlines()[-1]
+    call("transcribe", "--manifest", source, *given, "--model", model, "--output_folder", folder / "texts")
     texts = {path.stem: path.read_text() for path in (folder / "texts").rglob("*.txt")}
-    return texts, {key: summary[key] for key in ("wer", "cer", "words", "num_utterances")}
+    summaries = [json.loads(line), json.loads((folder / "out" / "reports" / "test.json").read_text())]
+    (summary, same) = ({key: one[key] for key in ("wer", "cer", "words", "num_utterances")} for one in summaries)
+    assert summary == same
+    return texts, summary
 
 
 @pytest.mark.wide

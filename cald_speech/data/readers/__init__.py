@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 # The first that matches is taken: a folder may have audio and a table of it.
 FORMATS: Sequence[Format] = (
     hugging_face.HUB,
+    shards.NEMO_TARRED,
     tables.FORMAT,
     json_files.WHOLE,
     json_files.LINES,
@@ -115,13 +116,15 @@ def prepare_corpus(
         sweep(audio)
     files = [path for form, source in zip(forms, sources, strict=True) for path in form.files(str(source))]
     records: Iterable[Record] = read_corpus(*sources, columns=columns)
-    if any(form.embeds for form in forms):
+    embeds = any(form.embeds for form in forms)
+    if not embeds:
+        records = list(records)
+        files += [record.audio for record in records if isinstance(record.audio, Path)]
+        embeds = any(callable(record.audio) for record in records)
+    if embeds:
         record = manifest.with_name(f".{manifest.stem}.prepared")
         if manifest.is_file() and record.is_file() and not _audio_is_there(manifest):
             record.unlink()  # what was written there is gone: it is written again
-    else:
-        records = list(records)
-        files += [record.audio for record in records]
     make = partial(_entries, manifest.stem, records, audio, drop_bad_audio)
     settings = {"given": [str(source) for source in sources], "columns": columns or {}, "drop": drop_bad_audio}
     prepare_once(manifest, files, make, **settings)
@@ -159,7 +162,7 @@ def name_of(source: str | Path) -> str:
     if str(source).startswith("hf:"):
         name, options = hugging_face.parse(str(source))
         return "-".join([name.replace("/", "-"), *(options[k] for k in ("config", "split") if k in options)])
-    name = Path(os.path.abspath(source)).name
+    name = Path(os.path.abspath(str(source).partition("?tars=")[0])).name
     while Path(name).suffix.lower() in (".gz", ".tgz", ".tar", ".csv", ".tsv", ".tab", ".json", ".jsonl", ".parquet"):
         name = Path(name).stem
     return name or "corpus"
@@ -213,7 +216,7 @@ def _written(record: Record, folder: Path) -> Record:
         name = f"{name[:100]}-{hashlib.sha256(record.id.encode()).hexdigest()[:16]}"
     path = folder.absolute() / (name.replace(".", "%2E") + (record.suffix if record.suffix in folders.ENDINGS else ""))
     with whole_file(path, durable=False) as unfinished:
-        unfinished.write_bytes(record.audio)
+        unfinished.write_bytes(record.audio() if callable(record.audio) else record.audio)
     return replace(record, audio=path)
 
 

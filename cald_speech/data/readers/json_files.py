@@ -1,10 +1,13 @@
-"""JSON: our manifests and SpeechBrain's ({id: {...}}), NeMo's (an object a line) and lhotse's cuts (.gz too)."""
+"""JSON: our manifests and SpeechBrain's ({id: {...}}), NeMo's (an object a line) and lhotse's cuts (.gz too).
+
+What a file is tells its text, not its name: NeMo calls its manifests .json, and others write a list of objects.
+"""
 
 import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,10 @@ def objects_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise UserError(f"{path}: expected a file compressed with gzip, but {error}. Copy it again.") from error
     else:
         text = read_text(path, "JSON lines")
+    yield from _objects_in(text, path)
+
+
+def _objects_in(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             place = f"{path}:{number}"
@@ -32,8 +39,11 @@ def objects_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_lines(source: str, columns: Columns) -> Iterator[Record]:
-    path = Path(source)
-    for place, row in objects_of(path):
+    yield from _records(objects_of(Path(source)), Path(source), columns)
+
+
+def _records(rows: Iterable[tuple[str, dict[str, Any]]], path: Path, columns: Columns) -> Iterator[Record]:
+    for place, row in rows:
         if cuts.is_cut(row):
             yield cuts.record(row, place, path.absolute().parent)
         else:
@@ -43,6 +53,12 @@ def read_lines(source: str, columns: Columns) -> Iterator[Record]:
 def read_whole(source: str, columns: Columns) -> Iterator[Record]:
     path = Path(source)
     text = read_text(path, "a JSON manifest")
+    if text.lstrip().startswith("["):
+        yield from _records(_list_of(text, path), path, columns)
+        return
+    if _has_an_object_a_line(text):
+        yield from _records(_objects_in(text, path), path, columns)
+        return
     numbered = enumerate(text.split("\n"), start=1)
     lines = {match[1]: number for number, line in numbered if (match := _KEY.match(line))}
     rows = object_of(text, str(path), "a JSON manifest {id: {...}}")
@@ -52,6 +68,24 @@ def read_whole(source: str, columns: Columns) -> Iterator[Record]:
         if not isinstance(row, dict):
             raise UserError(f"{place}: expected an object with audio and text, got {row!r:.80}. Mend it.")
         yield columns.record(row, place, path.absolute().parent, name=name)
+
+
+def _has_an_object_a_line(text: str) -> bool:
+    """Whether the first line is the whole of an utterance, and no manifest {id: {...}} written in one line."""
+    first = text.lstrip().partition("\n")[0]
+    try:
+        found = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and not all(isinstance(value, dict) for value in found.values())
+
+
+def _list_of(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, row in enumerate(_parsed(text, str(path), "a JSON manifest", dict), start=1):
+        place = f"{path}: entry {number}"
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: expected an object with audio and text, got {row!r:.80}. Mend it.")
+        yield place, row
 
 
 def object_of(text: str, place: str, what: str) -> dict[str, Any]:
@@ -67,16 +101,20 @@ def object_of(text: str, place: str, what: str) -> dict[str, Any]:
             raise UserError(f"{place}: expected each key once, but {twice!r} is there twice{where}. Rename one.")
         return found
 
+    found = _parsed(text, place, what, once)
+    if not isinstance(found, dict):
+        raise UserError(f"{place}: expected {what}, got {type(found).__name__}. Mend it.")
+    return found
+
+
+def _parsed(text: str, place: str, what: str, make: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> Any:
     try:
-        found = json.loads(text, object_pairs_hook=once)
+        return json.loads(text, object_pairs_hook=make)
     except json.JSONDecodeError as error:
         inside = f"{place}:{error.lineno}" if error.lineno > 1 else place
         raise UserError(f"{inside}: expected {what}, but it cannot be parsed ({error}). Mend it.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: expected {what}, but it cannot be parsed ({error}). Mend it.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{place}: expected {what}, got {type(found).__name__}. Mend it.")
-    return found
 
 
 def _is(source: str, *endings: str) -> bool:
@@ -88,4 +126,4 @@ LINES = Format(
     lambda source: _is(source, ".jsonl", ".jsonl.gz", ".ndjson"),
     read_lines,
 )
-WHOLE = Format("a JSON manifest, ours or SpeechBrain's", lambda source: _is(source, ".json"), read_whole)
+WHOLE = Format("a JSON manifest, ours, SpeechBrain's or NeMo's", lambda source: _is(source, ".json"), read_whole)

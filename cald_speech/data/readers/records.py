@@ -29,13 +29,13 @@ _PLACEHOLDER = re.compile(r"\{data_root\}|\{data_folder\}|\$data_root|\$data_fol
 class Record:
     """One utterance as a corpus has it.
 
-    ``audio`` is a path, or the bytes of a file whose name ends in ``suffix``. With ``start_s`` it is a segment;
-    ``duration_s`` is None where it must be looked up. ``place`` is the file and line that errors name.
+    ``audio`` is a path, or the bytes of a file whose name ends in ``suffix``, or what makes them. With ``start_s`` it
+    is a segment; ``duration_s`` is None where it must be looked up. ``place`` is the file and line that errors name.
     """
 
     place: str
     id: str
-    audio: Path | bytes
+    audio: Path | bytes | Callable[[], bytes]
     text: str
     start_s: float | None = None
     duration_s: float | None = None
@@ -63,7 +63,8 @@ class Columns:
     Arguments
     ---------
     given : our key with the column's name; of "text", a list of columns too, whose words are then joined by spaces, and
-        of none where texts are not wanted. A key that is not in `NAMES` is kept in the manifest under that name.
+        of none where texts are not wanted. A key that is not in `NAMES` is kept in the manifest under that name. Names
+        that are numbers are places, from 1 on, in a table without a line of names.
 
     Example
     -------
@@ -79,15 +80,21 @@ class Columns:
         if not isinstance(given, Mapping):
             raise UserError(f"columns: expected keys and values, such as {{text: sentence}}, got {given!r}")
         for key, column in given.items():
+            column = _as_names(column)
             is_list = key == "text" and isinstance(column, Sequence) and all(isinstance(c, str) for c in column)
             if not isinstance(key, str) or key in _TAKEN or not (isinstance(column, str) or is_list):
                 raise UserError(f"columns: expected a key such as text and the name of a column, got {key}: {column!r}")
-        self.given = {key: column if isinstance(column, str) else list(column) for key, column in given.items()}
+        self.given = {key: _as_names(column) for key, column in given.items()}
         self._found: dict[tuple[str, ...], dict[str, Any]] = {}
 
     @property
     def wants_text(self) -> bool:
         return self.given.get("text") != []
+
+    @property
+    def named(self) -> list[str]:
+        """The columns that were named."""
+        return [name for column in self.given.values() for name in ([column] if isinstance(column, str) else column)]
 
     def find(self, there: Sequence[str], place: str) -> dict[str, Any]:
         """Our keys with the column of each, among those that are ``there``. Raises UserError where one is missing."""
@@ -157,6 +164,13 @@ class Columns:
             {key: _word(value, key, place) for key, value in kept.items()},
             suffix,
         )
+
+
+def _as_names(column: Any) -> Any:
+    """A yaml's numbers as the text that a command would have."""
+    if isinstance(column, Sequence) and not isinstance(column, str):
+        return [_as_names(one) for one in column]
+    return str(column) if isinstance(column, int) and not isinstance(column, bool) else column
 
 
 def path_of(value: str, place: str, folder: Path) -> Path:

@@ -1,13 +1,17 @@
-"""Audio inside of tar archives: WebDataset's shards, and lhotse's (cuts.000000.jsonl.gz with recording.000000.tar).
+"""Audio inside of tar archives: WebDataset's shards, lhotse's (cuts.000000.jsonl.gz with recording.000000.tar), NeMo's.
 
-A source is one archive or a folder of them. Archives are read through once, member by member, and none is unpacked
-under the name it gives itself.
+A source is one archive, a folder of them, or a pattern of their names: ``a_{000..127}.tar``, or as NeMo writes it,
+``a__OP_0..127_CL_.tar``. Archives are read through once, member by member, and none is unpacked under the name it gives
+itself.
 """
 
+import logging
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from cald_speech.data.encodings import decoded
 from cald_speech.data.readers import cuts
@@ -16,7 +20,12 @@ from cald_speech.data.readers.json_files import object_of, objects_of
 from cald_speech.data.readers.records import Columns, Format, Record
 from cald_speech.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 TARS = (".tar", ".tar.gz", ".tgz")
+_RANGE = re.compile(r"(?:_OP_|\{)([0-9]{1,6})\.\.([0-9]{1,6})(?:_CL_|\})")
+_MOST = 100_000  # archives of a pattern
+_NEMO = "tarred_audio_manifest.json"
 _TEXTS = (".txt", ".cls")
 
 
@@ -54,6 +63,80 @@ def read_shar(source: str, columns: Columns) -> Iterator[Record]:
             raise UserError(
                 f"{place}: expected the audio of the cut {row.get('id')!r} in {archive}, but it is not there."
             )
+
+
+# --- NeMo's -----------------------------------------------------------------------------------------------------------
+
+
+def read_nemo(source: str, columns: Columns) -> Iterator[Record]:
+    """The lines of the manifests, each with the member of that name; one that ends in -sub2 is a part of its file."""
+    manifests, archives = _nemo_files(source)
+    rows: dict[str, list[tuple[str, dict[str, Any], str]]] = {}
+    for manifest in manifests:
+        for place, row in objects_of(manifest):
+            column = columns.find(tuple(row), place)["audio"]
+            name = PurePosixPath(str(row[column])).stem
+            rows.setdefault(re.sub(r"-sub[0-9]+$", "", name), []).append((place, row, name))
+    unnamed = 0
+    for archive in archives:
+        for member, content in _members(archive):
+            found = rows.pop(PurePosixPath(member).stem, [])
+            unnamed += not found
+            for place, row, name in found:
+                column = columns.find(tuple(row), place)["audio"]
+                audio = {"bytes": content, "path": f"a{PurePosixPath(member).suffix.lower()}"}
+                yield columns.record({**row, column: audio}, place, archive.absolute().parent, name=name)
+    if unnamed:
+        logger.warning("%s: no line of the manifest names %d members of the archives", source, unnamed)
+    for place, _, name in (line for lines in rows.values() for line in lines):
+        raise UserError(
+            f"{place}: expected the audio {name} in one of {len(archives)} archives ({archives[0]}, ...), but it is "
+            "not there. Give all of them: MANIFEST?tars=PATTERN"
+        )
+
+
+def _nemo_files(source: str) -> tuple[list[Path], list[Path]]:
+    """Manifests and archives: those that are given, or lie beside a manifest, or a folder above a sharded one."""
+    given, _, tars = source.partition("?tars=")
+    if Path(given).is_dir():
+        given = str(Path(given, _NEMO))
+    manifests = expanded(given)
+    folder = Path(given).absolute().parent
+    if tars:
+        archives = [path for one in tars.split(",") for path in expanded(str(folder / one))]
+    else:
+        places = [place for place in (folder, folder.parent) if place.is_dir()]
+        archives = next((found for place in places if (found := _archives(str(place)))), [])
+    lost = [path for path in (*manifests, *archives) if not path.is_file()]
+    if lost or not archives:
+        raise UserError(
+            f"{lost[0] if lost else folder}: expected NeMo's manifests and archives, but there is no "
+            f"{'such file' if lost else '.tar beside the manifest'}. Say where they are: "
+            "MANIFEST?tars=audio__OP_0..127_CL_.tar"
+        )
+    return manifests, archives
+
+
+def expanded(pattern: str) -> list[Path]:
+    """The paths that a pattern stands for; one without a range stands for itself.
+
+    Example
+    -------
+    >>> [path.name for path in expanded("a__OP_0..2_CL_.tar")], [path.name for path in expanded("b-{08..10}.tar")]
+    (['a_0.tar', 'a_1.tar', 'a_2.tar'], ['b-08.tar', 'b-09.tar', 'b-10.tar'])
+    """
+    found = _RANGE.search(pattern)
+    if found is None:
+        return [Path(pattern)]
+    first, last = found[1], found[2]
+    if not 0 <= int(last) - int(first) < _MOST:
+        raise UserError(f"{pattern}: expected a range from a number to a higher one, got {found[0]}. Correct it.")
+    width = len(first) if first.startswith("0") else 0
+    names = (f"{number:0{width}d}" for number in range(int(first), int(last) + 1))
+    return [path for name in names for path in expanded(pattern[: found.start()] + name + pattern[found.end() :])]
+
+
+# --- archives ---------------------------------------------------------------------------------------------------------
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -96,7 +179,13 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _archives(source: str) -> list[Path]:
     path = Path(source)
-    return [path] if path.is_file() else sorted(at for at in path.iterdir() if at.name.endswith(TARS))
+    if path.is_dir():
+        return sorted(at for at in path.iterdir() if at.name.endswith(TARS))
+    paths = expanded(source)
+    lost = [path for path in paths if not path.is_file()]
+    if lost:
+        raise UserError(f"{source}: expected all of its archives, but there is no {lost[0]}. Correct the range.")
+    return paths
 
 
 def _tables(source: str) -> list[Path]:
@@ -108,10 +197,22 @@ WEBDATASET = Format(
     lambda source: (
         Path(source).exists() and any(at.name.endswith(TARS) for at in _archives(source))
         if Path(source).is_dir()
-        else source.endswith(TARS) and Path(source).is_file()
+        else source.endswith(TARS) and (Path(source).is_file() or _RANGE.search(source) is not None)
     ),
     read_webdataset,
     _archives,
+    embeds=True,
+)
+NEMO_TARRED = Format(
+    "NeMo's tarred audio (tarred_audio_manifest.json, sharded_manifests/manifest__OP_0..127_CL_.json)",
+    lambda source: (
+        Path(source, _NEMO).is_file()
+        or "?tars=" in source
+        or (source.endswith((".json", ".jsonl")) and _RANGE.search(source) is not None)
+        or (Path(source).name == _NEMO and bool(_archives(str(Path(source).absolute().parent))))
+    ),
+    read_nemo,
+    lambda source: [path for files in _nemo_files(source) for path in files],
     embeds=True,
 )
 SHAR = Format(
