@@ -44,12 +44,15 @@ def long_audio(arguments: tuple[str, ...]) -> int:
 )
 @click.option("--sizes", type=Listed(click.STRING), default="64x64,64x128,128x128", show_default=True, help="P x N.")
 @click.option(
-    "--directions", type=Listed(click.Choice(["one", "both", "pair"])), default="one,both,pair", show_default=True
+    "--scans",
+    "--directions",
+    type=Listed(click.Choice(["one", "both", "pair", "delta", "delta-channels"])),
+    default="one,both,pair,delta,delta-channels",
+    show_default=True,
+    help="SSD in one direction, in both, a pair; the gated delta rule with a decay a head, or a channel.",
 )
-def kernels(
-    capability: tuple[int, ...], dtype: tuple[str, ...], sizes: tuple[str, ...], directions: tuple[str, ...]
-) -> int:
-    """What the SSD kernels compile to, GPU or no GPU.
+def kernels(capability: tuple[int, ...], dtype: tuple[str, ...], sizes: tuple[str, ...], scans: tuple[str, ...]) -> int:
+    """What the kernels of SSD and the gated delta rule compile to, GPU or no GPU.
 
     Registers, spilled bytes and shared memory of each. P is the head_dim and N the d_state. The exit status is 1 where
     a kernel needs more shared memory than the GPU has.
@@ -57,9 +60,9 @@ def kernels(
     if interpreted():
         raise UserError("TRITON_INTERPRET=1 compiles nothing: expected it unset")
     try:
-        compile_check = import_module("cald_speech.ops.ssd.triton.compile_check")  # triton is optional
+        compile_check = import_module("cald_speech.ops.triton.compile_check")  # triton is optional
     except ImportError as error:
         raise UserError(f"triton cannot be imported ({error}): expected it, `pip install 'triton>=3.6'`") from error
-    rows, fits = zip(*compile_check.check_all(capability, dtype, sizes, directions), strict=True)
+    rows, fits = zip(*compile_check.check_all(capability, dtype, sizes, scans), strict=True)
     click.echo(format_table(rows))
     return 0 if all(fits) else 1

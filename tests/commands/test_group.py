@@ -120,7 +120,6 @@ MOVED = {
     "cald_speech.evaluation.layer_importance": "layers",
     "cald_speech.evaluation.lookahead": "lookahead",
     "cald_speech.evaluation.word_times": "word-times",
-    "cald_speech.ops.ssd.triton.compile_check": "benchmark kernels",
 }
 
 

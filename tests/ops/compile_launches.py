@@ -1,4 +1,4 @@
-"""Compiles the kernels of the selective scan, the short convolution and SSD for GPUs that are not there.
+"""Compiles the kernels of every op for GPUs that are not there.
 
 Run without TRITON_INTERPRET as ``python -m tests.ops.compile_launches DTYPE CAPABILITY OP ...``, such as ``bfloat16
 90 short_conv``; prints a line of JSON for each op: what the assembler says of every kernel that a training step
@@ -13,7 +13,7 @@ import torch
 
 from cald_speech.ops.selective_scan.triton import selective_scan_triton
 from cald_speech.ops.short_conv.triton import short_conv_triton
-from cald_speech.ops.ssd.triton.compile_check import compiled_kernels, forward_and_backward, usage_of
+from cald_speech.ops.triton.compile_check import SCANS, compiled_kernels, usage_of
 
 # What adds code: reverse is the direction with more index arithmetic.
 OPTIONS = {"lengths": torch.tensor([64, 3]), "reverse": True, "return_final_state": True}
@@ -40,16 +40,9 @@ def selective_scan(dtype: torch.dtype) -> None:
     torch.autograd.grad(outputs, leaves, [torch.zeros_like(v) for v in outputs])
 
 
-def ssd(dtype: torch.dtype) -> None:
-    forward_and_backward("one", dtype, 64, 64)
-
-
-def ssd_pair(dtype: torch.dtype) -> None:
-    forward_and_backward("pair", dtype, 64, 64)
-
-
 def main(dtype: str, capability: str, *ops: str) -> None:
-    steps = {"short_conv": short_conv, "selective_scan": selective_scan, "ssd": ssd, "ssd_pair": ssd_pair}
+    steps = {"short_conv": short_conv, "selective_scan": selective_scan}
+    steps |= {name: lambda dtype, step=step: step(dtype, 64, 64) for name, step in SCANS.items()}
     for op in ops:
         kernels = compiled_kernels(int(capability), lambda op=op: steps[op](getattr(torch, dtype)))
         print(json.dumps([asdict(usage_of(kernel)) for kernel in kernels]), flush=True)

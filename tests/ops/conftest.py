@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cald_speech.ops import OPS
+from cald_speech.ops.gated_delta.triton import launch as delta_launch
 from cald_speech.ops.selective_scan.triton import launch
 from cald_speech.ops.short_conv import native as native_conv
 from cald_speech.ops.short_conv import torch_blocked as torch_conv
@@ -39,6 +40,8 @@ def set_small_blocks(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
         short_chunks(monkeypatch)
         for name in ("FORWARD_CHANNELS", "BACKWARD_CHANNELS"):
             monkeypatch.setattr(launch, name, 8)
+    if way.op == "gated_delta" and way.backend == "triton":
+        small_tiles(monkeypatch)
 
 
 def set_tiles(monkeypatch: pytest.MonkeyPatch, frames: int, channels: int, tiles: int) -> None:
@@ -46,6 +49,11 @@ def set_tiles(monkeypatch: pytest.MonkeyPatch, frames: int, channels: int, tiles
     for name in ("FORWARD", "BACKWARD"):
         monkeypatch.setattr(triton_conv, name, {"BLOCK_T": frames, "BLOCK_D": channels, "num_warps": 1})
     monkeypatch.setattr(triton_conv, "BACKWARD_TILES", tiles)
+
+
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the gated delta rule in Triton, the smallest that a matrix product takes."""
+    monkeypatch.setattr(delta_launch, "tiling", lambda *sizes: delta_launch.Tiling(16, 16, 16, 1))
 
 
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from cald_speech.ops.gated_delta.triton import warmup as warmup_gated_delta
 from cald_speech.ops.selective_scan.triton import launch
 from cald_speech.ops.selective_scan.triton import warmup as warmup_selective_scan
 from cald_speech.ops.short_conv.triton import warmup as warmup_short_conv
@@ -17,10 +18,11 @@ from cald_speech.ops.ssd.triton import warmup as warmup_ssd
 from cald_speech.ops.ssd.triton.outputs import outputs_kernel
 from tests.helpers import TOLERANCE, relative_error
 from tests.ops.cases import TRITON_DEVICE, Way, assert_same, call, exact, is_framewise
-from tests.ops.conftest import set_tiles, short_chunks
+from tests.ops.conftest import set_tiles, short_chunks, small_tiles
 
 ONE, BOTH, PAIR = (Way(op, "triton", sizes={"heads": 1}) for op in ("ssd", "ssd_bidirectional", "ssd_pair"))
 SELECTIVE, CONV = Way("selective_scan", "triton"), Way("short_conv", "triton")
+DELTA = Way("gated_delta", "triton", sizes={"heads": 1})
 EVERY_SSD = pytest.mark.parametrize("way", [ONE, BOTH, PAIR], ids=str)
 BOTH_WAYS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
@@ -44,6 +46,31 @@ def test_weak_decays_beside_strong_ones_are_exact(way):
     inputs = of(way, 32, strength=50.0)
     inputs["dt"][:, 8:24] = 1e-3
     assert_same(way.run(inputs), exact(way.op, inputs), TOLERANCE["rounding"])
+
+
+def test_a_decay_a_head_of_a_gated_delta(launched, monkeypatch):
+    """The contract's has one for each channel. Two blocks of values, of keys and of frames; two heads of one group; v
+    by heads in memory, as attention keeps it."""
+    small_tiles(monkeypatch)
+    inputs, lengths = of(DELTA, 18, heads=2, head_dim=17, d_state=18), torch.tensor([17])
+    inputs["v"] = inputs["v"].transpose(1, 2).contiguous().transpose(1, 2)
+    assert_same(DELTA.run(inputs, lengths), exact(DELTA.op, inputs, lengths))
+    carried = ["chunks_kernel", "states_kernel"]
+    backward = ["states_gradient_kernel", "pairs_gradient_kernel", "keys_gradient_kernel"]
+    assert launched == [*carried, "outputs_kernel", *carried, *backward]
+
+
+@pytest.mark.parametrize("per_channel", [False, True], ids=["a head", "a channel"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_of_a_gated_delta(dtype, per_channel, bfloat16_interpreter):
+    """q, k and v; what else there is stays in float32, as the mixer keeps it."""
+    inputs = of(DELTA, 33, head_dim=16, d_state=16, per_channel=per_channel)
+    inputs = {name: v.to(dtype) if name in "qkv" else v for name, v in inputs.items()}
+    actual = DELTA.run(inputs, reverse=True)
+    assert actual["y"].dtype == dtype and actual["state"].dtype == torch.float32
+    assert all(actual[f"gradient of {name}"].dtype == v.dtype for name, v in inputs.items())
+    expected = exact(DELTA.op, inputs, reverse=True)
+    assert_same(actual, expected, TOLERANCE[str(dtype).removeprefix("torch.")])
 
 
 @EVERY_SSD
@@ -77,10 +104,16 @@ def test_one_output_of_a_pair_alone_has_gradients():
     assert not inputs["x past"].grad.any() and inputs["x future"].grad.any()
 
 
-def test_a_pair_launches_no_more_kernels_than_one_scan(monkeypatch):
-    launched, kernel = [], type(outputs_kernel)
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of the kernels, as they are launched."""
+    names, kernel = [], type(outputs_kernel)
     get = kernel.__getitem__
-    monkeypatch.setattr(kernel, "__getitem__", lambda self, grid: launched.append(self.__name__) or get(self, grid))
+    monkeypatch.setattr(kernel, "__getitem__", lambda self, grid: names.append(self.__name__) or get(self, grid))
+    return names
+
+
+def test_a_pair_launches_no_more_kernels_than_one_scan(launched):
     PAIR.run(of(PAIR, 9))
     together = launched.copy()
     launched.clear()
@@ -110,6 +143,26 @@ def test_offsets_of_an_ssd_past_2_31_elements(axis):
     expected = [y, *torch.autograd.grad(y, list(near.values()), torch.ones_like(y))]
     errors = [relative_error(a.detach().cpu(), e.detach()) for a, e in zip(actual, expected, strict=True)]
     assert max(errors) <= TOLERANCE["float16"], errors
+
+
+def test_offsets_of_a_gated_delta_past_2_31_elements(monkeypatch):
+    """Everything framewise and the output's gradient with frames 2^31 elements apart; only touched pages exist."""
+    small_tiles(monkeypatch)
+    far = torch.empty(2**31 + 512, dtype=torch.float16, device=TRITON_DEVICE)
+    inputs = {name: v.half() if is_framewise(name) else v for name, v in of(DELTA, 2, per_channel=True).items()}
+    inputs["dy"] = torch.randn(1, 2, 1, 3).half()
+    views = dict(inputs)
+    for number, name in enumerate(name for name in inputs if is_framewise(name) or name == "dy"):
+        v = inputs[name]
+        views[name] = far.as_strided(v.shape, (1, 2**31, *(8, 1)[4 - v.dim() :]), 16 * number).copy_(v)
+    results = []
+    for values, backend in ((views, "triton"), (inputs, "naive")):
+        leaves = {name: v.detach().to(TRITON_DEVICE).requires_grad_() for name, v in values.items()}
+        dy = leaves.pop("dy").detach()
+        y = call(DELTA.op, leaves, backend)["y"]
+        gradients = torch.autograd.grad(y, list(leaves.values()), dy)
+        results.append(dict(zip(("y", *leaves), (y.detach(), *gradients), strict=True)))
+    assert_same(*results, TOLERANCE["float16"])
 
 
 def test_real_sizes_of_a_selective_scan():
@@ -201,6 +254,7 @@ def test_offsets_of_a_convolution_past_2_31_elements(monkeypatch):
     [
         (ONE, {"head_dim": 67, "d_state": 16}, "head_dim 67 and d_state 16.*backend='torch'"),
         (PAIR, {"head_dim": 16, "d_state": 129}, "head_dim 16 and d_state 129.*backend='torch'"),
+        (DELTA, {"d_state": 129}, "go to d_state 128, got 129: pass backend='torch'"),
         (SELECTIVE, {"d_state": 257}, "go to d_state 256, got 257: pass backend='torch'"),
         (CONV, {"taps": 17}, "go to 16 taps, got 17: pass backend='torch'"),
     ],
@@ -216,6 +270,8 @@ def test_warmups_run_every_direction(monkeypatch):
     short_chunks(monkeypatch)
     warmup_ssd(1, 4, 1, 4, torch.float16, TRITON_DEVICE)
     warmup_selective_scan(1, 1, dtype=torch.float16, device=TRITON_DEVICE)
+    small_tiles(monkeypatch)
+    warmup_gated_delta(1, 4, 1, 4, torch.float16, TRITON_DEVICE)
     warmup_short_conv(8, dtype=torch.float16, device=TRITON_DEVICE, padded=(False, True))
 
 

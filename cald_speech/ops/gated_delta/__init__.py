@@ -18,11 +18,33 @@ from cald_speech.ops.backends import (
     values_are_checked,
     why_not_native,
     why_not_torch,
+    why_not_triton,
 )
 from cald_speech.ops.lengths import valid_frames
 
+# Of the Triton kernels: the largest state.
+MAX_STATE = 128
+
+
+def why_not_triton_gated_delta(request: Request) -> str | None:
+    """Why the kernels cannot run a request, with the way out, or None where they can.
+
+    Example
+    -------
+    >>> import torch
+    >>> why_not_triton_gated_delta(Request(torch.device("cpu"), torch.float64)) is None
+    False
+    """
+    if reason := why_not_triton(request):
+        return reason
+    if (d_state := request.sizes.get("d_state", 1)) > MAX_STATE:
+        return f"its kernels go to d_state {MAX_STATE}, got {d_state}: pass backend='torch'."
+    return None
+
+
 # Fastest first: ``auto`` takes the first that can run.
 BACKENDS = {
+    "triton": Backend("cald_speech.ops.gated_delta.triton", why_not_triton_gated_delta, auto_on=("cuda",)),
     "native": Backend("cald_speech.ops.gated_delta.native", why_not_native, auto_on=("cpu",)),
     "torch": Backend("cald_speech.ops.gated_delta.torch_chunked", why_not_torch),
     "naive": Backend("cald_speech.ops.gated_delta.naive", differentiable_forwards=True),
@@ -67,7 +89,8 @@ def gated_delta(
     Returns
     -------
     y (B, T, H, P) in v's dtype; with ``return_final_state`` also the state (B, H, P, N), float32 (float64 for
-    float64 values). All arithmetic on decays is float32 or better, under autocast too.
+    float64 values). All arithmetic on decays is float32 or better, under autocast too; the
+    ``triton`` backend multiplies bfloat16 inputs in bfloat16.
 
     Raises
     ------

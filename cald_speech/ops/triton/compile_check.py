@@ -1,4 +1,4 @@
-"""Compiles every kernel for real GPUs on a machine that has none, and reads what the assembler says of them.
+"""Compiles the scans in chunks for real GPUs on a machine that has none, and reads what the assembler says of them.
 
 The launches are those of a real call, on a few frames; only the last step, handing the program to a driver, is left
 out. `cald-speech benchmark kernels` prints registers, spilled bytes (the stack frame) and shared memory of each.
@@ -8,7 +8,6 @@ import functools
 import itertools
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from cald_speech.ops.gated_delta.triton import gated_delta_triton
 from cald_speech.ops.ssd.triton import ssd_bidirectional_triton, ssd_pair_triton, ssd_triton
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Of ssd, ssd_bidirectional and ssd_pair.
-DIRECTIONS = ["one", "both", "pair"]
 # Shared memory that one program may use: Hopper; A100; RTX 30 and 40.
 SHARED_KIB = {90: 227, 80: 163, 86: 99, 89: 99}
 
@@ -80,7 +78,7 @@ def compiled_kernels(capability: int, run) -> list:
     return list({id(kernel): kernel for kernel in compiled}.values())
 
 
-def forward_and_backward(directions: str, dtype: torch.dtype, head_dim: int, d_state: int) -> None:
+def ssd_step(directions: str, dtype: torch.dtype, head_dim: int, d_state: int) -> None:
     """One training step on uninitialised numbers, with every option that adds code."""
     batch, num_frames, heads = 2, 16, 16
     tensor = functools.partial(torch.zeros, requires_grad=True)
@@ -100,24 +98,38 @@ def forward_and_backward(directions: str, dtype: torch.dtype, head_dim: int, d_s
     sum(y.sum() for y in outputs).backward()
 
 
-def check(capability: int, dtype: str, sizes: str, directions: str) -> Iterator[Usage]:
+def gated_delta_step(decays: str, dtype: torch.dtype, head_dim: int, d_state: int) -> None:
+    """The same; in reverse, which has more index arithmetic."""
+    batch, num_frames, heads = 2, 16, 16
+    tensor = functools.partial(torch.zeros, requires_grad=True)
+    q, k = (tensor(batch, num_frames, 1, d_state, dtype=dtype) for _ in "qk")
+    v = tensor(batch, num_frames, heads, head_dim, dtype=dtype)
+    beta, g = tensor(batch, num_frames, heads), tensor(batch, num_frames, heads, *([d_state] * (decays == "channels")))
+    options = {"lengths": torch.full((batch,), num_frames), "reverse": True, "chunk_size": None}
+    state = tensor(batch, heads, head_dim, d_state)
+    outputs = gated_delta_triton(q, k, v, beta, g, initial_state=state, return_final_state=True, **options)
+    sum(v.sum() for v in outputs).backward()
+
+
+# One training step of each, given dtype, head_dim and d_state.
+SCANS = {name: functools.partial(ssd_step, name) for name in ("one", "both", "pair")}
+SCANS |= {"delta": functools.partial(gated_delta_step, "heads")}
+SCANS |= {"delta-channels": functools.partial(gated_delta_step, "channels")}
+
+
+def check(capability: int, dtype: str, sizes: str, scan: str) -> Iterator[Usage]:
     head_dim, d_state = map(int, sizes.split("x"))
-    step = functools.partial(forward_and_backward, directions, DTYPES[dtype], head_dim, d_state)
+    step = functools.partial(SCANS[scan], DTYPES[dtype], head_dim, d_state)
     return map(usage_of, compiled_kernels(capability, step))
 
 
 def check_all(
-    capabilities: Iterable[int], dtypes: Iterable[str], sizes: Iterable[str], directions: Iterable[str]
+    capabilities: Iterable[int], dtypes: Iterable[str], sizes: Iterable[str], scans: Iterable[str]
 ) -> Iterator[tuple[dict[str, Any], bool]]:
     """A row for each kernel of each case, and whether it needs no more shared memory than the GPU has."""
-    for case in itertools.product(capabilities, dtypes, sizes, directions):
+    for case in itertools.product(capabilities, dtypes, sizes, scans):
         for use in check(*case):
             row = dict(zip(("sm", "dtype", "P x N", "scan"), case, strict=True)) | {"kernel": use.kernel}
             row |= {"warps": use.warps, "registers": use.registers, "spilled B": use.spilled_bytes}
             fits = use.shared_bytes <= SHARED_KIB.get(case[0], 99) * 1024
             yield row | {"shared KiB": use.shared_bytes / 1024}, fits
-
-
-if __name__ == "__main__":
-    print("error: this is now `cald-speech benchmark kernels`", file=sys.stderr)
-    raise SystemExit(2)
