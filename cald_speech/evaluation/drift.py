@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 from cald_speech.conversion import from_pretrained, load_config
 from cald_speech.data.batching import Audio, Modality
-from cald_speech.data.dataset import make_dataset
 from cald_speech.data.encodings import read_text
 from cald_speech.data.tokens import TokenBlocks, Tokens, TokenSet
 from cald_speech.distillation.drift import LARGE, PUBLISHED_ON_SPEECH, SMALL, cosine_distances, suggest
@@ -35,7 +34,8 @@ from cald_speech.evaluation.forward import (
 )
 from cald_speech.evaluation.report import format_table
 from cald_speech.families import family_of
-from cald_speech.families.hub import load_processor
+from cald_speech.tasks.encoding import Encoding
+from cald_speech.tasks.processors import feature_extractor
 
 Models = Mapping[str, PreTrainedModel]
 Pair = tuple[str, str]
@@ -130,8 +130,9 @@ def _opened(manifest: Path, teacher: str) -> tuple[Dataset, Modality]:
         is_tokens = False  # and read_manifest() says what is wrong
     if is_tokens:
         return TokenBlocks(TokenSet.read(manifest)), Tokens()
-    # What the vocabulary cannot write does not matter: only the audio is read.
-    return make_dataset(manifest, load_processor(teacher), unknown="drop"), Audio()
+    # Only the audio is read: a teacher that classifies has no tokenizer.
+    extractor = feature_extractor([teacher], teacher)
+    return Encoding().dataset(manifest, extractor, normaliser="none", unknown="drop"), Audio()
 
 
 def _load(folder: str | Path, device: str) -> PreTrainedModel:

@@ -7,7 +7,13 @@ from statistics import fmean
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
 
 from cald_speech import LayerMap, convert
 from cald_speech.conversion import from_pretrained
@@ -49,6 +55,19 @@ def test_the_figures_of_a_drift(drift):
     assert len(found["layers"]) == 3 and found["mean"] == pytest.approx(fmean(found["layers"]))
     assert all(0 < distance < 2 for distance in found["layers"])
     assert found["num_utterances"] == len(DURATIONS_S)
+
+
+@pytest.mark.parametrize("hears", ["samples", "windows"])
+def test_teachers_that_classify_have_no_tokenizer(hears, place, tmp_path):
+    torch.manual_seed(0)
+    if hears == "samples":
+        write_model(tmp_path, head="classification")
+        Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(tmp_path)
+    else:
+        sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+        families()["whisper"].load(WhisperConfig(**sizes, max_source_positions=200)).save_pretrained(tmp_path)
+        WhisperFeatureExtractor(chunk_length=4).save_pretrained(tmp_path)
+    assert measure_drift(str(tmp_path), str(tmp_path), place / "manifest.json", progress=False)["mean"] < 1e-6
 
 
 def test_equal_models_have_not_moved(drift):
