@@ -47,6 +47,7 @@ def make_cells(steps: int) -> dict[str, Cell]:
     random, own_source = {"initialise": "random"}, {"source": "null"}
     aligned = {"align_steps": align_steps, "schedule": schedule(left)}
     # All 8,000 strings, whose transcripts neither slot alignment nor the layer loss looks at.
+    own_words = {"corpus": "{num_train: 8000, transcripts_of: results/digits/teacher/model}"}
     all_audio = {"corpus": "{num_train: 8000}", "prepare_folder": "results/digits/data", "validate_every_epochs": 100}
 
     def cell(guidance: str, *keys: Mapping[str, Any], steps: int = steps, **options) -> Cell:
@@ -75,6 +76,10 @@ def make_cells(steps: int) -> dict[str, Cell]:
         "alignment, all audio": cell("alignment", all_audio, steps=align_steps, is_result=False),
         "target, aligned on all audio": cell("target", steps=left, student="alignment, all audio"),
         "target, no labels, all audio": cell("target", {"alpha_task": 0.0}, all_audio),
+        # what all audio gives without labels, each part alone: the teacher's words, its outputs, its states
+        "teacher's words, all audio": cell("unguided", own_source, all_audio, own_words),
+        "target, KL alone, all audio": cell("target", {"alpha_task": 0.0, "alpha_layer": 0.0}, all_audio),
+        "target, layers alone, all audio": cell("target", {"alpha_task": 0.0, "alpha_logits": 0.0}, all_audio),
         # mixers, target guided from attention weights
         "target, separate projections": with_mixer("Bidirectional {chunk_size: 32}"),
         "target, gated linear attention": with_mixer(

@@ -37,6 +37,8 @@ def main(data_folder: Path, output_folder: Path, only: Sequence[str], seeds: str
     numbers = [int(seed) for seed in seeds.split(",")]
     prepare(data_folder, Path("results/digits/data"))  # not twice at once, by the first trainings
     prepare(data_folder, Path("results/digits/data_hundredth"), num_train=80)
+    if any("transcripts_of" in cell.keys.get("corpus", "") for cell in cells.values()):
+        prepare(data_folder, Path("results/digits/data"), transcripts_of="results/digits/teacher/model")
     train_all(cells, numbers, data_folder, output_folder, jobs)
     test = prepare(data_folder, Path("results/digits/data"))["test"]
     students = list(_evaluated(cells, numbers, output_folder, test))

@@ -2,6 +2,8 @@
 
 A string joins 1 to 5 clips of one speaker of the Free Spoken Digit Dataset (FSDD), named {digit}_{speaker}_{index}.
 The data set's own split is by index: 0 to 4 are its test clips. Run this file to write test_strings.json again.
+
+A cued string is a task that needs distance: its first digit, seconds before the others, says how they are written.
 """
 
 import json
@@ -24,6 +26,8 @@ NUM_TEST_STRINGS = 1_000
 TEST_SEED = 20_240
 LONGEST = 5
 GAP_S = (0.05, 0.25)
+LONGEST_CUED = 3
+FIRST_PLUS_ONE = 5  # cues from here on
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,27 @@ class DigitString:
 
     @property
     def text(self) -> str:
-        return " ".join(WORDS[int(clip.split("_")[0])] for clip in self.clips)
+        return " ".join(WORDS[digit] for digit in self.digits)
+
+    @property
+    def digits(self) -> list[int]:
+        return [int(clip.split("_")[0]) for clip in self.clips]
+
+
+@dataclass(frozen=True)
+class CuedString(DigitString):
+    """Its first digit is a cue: from FIVE on every later digit is written plus one, NINE as ZERO.
+
+    Example
+    -------
+    >>> CuedString("theo", ("7_theo_3", "3_theo_0", "9_theo_1"), (0.1, 9.0, 0.1, 0.1), 0).text
+    'SEVEN FOUR ZERO'
+    """
+
+    @property
+    def text(self) -> str:
+        cue, *others = self.digits
+        return " ".join(WORDS[digit] for digit in [cue, *((d + (cue >= FIRST_PLUS_ONE)) % 10 for d in others)])
 
 
 def draw_strings(
@@ -58,6 +82,29 @@ def draw_strings(
         clips = tuple(f"{generator.integers(10)}_{speaker}_{generator.choice(indices)}" for _ in range(length))
         gaps_s = tuple(round(float(gap), 3) for gap in generator.uniform(*GAP_S, size=length + 1))
         strings[f"{name}-{number:05d}"] = DigitString(speaker, clips, gaps_s, int(generator.integers(2**31)))
+    return strings
+
+
+def draw_cued_strings(
+    name: str,
+    count: int,
+    speakers: Sequence[str],
+    indices: Sequence[int],
+    seed: int,
+    *,
+    pause_s: tuple[float, float],
+) -> dict[str, CuedString]:
+    """The same of cued strings: a cue, a pause that is drawn from ``pause_s``, and one to three digits."""
+    generator = np.random.default_rng([seed, *name.encode()])
+    strings = {}
+    for number in range(count):
+        speaker = speakers[number % len(speakers)]
+        length = 1 + generator.integers(1, LONGEST_CUED + 1)
+        clips = tuple(f"{generator.integers(10)}_{speaker}_{generator.choice(indices)}" for _ in range(length))
+        gaps_s = [float(gap) for gap in generator.uniform(*GAP_S, size=length + 1)]
+        gaps_s[1] = float(generator.uniform(*pause_s))
+        gaps_s = tuple(round(gap, 3) for gap in gaps_s)
+        strings[f"{name}-{number:05d}"] = CuedString(speaker, clips, gaps_s, int(generator.integers(2**31)))
     return strings
 
 

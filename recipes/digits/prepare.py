@@ -6,7 +6,7 @@ are fixed in test_strings.json (clips 0 to 4, the data set's own test clips). Th
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -14,14 +14,18 @@ from pathlib import Path
 import torch
 
 from cald_speech.data.audio import SAMPLE_RATE, read_audio, write_audio
-from cald_speech.data.manifests import manifest_hash, write_manifest
+from cald_speech.data.manifests import Entry, manifest_hash, prepare_once, read_manifest, write_manifest
 from cald_speech.errors import UserError
+from cald_speech.evaluation.recognition import evaluate_folder
+from cald_speech.evaluation.report import read_result
 from cald_speech.files import once, settle, sweep, whole_file
 from cald_speech.recipes.digits.digit_strings import (
     TEST_INDICES,
     TRAIN_INDICES,
     VALID_INDICES,
+    CuedString,
     DigitString,
+    draw_cued_strings,
     draw_strings,
     join,
     read_strings,
@@ -43,6 +47,8 @@ def prepare(
     num_valid: int = 200,
     held_out_speaker: str | None = None,
     label: str = "text",
+    cue_pause_s: tuple[float, float] | None = None,
+    transcripts_of: str | None = None,
     seed: int = 0,
     download: bool = False,
 ) -> dict[str, Path]:
@@ -51,6 +57,10 @@ def prepare(
     With `held_out_speaker`, train and valid do without that speaker, and "test-<speaker>" has 300 strings of all of the
     speaker's clips; "test" stays the same 1,000 strings of everybody. `label` is what stands as an entry's text: the
     digit words ("text") or the "speaker". `seed` draws the train and valid strings.
+
+    With `cue_pause_s`, (shortest, longest), all strings are cued ones with such a pause behind the cue; the 300 test
+    strings have 5 to 20 s whatever is given. With `transcripts_of`, a model folder, "train" has the words that this
+    model reads in the place of what was said.
 
     Raises: UserError, where the data set or clips of it are missing, the speaker is unknown, or test_strings.json is
     not the committed one.
@@ -61,26 +71,60 @@ def prepare(
     if download and not (data_folder / "recordings").is_dir():
         download_recordings(data_folder)
     clips = _find_clips(data_folder)
-    everybody = sorted({name.split("_")[1] for name in clips})
+    everybody = speakers_of(data_folder)
     if held_out_speaker is not None and held_out_speaker not in everybody:
         raise UserError(
             f"expected one of the speakers {', '.join(everybody)} to hold out, but came {held_out_speaker!r}."
         )
     speakers = [speaker for speaker in everybody if speaker != held_out_speaker]
+    if cue_pause_s is None:
+        draw, test = draw_strings, test_strings()
+    else:
+        draw, test = partial(draw_cued_strings, pause_s=_pause(cue_pause_s)), cued_test_strings(everybody)
     sets = {
-        "train": draw_strings("train", num_train, speakers, TRAIN_INDICES, seed),
-        "valid": draw_strings("valid", num_valid, speakers, VALID_INDICES, seed),
-        "test": test_strings(),
+        "train": draw("train", num_train, speakers, TRAIN_INDICES, seed),
+        "valid": draw("valid", num_valid, speakers, VALID_INDICES, seed),
+        "test": test,
     }
-    if held_out_speaker is not None:
+    if held_out_speaker is not None and cue_pause_s is None:
         sets[f"test-{held_out_speaker}"] = test_strings(held_out_speaker)
     load = cache(partial(_load_clip, clips, data_folder))
-    return {
+    manifests = {
         name: _materialise(
             name, strings, data_folder, output_folder, partial(join, load=load, perturb=name == "train"), label
         )
         for name, strings in sets.items()
     }
+    if transcripts_of is not None:
+        manifests["train"] = _as_read_by(transcripts_of, manifests["train"])
+    return manifests
+
+
+def _pause(given: Sequence[float]) -> tuple[float, float]:
+    if len(given) != 2 or not 0 < given[0] <= given[1]:
+        raise UserError(f"cue_pause_s: expected [shortest, longest] in seconds, got {given!r}")
+    return given[0], given[1]
+
+
+def _as_read_by(folder: str, manifest: Path) -> Path:
+    """The manifest with the words that a model reads, beside it; made anew where the model or the set changed."""
+    heard, weights = manifest.with_stem(f"{manifest.stem}-as-read"), Path(folder) / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"transcripts_of: expected a model folder, but there is no {weights}. Train it, or correct it")
+
+    def make() -> dict[str, Entry]:
+        entries, report = read_manifest(manifest), heard.with_suffix("")
+        evaluate_folder(folder, manifest, report, split=heard.stem, progress=False)
+        read = {utterance.id: utterance.hypothesis for utterance in read_result(report, heard.stem).utterances}
+        return {key: entry | {"text": read[key]} for key, entry in entries.items() if read[key]}
+
+    prepare_once(heard, [manifest, weights], make)
+    return heard
+
+
+def speakers_of(data_folder: Path) -> list[str]:
+    """The speakers of a data folder, sorted."""
+    return sorted({name.split("_")[1] for name in _find_clips(Path(data_folder))})
 
 
 def _find_clips(data_folder: Path) -> dict[str, Path]:
@@ -100,6 +144,11 @@ def test_strings(held_out_speaker: str | None = None) -> dict[str, DigitString]:
         name, indices = f"test-{held_out_speaker}", range(TEST_INDICES[0], VALID_INDICES[-1] + 1)
         return draw_strings(name, NUM_HELD_OUT_STRINGS, [held_out_speaker], indices, seed=0)
     return _fixed_test_strings()
+
+
+def cued_test_strings(speakers: Sequence[str]) -> dict[str, CuedString]:
+    """300 strings of the data set's own test clips, the digits 5 to 20 s behind the cue."""
+    return draw_cued_strings("test", NUM_HELD_OUT_STRINGS, speakers, TEST_INDICES, 0, pause_s=(5.0, 20.0))
 
 
 def _fixed_test_strings() -> dict[str, DigitString]:

@@ -13,7 +13,10 @@ import torch
 from cald_speech.data.audio import read_audio, write_audio
 from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError
+from cald_speech.evaluation.report import write_report
 from cald_speech.recipes.digits import prepare as recipe
+from cald_speech.recipes.digits.digit_strings import WORDS
+from cald_speech.tasks.wer import score
 
 FEW = {"num_train": 6, "num_valid": 4}
 
@@ -64,6 +67,46 @@ def test_splits_share_no_clip():
         recipe.draw_strings("a", 2_000, ["theo"], split, 0) for split in (recipe.TRAIN_INDICES, recipe.VALID_INDICES)
     )
     assert indices(train) == set(range(5, 45)) and indices(valid) == set(range(45, 50))
+
+
+def test_cued_strings():
+    """The cue stands first and is written as it is; the others behind a long pause, plus one from FIVE on."""
+    strings = recipe.cued_test_strings(["george", "theo"])
+    assert (
+        len(strings) == 300
+        and indices(strings) == set(range(5))
+        and strings == recipe.cued_test_strings(["george", "theo"])
+    )
+    assert {len(string.clips) for string in strings.values()} == {2, 3, 4}
+    for string in strings.values():
+        cue, *others = string.digits
+        written = [WORDS.index(word) for word in string.text.split()]
+        assert 5 <= string.gaps_s[1] <= 20 and all(gap <= 0.25 for gap in string.gaps_s[2:])
+        assert written == [cue, *((digit + 1) % 10 if cue >= 5 else digit for digit in others)]
+
+
+def test_cued_sets_and_the_words_that_a_model_reads(data, tmp_path, monkeypatch, two_speakers):
+    monkeypatch.setattr(recipe, "NUM_HELD_OUT_STRINGS", 3)
+    manifests = recipe.prepare(data, tmp_path / "cued", **FEW, cue_pause_s=[0.2, 0.4])
+    assert len(read_manifest(manifests["test"])) == 3
+    assert all(2 <= len(entry["text"].split()) <= 4 for entry in read_manifest(manifests["train"]).values())
+    with pytest.raises(UserError, match=r"cue_pause_s: expected \[shortest, longest\] in seconds, got \[3, 1\]"):
+        recipe.prepare(data, tmp_path / "cued", cue_pause_s=[3, 1])
+
+    def reads(folder, manifest, report, *, split, progress):
+        entries = read_manifest(manifest)
+        heard = {key: "" if place == 0 else f"SIX {place}" for place, key in enumerate(sorted(entries))}
+        facts = {"manifest_hash": manifest_hash(manifest), "normaliser": "none", "model": folder, "decoder": "greedy"}
+        write_report(report, score({key: e["text"] for key, e in entries.items()}, heard), split=split, **facts)
+
+    monkeypatch.setattr(recipe, "evaluate_folder", reads)
+    with pytest.raises(UserError, match="transcripts_of: expected a model folder, but there is no"):
+        recipe.prepare(data, tmp_path / "read", **FEW, transcripts_of=str(tmp_path / "model"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.safetensors").touch()
+    said = recipe.prepare(data, tmp_path / "read", **FEW, transcripts_of=str(tmp_path / "model"))["train"]
+    # what the model hears nothing in is left out
+    assert [entry["text"] for entry in read_manifest(said).values()] == [f"SIX {place}" for place in range(1, 6)]
 
 
 def test_a_changed_test_set_is_refused(monkeypatch, tmp_path, data):

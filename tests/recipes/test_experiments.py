@@ -22,7 +22,8 @@ from tests.training.miniature import ROOT, SPLITS, write_corpus, write_experimen
 EXPERIMENTS = [path for path in sorted((ROOT / "hparams").glob("*.yaml")) if path.stem != "long_audio"]
 EXPERIMENTS += sorted((ROOT / "hparams" / "demo").glob("*.yaml"))
 EXPERIMENTS += [
-    ROOT / "hparams" / "digits" / f"{name}.yaml" for name in ("student", "grid", "teacher", "teacher_start")
+    ROOT / "hparams" / "digits" / f"{name}.yaml"
+    for name in ("student", "grid", "teacher", "teacher_start", "cue", "cue_teacher")
 ]
 FAMILIES = {"hubert": {"family": "hubert"}, "wavlm": {"family": "wavlm", "letters": ascii_lowercase}}
 DEPTHS = {key: {"layers": 24} for key in ("hybrid_layers", "windowed_layers")}
@@ -52,6 +53,7 @@ def digits():
     """The digits' prepare(), with a test set of the one speaker in the place of the committed one."""
     strings = recipe.draw_strings("test", 4, ["theo"], recipe.TEST_INDICES, 0)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "NUM_HELD_OUT_STRINGS", 2)
         patch.setattr(recipe, "_fixed_test_strings", lambda: strings)
         yield recipe.prepare
 
@@ -79,6 +81,8 @@ CASES += [(ROOT / "hparams" / "digits/student.yaml", {"guidance": "hybrid", "swi
 def test_experiment(path, keys, corpus, clips, digits, tmp_path):
     is_digits = path.parent.name == "digits"
     own = {"num_train": 8, "num_valid": 3} if is_digits else {"splits": SPLITS}
+    # so many that all letters come
+    own |= {"num_train": 16, "cue_pause_s": [0.2, 0.4]} if path.stem.startswith("cue") else {}
     overrides = SMALL | keys | models_for(path, tmp_path) | {"corpus": own}
     overrides["data_folder"] = str(clips if is_digits else corpus)
     overrides |= {"output_folder": str(tmp_path / "run"), "prepare_folder": str(tmp_path / "data")}
@@ -89,7 +93,7 @@ def test_experiment(path, keys, corpus, clips, digits, tmp_path):
     assert all(torch.equal(value, brain.plain.state_dict()[name]) for name, value in model.state_dict().items())
     kept = sum(layer == "attention" for layer in brain.models.conversion.layers)
     expected = {"hparams/hybrid_layers": 4, "hparams/teacher": 2, "demo/teacher": 4, "digits/teacher_start": 4}
-    expected |= {"demo/teacher_more": 2, "digits/teacher": 2}
+    expected |= {"demo/teacher_more": 2, "digits/teacher": 2, "digits/cue_teacher": 2}
     assert kept == expected.get(f"{path.parent.name}/{path.stem}", 0)
     manifest = tmp_path / "data" / "manifests" / "valid.json"
     options = {"split": "valid", "normaliser": brain.settings.normaliser, "progress": False}
