@@ -5,10 +5,11 @@
 
 import argparse
 import resource
+import sys
 import time
 from collections import Counter
 
-from tests.faults import generators, kinds, run
+from tests.faults import generators, kills, kinds, run
 
 MOST_BYTES = 32 * 2**30  # of address space: what takes more fails, and is counted
 
@@ -26,7 +27,8 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     chosen = [*(args.only or ()), *(name for kind in args.kinds or () for name in kinds()[kind])]
     counts = {name: Counter() for name in chosen or known}
-    end, seed = time.monotonic() + 60 * args.minutes, args.seed
+    start, seed = time.monotonic(), args.seed
+    end = start + 60 * args.minutes
     while time.monotonic() < end if args.cases is None else seed < args.seed + args.cases:
         for name, count in counts.items():
             outcome, said = run(known[name], f"{name} {seed}")
@@ -34,9 +36,12 @@ def main() -> int:
             if outcome in ("traceback", "hang") and count[outcome] <= args.show:
                 print(f"{name}, seed {seed}: {outcome}\n{said}", flush=True)
         seed += 1
+        print(f"{seed - args.seed} of each, {(time.monotonic() - start) / 60:.1f} minutes", end="\r", file=sys.stderr)
     print("| damaged | cases | could be used | refused | tracebacks | hangs |\n|---|---|---|---|---|---|")
     for name, c in counts.items():
         print(f"| {name} | {c.total():,} | {c['used']:,} | {c['refused']:,} | {c['traceback']:,} | {c['hang']:,} |")
+    if kills.done:
+        print("Kills: " + ", ".join(f"{count} of {name}" for name, count in sorted(kills.done.items())))
     return int(any(c["traceback"] + c["hang"] for c in counts.values()))
 
 

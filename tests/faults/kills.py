@@ -1,10 +1,11 @@
 """Commands that are killed, and called again: what is there then is what an undisturbed run leaves, to the bit.
 
 Each call is a forked process. It kills itself before its n-th operation on files, or is killed after some time.
-Whatever has its final name then is whole; the same command again, after one kill or two in a row, ends well, and leaves
-the files of a run that nothing disturbed, and no others.
+Whatever has its final name then is whole. The same command again, after up to three kills in a row, ends well, and
+leaves the files of a run that nothing disturbed, and no others.
 """
 
+import gc
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -183,16 +185,17 @@ def undisturbed(name: str) -> tuple[Files, Files, int, float]:
         shutil.rmtree(folder)
 
 
+done = Counter()  # kills of each command by this process
 LIMIT_S = 300  # some processes, each of which may take seconds on a machine that is busy
 
 
 def killed(names: Iterable[str], rng: random.Random, folder: Path) -> None:
-    """Kill it once or twice, look at what is there, call it again, and compare."""
+    """Kill it once or more, look at what is there each time, call it again, and compare."""
     name = rng.choice([*names])
     job = jobs()[name]
     before, after, operations, seconds = undisturbed(name)
     job.set_up(folder)
-    for _ in range(rng.choice([1, 1, 2])):
+    for _ in range(rng.choice([1, 2, 3])):
         at, after_s = 1 + rng.randrange(operations), rng.random() * seconds
         by_time = rng.random() < 0.5
         status, _, text = call(job, folder, **({"after_s": after_s} if by_time else {"at": at}))
@@ -201,6 +204,7 @@ def killed(names: Iterable[str], rng: random.Random, folder: Path) -> None:
             by_time, (status, *_) = False, call(job, folder, at=1)
         how = f"after {after_s:.3f} s" if by_time else f"before operation {at} of {operations}"
         check_whole(job, folder, before, after, f"{name} killed {how}")
+        done[name.split()[0]] += 1
     to_its_end(job, folder)
     wrong = different(files_in(job, folder), after)
     assert not wrong, f"{name} killed {how}, and called again: {', '.join(wrong)}"
@@ -251,11 +255,11 @@ def call_train(folder: Path) -> None:
         "guidance": "target",
         "alpha_logits": 1.0,
         "model_overrides": {"hidden_dropout": 0.1, "mask_time_prob": 0.2, "mask_time_length": 2},
-        "num_steps": 5,
+        "num_steps": 3,
         "max_batch_s": 7.0,
         "log_every_steps": 1,
         "checkpoint_every_steps": 1,
-        "waypoint_every_steps": 3,
+        "waypoint_every_steps": 2,
     }
     experiment = folder / "experiment.yaml"
     if not experiment.exists():
@@ -335,6 +339,8 @@ def jobs() -> dict[str, Job]:
         found[f"prepare {name}"] = Job(partial(_as_in_training, partial(_prepare, source)))
     for name, of in preparations(place() / "recipes").items():
         found[f"prepare {name}"] = Job(partial(_as_in_training, of))
+    gc.collect()
+    gc.freeze()  # a fork that looks through them copies them
     return found
 
 
