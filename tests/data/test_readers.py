@@ -255,6 +255,9 @@ def test_hub(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=r"expected hf://owner/name\?split=train"):
             list(read_corpus(wrong))
+    monkeypatch.setattr(datasets, "__version__", "3.6.0")
+    with pytest.raises(UserError, match=r"which runs no code of a data set's, but 3.6.0 is installed"):
+        list(read_corpus(source))
 
 
 def test_classes_by_their_names(tmp_path):

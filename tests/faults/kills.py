@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -26,6 +27,7 @@ from pathlib import Path
 import click
 import torch
 import yaml
+from tqdm import tqdm
 
 from cald_speech import LayerMap, convert
 from cald_speech.commands.convert import convert as convert_command
@@ -127,6 +129,7 @@ def _in_the_fork(job: Job, folder: Path, at: int | None, said: int, writing: int
             os.dup2(said, stream)
         sys.stdout = sys.stderr = os.fdopen(said, "w", buffering=1, closefd=False)
         os.environ["CALD_SPEECH_NATIVE"] = "0"  # compiling them takes longer than all else
+        tqdm.set_lock(threading.RLock())  # its own is shared with the forks before, who may have been killed with it
         sys.addaudithook(watch)
         job.call(folder)
     except SystemExit as end:

@@ -112,8 +112,6 @@ def prepare_corpus(
     """
     manifest, forms = Path(manifest), [format_of(str(source)) for source in sources]
     audio = manifest.parent / "audio" / manifest.stem
-    if audio.is_dir():
-        sweep(audio)
     files = [path for form, source in zip(forms, sources, strict=True) for path in form.files(str(source))]
     records: Iterable[Record] = read_corpus(*sources, columns=columns)
     embeds = any(form.embeds for form in forms)
@@ -170,6 +168,8 @@ def name_of(source: str | Path) -> str:
 
 def _entries(name: str, records: Iterable[Record], audio_folder: Path, drop_bad_audio: bool) -> dict[str, dict]:
     """What a manifest has of the records. All that is wrong with audio is told at once."""
+    if audio_folder.is_dir():
+        sweep(audio_folder)
     records = [_written(record, audio_folder) for record in records]
     if audio_folder.is_dir():
         settle()

@@ -118,6 +118,11 @@ def _datasets(source: str) -> Any:
         import datasets
     except ImportError as error:
         raise UserError(f"{source}: this format needs the package datasets: pip install 'cald-speech[data]'") from error
+    if int(datasets.__version__.partition(".")[0]) < 4:
+        raise UserError(
+            f"{source}: expected the package datasets from version 4 on, which runs no code of a data set's, but "
+            f"{datasets.__version__} is installed: pip install 'cald-speech[data]'"
+        )
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is told by the error
     return datasets
