@@ -111,10 +111,10 @@ def against_transformers(case: Case, limits: Limits, bar: float) -> Iterator[Bar
 def per_channel(case: Case) -> Bar:
     """The gated delta rule with a decay for every channel of the keys, over one for each head."""
     calls = {}
-    for op in ("gated_delta", "gated_delta per channel"):
+    for op in ("gated_delta", "gated_delta_per_channel"):
         calls[op] = step(OPS[op].function, make_inputs(replace(case, op=op)), backward=case.backward)
     timings = measure_in_turns(calls, repeats=7)
-    ratio = timings["gated_delta per channel"].ratio_to(timings["gated_delta"])
+    ratio = timings["gated_delta_per_channel"].ratio_to(timings["gated_delta"])
     return Bar(
         f"gated_delta, {case.direction}: a decay for each channel over one for each head", ratio, PER_CHANNEL_BAR
     )

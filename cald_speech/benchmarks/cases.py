@@ -166,7 +166,7 @@ OPS = {
         keeps=("beta", "g"),
         like="v",
     ),
-    "gated_delta per channel": Op(
+    "gated_delta_per_channel": Op(
         ops.gated_delta,
         ops.OPS["gated_delta"],
         lambda case, draw: _gated_delta_inputs(case, draw, per_channel=True),

@@ -241,5 +241,5 @@ PEERS = {
     "gated_delta": {
         f"transformers, chunks of {n}": Peer(transformers_delta(n), for_transformers, on_cpu) for n in (32, 64)
     },
-    "gated_delta per channel": {},
+    "gated_delta_per_channel": {},
 }
