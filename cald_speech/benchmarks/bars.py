@@ -54,30 +54,35 @@ class Bar:
         return f"{'held' if self.held else 'NOT HELD':9} {figure} ({side} {self.limit:g})  {self.what}"
 
 
-def print_bars(device: str) -> list[Bar]:
-    """Print every bar of this kind of device as it is measured and, last, all of them as one line of JSON."""
+def print_bars(device: str, ops: Sequence[str] = tuple(OPS)) -> list[Bar]:
+    """Print every bar of some ops on this kind of device as it is measured, and last all of them as one line of JSON."""
     bars = []
-    for bar in gpu_bars() if torch.device(device).type == "cuda" else cpu_bars():
+    for bar in gpu_bars(ops) if torch.device(device).type == "cuda" else cpu_bars(ops):
         print(bar, flush=True)
         bars.append(bar)
     print(json.dumps([asdict(bar) | {"held": bar.held} for bar in bars]))
     return bars
 
 
-def cpu_bars() -> Iterator[Bar]:
+def cpu_bars(ops: Sequence[str]) -> Iterator[Bar]:
     limits = measure_limits("cpu", [torch.float32])
+    if DELTA_CASE.op in ops:
+        for case, bar in zip((DELTA_CASE, replace(DELTA_CASE, backward=True)), DELTA_BARS, strict=True):
+            yield from against_transformers(case, limits, bar)
+            yield per_channel(case)
+    if CPU_CASE.op not in ops:
+        return
     for groups, forward, both in CPU_BARS:
         for case, bar in ((CPU_CASE, forward), (replace(CPU_CASE, backward=True), both)):
             yield from against_transformers(replace(case, groups=groups), limits, bar)
-    for case, bar in zip((DELTA_CASE, replace(DELTA_CASE, backward=True)), DELTA_BARS, strict=True):
-        yield from against_transformers(case, limits, bar)
-        yield per_channel(case)
     yield linearity(TEN_MINUTES, HOUR)
     yield layer_inference(TEN_MINUTES)
     yield layer_training(TEN_MINUTES)
 
 
-def gpu_bars() -> Iterator[Bar]:
+def gpu_bars(ops: Sequence[str]) -> Iterator[Bar]:
+    if GPU_CASE.op not in ops:
+        return
     limits = measure_limits("cuda", [GPU_CASE.dtype])
     for case in (GPU_CASE, replace(GPU_CASE, batch=1, num_frames=HOUR)):
         ours, others = ours_and_peers(run_case(case, limits, seconds=3.0))

@@ -183,21 +183,26 @@ def test_bars(bar, held):
     assert bar.held is held and str(bar).startswith("held" if held else "NOT HELD")
 
 
+OF_SCANS, OF_DELTA = [0.35, 0.25, 0.5, 0.25, 0.5, 0.25, 0.65, 0.25, 7, 1.1, 2.0], [0.3, 0.25, 1.5, 0.4, 0.25, 1.5]
+
+
 @pytest.mark.slow  # every case of every bar is timed
-def test_bars_are_printed_one_by_one(small_machine, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "limits"), [([], OF_DELTA + OF_SCANS), (["--ops", "gated_delta"], OF_DELTA)], ids=["all", "of one op"]
+)
+def test_bars_are_printed_one_by_one(options, limits, small_machine, monkeypatch, capsys):
     monkeypatch.setattr(contest, "cpu_peak", lambda *arguments, **options: MIB)
     monkeypatch.setattr(bars, "CPU_CASE", replace(bars.CPU_CASE, num_frames=40))
     monkeypatch.setattr(bars, "DELTA_CASE", replace(bars.DELTA_CASE, num_frames=40))
     monkeypatch.setattr(bars, "TEN_MINUTES", 64)
     monkeypatch.setattr(bars, "HOUR", 128)
     monkeypatch.setattr(bars, "RUN_SECONDS", 0.1)
-    ops.main(["--device", "cpu", "--bars"])
+    ops.main(["--device", "cpu", "--bars", *options])
     *lines, last = capsys.readouterr().out.splitlines()
     found = json.loads(last)
-    assert len(found) == len(lines) == 2 * 2 * 2 + 2 * 3 + 3
+    assert len(found) == len(lines)
     assert all(bar["figure"] > 0 for bar in found)
-    of_scans, of_delta = [0.35, 0.25, 0.5, 0.25, 0.5, 0.25, 0.65, 0.25], [0.3, 0.25, 1.5, 0.4, 0.25, 1.5]
-    assert [bar["limit"] for bar in found] == [*of_scans, *of_delta, 7, 1.1, 2.0]
+    assert [bar["limit"] for bar in found] == limits
 
 
 def test_the_old_option_says_its_new_name(capsys):
