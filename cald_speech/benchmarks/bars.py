@@ -55,7 +55,7 @@ class Bar:
 
 
 def print_bars(device: str, ops: Sequence[str] = tuple(OPS)) -> list[Bar]:
-    """Print every bar of some ops on this kind of device as it is measured, and last all of them as one line of JSON."""
+    """Print every bar of these ops on this kind of device as it is measured and, last, all as one line of JSON."""
     bars = []
     for bar in gpu_bars(ops) if torch.device(device).type == "cuda" else cpu_bars(ops):
         print(bar, flush=True)
