@@ -38,6 +38,19 @@ def experiment_file(path: str | Path) -> Path:
     raise UserError(f"no experiment file {path}: expected a yaml of yours, or one that ships, such as {alike}")
 
 
+def model_folder(name: str) -> str:
+    """``name`` where there is such a folder, or none that ships: recipes/demo/teacher, the demo's own model.
+
+    Example
+    -------
+    >>> model_folder("facebook/wav2vec2-base")
+    'facebook/wav2vec2-base'
+    """
+    shipped = recipes_folder().parent / name
+    ships = name.startswith("recipes/") and not Path(name).exists() and shipped.is_dir()
+    return str(shipped) if ships else name
+
+
 def experiments_called_like(path: str | Path) -> list[str]:
     """The shipped experiments whose file, folder, or folder and file together have about the name of ``path``.
 

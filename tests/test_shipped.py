@@ -33,6 +33,15 @@ def test_the_users_own_file_comes_first(place, tmp_path):
     assert shipped.experiment_file("hparams/mamba.yaml").resolve() == tmp_path / "hparams" / "mamba.yaml"
 
 
+def test_a_model_that_ships(place, tmp_path):
+    """The demo's teacher, wherever a command is started; a folder of one's own comes first, and so do other names."""
+    (place / "recipes" / "demo" / "teacher").mkdir(parents=True)
+    assert shipped.model_folder("recipes/demo/teacher") == str(place / "recipes" / "demo" / "teacher")
+    assert [shipped.model_folder(name) for name in ("recipes/none", "demo/teacher")] == ["recipes/none", "demo/teacher"]
+    (tmp_path / "recipes" / "demo" / "teacher").mkdir(parents=True)
+    assert shipped.model_folder("recipes/demo/teacher") == "recipes/demo/teacher"
+
+
 @pytest.mark.parametrize("name", ["hparams/nothing.yaml", "mamba.yaml", "/hparams/mamba.yaml"])
 def test_what_is_nowhere_is_named_with_one_that_ships(place, name):
     with pytest.raises(UserError, match=rf"^no experiment file {name}: .*such as hparams/mamba.yaml"):

@@ -74,6 +74,12 @@ from cald_speech.commands import main
 print(cald_speech.__file__)
 for words in (["transcribe", sys.argv[1], "--model", "results/mamba/model"], ["doctor"]):
     assert main(words, standalone_mode=False) == 0, words
+
+from cald_speech.recipes.demo import run as demo
+from cald_speech.training.run import parse
+
+assert parse(["hparams/demo/students.yaml"])[0].teacher == str(demo.TEACHER) and demo.TEACHER.is_dir()
+assert (demo.ROOT / "recipes/librispeech/train.py").is_file() and str(demo.RESULTS).startswith(sys.argv[2])
 """
 
 
@@ -93,5 +99,5 @@ def test_the_commands_of_an_installed_wheel(installed, tmp_path):
     words = [f"--{key}={value}" for key, value in keys.items()]
     run(installed / "bin" / "cald-speech", "train", "hparams/mamba.yaml", *words, "--noprogressbar")
     assert (tmp_path / "results/mamba/model/model.safetensors").is_file()
-    said = run("-c", READ_AND_DIAGNOSE, next(corpus.rglob("*.flac")))
+    said = run("-c", READ_AND_DIAGNOSE, next(corpus.rglob("*.flac")), tmp_path)
     assert said.startswith(str(installed)) and "broken: nothing" in said

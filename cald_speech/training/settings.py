@@ -26,11 +26,12 @@ from cald_speech.distillation import PRESETS, Guidance, LossForm, Unguided, ever
 from cald_speech.distillation.options import check_values, option
 from cald_speech.errors import UserError
 from cald_speech.experiment_yaml import build, check
-from cald_speech.shipped import hparams_folder
+from cald_speech.shipped import hparams_folder, model_folder
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.ctc import CTC
 from cald_speech.training.schedules import WarmupSchedule
 
+MODELS = {"teacher", "student", "source", "processor"}
 # Options of guidance that a mode's class called otherwise before an experiment's names became its own.
 RENAMED = {
     "layer": "alpha_layer",
@@ -163,6 +164,8 @@ class Settings:
             values["guidance"] = mode
         if "output_folder" not in values:
             raise UserError(f"{path}: expected an output_folder, where the run keeps its files; give --output_folder")
+        for key in MODELS & values.keys():
+            values[key] = model_folder(values[key]) if isinstance(values[key], str) else values[key]
         settings = cls(**{key: value for key, value in values.items() if key in keys})
         settings.options = {key: value for key, value in values.items() if key in shared and value is not None}
         try:

@@ -115,6 +115,8 @@ def _found(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield key, "batches are measured otherwise", f"give --{task.modality.batch_limit}"
     if settings.join_utterances == 1:
         yield "join_pause_s", "no utterances are joined", "give --join_utterances"
+    if not settings.short_first_steps:
+        yield "short_first_s", "no step has short utterances alone", "give --short_first_steps"
     if settings.checkpoint_every_steps:
         yield "checkpoint_every_minutes", "checkpoints are made by --checkpoint_every_steps", "leave that out"
     if settings.schedule.shape == "constant":

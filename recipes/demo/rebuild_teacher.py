@@ -1,4 +1,4 @@
-"""Rebuild recipes/demo/teacher, the model that ships with the demo: `python recipes/demo/rebuild_teacher.py`.
+"""Rebuild recipes/demo/teacher, which ships with the demo: `python recipes/demo/rebuild_teacher.py`, in a checkout.
 
 It synthesises some four hours of commands and trains hparams/demo/teacher.yaml, then demo/teacher_more.yaml, which took
 some 50 minutes on one core of a busy machine. The weights are stored in float16, half the size; loading gives float32.

@@ -1,5 +1,9 @@
 """`make demo`: conversion and distillation from nothing but the package index, in minutes on two CPU cores.
 
+    python -m cald_speech.recipes.demo.run
+
+does the same where the package was installed (`pip install 'cald-speech[demo]'`). Files go to results/demo.
+
 It synthesises a corpus of spoken commands, converts the small teacher that ships beside this file with the LibriSpeech
 recipe, once by its task alone and once guided by the teacher, and compares the three on voices and sentences that
 training never heard. The last line is one JSON object.
@@ -22,10 +26,11 @@ from cald_speech.errors import UserError, error_epilogue
 from cald_speech.evaluation.report import format_table, read_result
 from cald_speech.recipes.demo.figure import draw
 from cald_speech.recipes.demo.synthesis import synthesise_corpus
+from cald_speech.shipped import recipes_folder
 from cald_speech.tasks.wer import compare
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "results/demo"
+ROOT = recipes_folder().parent  # of a checkout, or of the installed package
+RESULTS = Path("results/demo").absolute()
 TEACHER = ROOT / "recipes/demo/teacher"
 NAMES = ("teacher", "unguided", "student")
 
@@ -81,10 +86,11 @@ def say(text: str) -> None:
 
 def recipe(script: str, *arguments: object) -> None:
     """Run a script of the LibriSpeech recipe as a user would; its error message is ours."""
-    command = [f"recipes/librispeech/{script}", *map(str, arguments)]
-    print("$ python", " ".join(command).replace(f"{ROOT}/", ""), flush=True)
-    if subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
-        raise UserError(f"{command[0]} failed; its message stands above")
+    command = [str(ROOT / "recipes/librispeech" / script), *map(str, arguments)]
+    shown = " ".join(command).replace(f"{Path.cwd()}/", "").replace(f"{ROOT}/", "")
+    print("$ python", shown, flush=True)
+    if subprocess.run([sys.executable, *command]).returncode:
+        raise UserError(f"{shown.split()[0]} failed; its message stands above")
 
 
 def joined_test_audio(manifest: Path, seconds: int) -> torch.Tensor:

@@ -40,6 +40,7 @@ RUNS = {
         "align_learning_rate": 1e-3,
         "join_utterances": 2,
         "teacher_mask": "student",
+        "short_first_steps": 1,
         "blank_weight": 0.5,
     },
     "trajectory": {"guidance": "trajectory", "source": True},
