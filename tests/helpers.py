@@ -85,6 +85,7 @@ def worst_gradient(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> tu
 
 # What makes a family's models small, beside what does so in all.
 SMALL = {
+    "sew": {"conv_kernel": (10, 3, 3, 3, 3, 2, 2), "conv_stride": (5, 2, 2, 2, 2, 2, 2)},
     "data2vec-audio": {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 5},
     "wav2vec2-conformer": {"conv_depthwise_kernel_size": 5, "max_source_positions": 20, "conformer_conv_dropout": 0.0},
 }
@@ -134,6 +135,11 @@ def tiny_model(family: Family, norm: str = "layer", layers: int = 3, seed: int =
     """A prepared CTC model with random weights, in evaluation mode."""
     torch.manual_seed(seed)
     return family.load(tiny_config(family, norm, layers, **options)).eval()
+
+
+def one_frame(model: PreTrainedModel) -> int:
+    """Samples that give one frame in the layers of a tiny model."""
+    return 400 + 320 * (getattr(model.config, "squeeze_factor", 1) - 1)
 
 
 def prefix(family: Family) -> str:

@@ -117,7 +117,7 @@ class _Reading:
             for batch in batches(self.dataset, first, self.max_batch, modality=self.modality, places=self.places):
                 states = {key: states_and_output(model, batch)[0] for key, model in models.items()}
                 for one, other in pairs:
-                    means[one, other].add(*cosine_distances(states[one], states[other], batch.lengths))
+                    means[one, other].add(*cosine_distances(states[one], states[other], batch.layer_lengths))
                 bar.update(len(batch.ids))
         return {pair: mean.values() for pair, mean in means.items()}, means[pairs[0]].count
 

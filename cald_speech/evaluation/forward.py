@@ -64,13 +64,14 @@ def _form(model: PreTrainedModel) -> tuple[str, int, int, str]:
 @dataclass(frozen=True)
 class Batch:
     """Items padded on the right, by their ids and places in the set: what a model is called with, and lengths (B,) in
-    frames or tokens, on its device."""
+    frames or tokens, of its output and of its layers, on its device."""
 
     ids: list[str]
     places: list[int]
     items: PaddedBatch
     arguments: dict[str, Any]
     lengths: Tensor
+    layer_lengths: Tensor
 
 
 def batches(
@@ -108,10 +109,11 @@ def batches(
         )
         arguments, lengths = modality.arguments(items, model)
         arguments = {key: _in_dtype(value, model.dtype) for key, value in arguments.items()}
-        short = [key for key, length in zip(items.id, lengths.tolist(), strict=True) if length < 1]
+        layer_lengths = family_of(model).layer_frames(lengths, model.config)
+        short = [key for key, length in zip(items.id, layer_lengths.tolist(), strict=True) if length < 1]
         if short:
             raise UserError(f"utterances {', '.join(short)}: the audio is shorter than one frame. Leave them out.")
-        yield Batch(list(items.id), batch_places, items, arguments, lengths)
+        yield Batch(list(items.id), batch_places, items, arguments, lengths, layer_lengths)
 
 
 def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
@@ -133,9 +135,12 @@ def naming(ids: Sequence[str], limit: str = "max_batch_s") -> Iterator[None]:
         raise RuntimeError(f"evaluation failed on a batch of {names}: {error}") from error
 
 
-def check_finite(what: str, values: Tensor, batch: Batch) -> None:
-    """Raise RuntimeError, naming the items, unless ``values`` (B, T, ...) of the valid frames are finite."""
-    finite = values.isfinite().all(-1) | ~valid_frames(batch.lengths, values.size(1))
+def check_finite(what: str, values: Tensor, batch: Batch, lengths: Tensor | None = None) -> None:
+    """Raise RuntimeError, naming the items, unless ``values`` (B, T, ...) of the valid frames are finite.
+
+    These are the output's, or those that ``lengths`` counts.
+    """
+    finite = values.isfinite().all(-1) | ~valid_frames(batch.lengths if lengths is None else lengths, values.size(1))
     if not finite.all():
         bad = [key for key, row in zip(batch.ids, finite.all(1).tolist(), strict=True) if not row]
         raise RuntimeError(f"the {what} of {', '.join(bad)} are not finite")
@@ -149,7 +154,8 @@ def states_and_output(model: PreTrainedModel, batch: Batch) -> tuple[list[Tensor
     with naming(batch.ids), torch.inference_mode():
         with captured_states(family_of(model).layers(model)) as states:
             output = model(**batch.arguments)[0]
-        check_finite("hidden states", states[-1], batch)  # what is not finite in a layer stays so in all that follow
+        # What is not finite in a layer stays so in all that follow.
+        check_finite("hidden states", states[-1], batch, batch.layer_lengths)
     return states, output
 
 

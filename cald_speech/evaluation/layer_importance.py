@@ -265,7 +265,7 @@ def compare_with(
             for key, model in others.items():
                 their_states, their_logits = states_and_output(model, batch)
                 found = compared[key]
-                found.distances.add(*cosine_distances(their_states, states, batch.lengths))
+                found.distances.add(*cosine_distances(their_states, states, batch.layer_lengths))
                 found.divergence.add(*logit_loss(their_logits, logits, batch.lengths, temperature=1.0))
                 found.hypotheses |= reading.words(their_logits, batch)
             bar.update(len(batch.ids))

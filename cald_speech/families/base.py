@@ -114,6 +114,10 @@ class Family:
         """The part of a config that has the layers' sizes: all of it, where it is of one part."""
         return config
 
+    def layer_frames(self, frames: Tensor, config: PretrainedConfig) -> Tensor:
+        """Frames that the layers see where the model puts out so many (any integer shape)."""
+        return frames
+
     def context(self, model: PreTrainedModel) -> Lengths:
         """The model's lengths, put in place when they are first asked for."""
         base = self.base(model)

@@ -56,6 +56,7 @@ class FrontEnd(NamedTuple):
     normed: nn.Conv1d | None  # the first convolution, where its output is normalised over time
     log_mel: LogMel | None = None  # what is normalised over time in its place, where the model hears features
     lead: int = 0  # samples before the audio that the first frame would see; there are none
+    squeeze: int = 1  # frames that make one of the layers', behind the positional convolutions
     needed: int | None = None  # samples of the audio that the first frame must have; None: all that it sees
 
     @property
@@ -68,6 +69,16 @@ class FrontEnd(NamedTuple):
         """Samples that one frame is made of."""
         steps = accumulate(self.strides[:-1], mul, initial=1)
         return 1 + sum((kernel - 1) * step for kernel, step in zip(self.kernels, steps, strict=True))
+
+    def with_positions(self, x: Tensor) -> Tensor:
+        """(B, T, D) projected frames to the layers' own, (B, T // squeeze, D), before the norm."""
+        positions = self.positions(x)
+        return (x if self.squeeze == 1 else self._averaged(x)) + positions
+
+    def _averaged(self, x: Tensor) -> Tensor:
+        if x.size(1) < self.squeeze:
+            return x[:, :0]
+        return nn.functional.avg_pool1d(x.transpose(1, 2), self.squeeze).transpose(1, 2)
 
     def num_frames(self, num_samples: int) -> int:
         """Frames that so many samples give."""

@@ -7,8 +7,7 @@ from cald_speech.errors import UserError
 
 # Hugging Face's model type, the known one whose layers are laid out most alike, and what is in the way, if it is known.
 RELATIVES = {
-    "sew": ("wav2vec2", "it squeezes time: its layers run at half the rate of its logits, which no loss here knows"),
-    "sew-d": ("wav2vec2", "it squeezes time, and its attention is DeBERTa's: positions are part of every score"),
+    "sew-d": ("sew", "its attention is DeBERTa's: positions are part of every score"),
     "seamless_m4t": ("wav2vec2-bert", "its speech encoder is a part of a model that translates"),
     "lasr_ctc": ("parakeet_ctc", "its features and the positions in its attention are others"),
     "parakeet_encoder": ("parakeet_ctc", "it is that encoder without a head: give the model with the CTC head"),

@@ -73,14 +73,17 @@ class SpeechFamily(Family):
 
     def new_lengths(self, base: PreTrainedModel) -> AudioLengths:
         """Lengths, and the length-aware norm that reads them."""
-        context = AudioLengths(base.config)
+        return self.norm_with(base, AudioLengths(base.config))
+
+    def norm_with(self, base: PreTrainedModel, context: AudioLengths) -> AudioLengths:
+        """Let the first convolution's norm over time, where there is one, read these lengths; returns them."""
         first = base.feature_extractor.conv_layers[0]
         if isinstance(first.layer_norm, nn.GroupNorm):
             first.layer_norm = LengthAwareGroupNorm.replacing(first.layer_norm, first.conv, context)
         return context
 
     def frame_lengths(self, sizes: Tensor, config: PretrainedConfig) -> Tensor:
-        """Frames that the layers see of inputs of these sizes, in samples or frames of features."""
+        """Frames that come out for inputs of these sizes, in samples or frames of features."""
         return frame_lengths(sizes, config)
 
     def inputs(self, values: Tensor, sizes: Tensor) -> dict[str, Tensor]:
@@ -182,14 +185,19 @@ class SpeechFamily(Family):
             raise UserError(f"expected a model with a CTC head, got {type(model).__name__}. Load it with head='ctc'")
         return model.lm_head
 
+    def rest(self, model: PreTrainedModel, count: int) -> Tensor:
+        """Logits (count, V) of the last frames, where the model puts out some that none of its layers sees."""
+        raise NotImplementedError(f"{self.model_type} models have no such frames")
+
     def settled(self, model: PreTrainedModel, outputs: ModelOutput | tuple) -> ModelOutput | tuple:
         """As the base says: a CTC model hears blank, and nothing else, in the padding of a batch.
 
         transformers' pipeline decodes padded frames like any other, so that letters would be read out of them.
         """
-        frames = self.context(model).frames
-        if frames is None or not isinstance(model, self.classes.get("ctc", ())):
+        context = self.context(model)
+        if context.frames is None or not isinstance(model, self.classes.get("ctc", ())):
             return outputs
+        frames = self.frame_lengths(context.samples, model.config)
         named = isinstance(outputs, ModelOutput)
         place = "logits" if named else next(i for i, value in enumerate(outputs) if value.dim() == 3)
         logits = outputs[place]

@@ -79,8 +79,9 @@ def encode_long(
 
     Returns
     -------
-    (T, D) in ``dtype``, on the model's device, or with ``storage`` in a mapped file. T is 0 for audio shorter than one
-    frame (25 ms). Where the source meets a fault, these are the frames up to it.
+    (T, D) in ``dtype``, on the model's device, or with ``storage`` in a mapped file. T counts the layers' frames, in
+    SEW half of those that come out; it is 0 for audio shorter than one (25 ms). Where the source meets a fault, these
+    are the frames up to it.
 
     Raises
     ------
@@ -101,7 +102,7 @@ def encode_long(
     >>> encode_long(model.eval(), AudioSource.from_samples(torch.randn(32_000))).shape
     torch.Size([99, 32])
     """
-    model, family, frames = _encode(model, source, chunk_s, dtype, storage, do_normalize, progress)
+    model, family, frames, _ = _encode(model, source, chunk_s, dtype, storage, do_normalize, progress)
     norm = family.final_norm(model)
     with torch.inference_mode():
         for block in frames.blocks():
@@ -163,18 +164,27 @@ def predicted_peak_bytes(
     family = family_of(model, SpeechFamily)
     front, config, size = family.front_end(model), family.base(model).config, torch.finfo(dtype).bits // 8
     weights = sum(p.numel() for p in model.parameters()) * size
-    columns = config.hidden_size + sum(spare_widths(model, family))
-    buffers = 0 if storage is not None else front.num_frames(int(duration_s * SAMPLE_RATE)) * columns * size
+    spare = sum(spare_widths(model, family))
+    num_frames, columns = front.num_frames(int(duration_s * SAMPLE_RATE)), config.hidden_size + spare
+    buffers = (
+        0 if storage is not None else (num_frames * config.hidden_size + num_frames // front.squeeze * spare) * size
+    )
     sizes = BlockSizes.of(model.device, front, chunk_s)
     return weights + buffers + _work(front, config, sizes, columns) * size
 
 
-def _logits(model: PreTrainedModel, family: SpeechFamily, frames: Frames) -> Iterator[tuple[int, Tensor]]:
-    head, norm = family.head(model), family.final_norm(model)
+def _logits(
+    model: PreTrainedModel, family: SpeechFamily, frames: Frames, num_frames: int
+) -> Iterator[tuple[int, Tensor]]:
+    head, norm, squeeze = family.head(model), family.final_norm(model), family.front_end(model).squeeze
     for block in frames.blocks():
         with torch.no_grad():
             logits = head(norm(frames.read(frames.x, block)))[0]
-        yield block.start, logits.float().cpu()
+        yield block.start * squeeze, logits.float().cpu()
+    start = frames.num_frames * squeeze
+    if num_frames > start:
+        with torch.no_grad():
+            yield start, family.rest(model, num_frames - start).float().cpu()
 
 
 def _encode(
@@ -185,8 +195,9 @@ def _encode(
     storage: str | Path | None,
     do_normalize: bool,
     progress: Callable[[float], None] | None,
-) -> tuple[PreTrainedModel, SpeechFamily, Frames]:
-    """The model in ``dtype``, its family, and the last layer's output before the final norm."""
+) -> tuple[PreTrainedModel, SpeechFamily, Frames, int]:
+    """The model in ``dtype``, its family, the last layer's output before the final norm, the number of frames that come
+    out."""
     if chunk_s <= 0:
         raise ValueError(f"chunk_s: expected seconds of audio, more than 0, got {chunk_s}")
     model = in_dtype(model, dtype)
@@ -196,17 +207,17 @@ def _encode(
     statistics = measure(source, front, normalise=do_normalize)
     num_frames, width = front.num_frames(statistics.num_samples), family.base(model).config.hidden_size
     sizes = BlockSizes.of(model.device, front, chunk_s)
-    done = Progress(progress, num_frames * (FRONT_END_IN_LAYERS + len(layers)))
+    done = Progress(progress, num_frames * FRONT_END_IN_LAYERS + num_frames // front.squeeze * len(layers))
     buffers = Buffers(dtype, model.device, storage)
     with torch.inference_mode():
         spare = spare_widths(model, family)
-        buffers.reserve(num_frames, width + sum(spare))
-        frames = Frames(num_frames, width, spare, sizes.layers, buffers, model.device)
+        buffers.reserve(num_frames, width + -(-sum(spare) // front.squeeze))
+        frames = Frames(num_frames, width, spare, sizes.layers, buffers, model.device, front.squeeze)
         fill(frames, front, source, statistics, sizes.convolutions, lambda n: done(FRONT_END_IN_LAYERS * n))
         add_positions(frames, front, sizes.positions)
         for layer in layers:
             run_layer(model, family, layer, frames, done)
-    return model, family, frames
+    return model, family, frames, num_frames
 
 
 def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

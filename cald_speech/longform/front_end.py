@@ -188,18 +188,20 @@ def fill(
 
 
 def add_positions(frames: Frames, front: FrontEnd, block: int) -> None:
-    """Add the positional convolution's output in place, and apply the norm behind it.
+    """Add the positional convolution's output in place, and apply the norm behind it; ``frames`` are then the layers'.
 
     A piece's own zero padding counts at the ends of the audio alone; elsewhere it falls into the halo that is cut off.
     The frames before a piece are overwritten by then, so the few that it sees are kept.
     """
-    reach = front.positions_reach
+    reach, squeeze = front.positions_reach, front.squeeze
+    block = max(1, block // squeeze) * squeeze
     before = frames.x[:0]
     for start in range(0, frames.num_frames, block):
         stop = min(start + block, frames.num_frames)
         seen = torch.cat([before, frames.x[start : stop + reach]])[None].to(frames.device)
-        own = slice(before.size(0), before.size(0) + stop - start)
-        positions = front.positions(seen)[:, own]
+        first = before.size(0) // squeeze
+        own = slice(first, first + (stop - start) // squeeze)
         before = torch.cat([before, frames.x[start:stop]])
         before = before[max(0, len(before) - reach) :]
-        frames.x[start:stop] = front.input_norm(seen[:, own] + positions)[0]
+        frames.x[start // squeeze : stop // squeeze] = front.input_norm(front.with_positions(seen)[:, own])[0]
+    frames.squeeze(squeeze)

@@ -29,7 +29,7 @@ class Frames:
     """Buffers as long as the audio, read and written a block at a time: the layers' input, and spare ones beside it.
 
     ``spare_widths`` are the columns of each spare buffer; ``block`` is the number of frames the layers take at once;
-    ``device`` is the model's.
+    ``device`` is the model's. ``squeezed`` frames will make one of the layers'.
     """
 
     def __init__(
@@ -40,10 +40,16 @@ class Frames:
         block: int,
         buffers: "Buffers",
         device: torch.device,
+        squeezed: int = 1,
     ):
         self.num_frames, self.width, self.block, self.device = num_frames, width, block, device
         self.x = buffers.new(num_frames, width)
-        self._spare = [buffers.new(num_frames, columns) for columns in spare_widths]
+        self._spare = [buffers.new(num_frames // squeezed, columns) for columns in spare_widths]
+
+    def squeeze(self, factor: int) -> None:
+        """From here on the frames are the layers', of which there are fewer by the factor."""
+        self.num_frames //= factor
+        self.x = self.x[: self.num_frames]
 
     def spare(self, number: int, width: int) -> Tensor:
         """Room for what a layer keeps for every frame, (T, width); every layer has the same buffers."""

@@ -113,6 +113,11 @@ def lookahead_frames(model: PreTrainedModel, lookahead_s: float | None) -> int:
             "a model can run live where all its layers have mixers that scan, but these need the whole audio: "
             f"{names}. Convert them too, or transcribe recorded audio"
         )
+    if family.front_end(model).squeeze > 1:
+        raise UserError(
+            f"{family.model_type} models cannot run live: their layers run at a lower rate than their output. "
+            "Transcribe recorded audio"
+        )
     if any(family.open(layer).reach for layer in family.layers(model)):
         raise UserError(
             f"{family.model_type} models cannot run live: each of their layers has a convolution that hears frames to "

@@ -245,7 +245,8 @@ class Recogniser:
         sizes: Sequence[int] | None = None,
     ) -> Iterator[Word]:
         count = 0
-        if family_of(self.model, SpeechFamily).front_end(self.model).num_frames(audio.num_samples):
+        front = family_of(self.model, SpeechFamily).front_end(self.model)
+        if front.num_frames(audio.num_samples) >= front.squeeze:
             logits = stream_logits(self.model, audio, do_normalize=self.do_normalize, **options)
             for word in words(decode(logits), self.vocabulary, FrameTimes.of(self.model), margins, sizes):
                 count += 1

@@ -31,6 +31,7 @@ class Counts:
 
     task: float
     frames: float
+    layer_frames: float
     batches: float
 
     def over_ranks(self, device: torch.device) -> "Counts":
@@ -86,10 +87,10 @@ class Objective:
         zero = torch.zeros((), device=lengths.device)
         layers, logits, slots = zero.expand(self.num_states), zero, zero.expand(len(self.mixers))
         if not weights.runs_student:
-            slots = self._slot_distances(inputs, lengths) / max(1.0, counts.frames)
+            slots = self._slot_distances(inputs, self._layer_frames(lengths)) / max(1.0, counts.layer_frames)
             return Losses(weights.slot_alignment * slots.mean(), zero, layers, logits, slots.detach())
 
-        task_units, frames = self._divisors(batch, counts)
+        task_units, frames, layer_frames = self._divisors(batch, counts)
         outputs, states = self._run_student(runner, inputs)
         task = self.task.loss(outputs, lengths, batch) / task_units
         total = weights.task * task
@@ -97,7 +98,8 @@ class Objective:
             teacher_outputs, teacher_states = self._run_teacher(inputs)
             compared = self._compared(batch, lengths)
         if weights.layer:
-            layers = self._layer_distances(states, teacher_states, compared) / frames
+            seen = None if compared is None else self._layer_frames(compared)
+            layers = self._layer_distances(states, teacher_states, seen) / layer_frames
             total = total + weights.layer * self.form.layer_loss(layers)
         if weights.logits:
             units = frames if self.task.framewise else task_units
@@ -160,24 +162,28 @@ class Objective:
 
     # --- units ------------------------------------------------------------------------------------------------------
 
-    def _units(self, batch: PaddedBatch) -> tuple[int, int]:
-        """Characters or utterances of the task, and compared frames."""
+    def _units(self, batch: PaddedBatch) -> tuple[int, int, int]:
+        """Characters or utterances of the task, compared frames of the output, and of the layers."""
         lengths = self.task.modality.lengths(batch, self.student)
-        frames = int(lengths.sum()) if self.form.masked else len(lengths) * int(lengths.max())
+        both = (lengths, self._layer_frames(lengths))
+        frames = [int(of.sum()) if self.form.masked else len(of) * int(of.max()) for of in both]
         units = self.task.units(batch)
         if self._drops_hopeless():
             units = units * self.task.can_learn(batch, lengths)
-        return int(units.sum()), frames
+        return int(units.sum()), *frames
 
-    def _divisors(self, batch: PaddedBatch, counts: Counts) -> tuple[float, float]:
+    def _layer_frames(self, lengths: Tensor) -> Tensor:
+        return self.family.layer_frames(lengths, self.student.config)
+
+    def _divisors(self, batch: PaddedBatch, counts: Counts) -> tuple[float, float, float]:
         """What this batch's task sum and frame sums are divided by; see ``LossForm.by_characters``."""
-        task, frames = max(1.0, counts.task), max(1.0, counts.frames)
+        task, *frames = (max(1.0, n) for n in (counts.task, counts.frames, counts.layer_frames))
         if self.divides_as == "per_frame":
-            return task, frames
-        own_task, own_frames = (max(1, n) for n in self._units(batch))
+            return task, *frames
+        own_task, *own_frames = (max(1, n) for n in self._units(batch))
         if self.form.by_characters:
-            return task, frames * task / own_task
-        return own_task * counts.batches, own_frames * counts.batches
+            return task, *(n * task / own_task for n in frames)
+        return own_task * counts.batches, *(n * counts.batches for n in own_frames)
 
     def _compared(self, batch: PaddedBatch, lengths: Tensor) -> Tensor | None:
         """(B,) frames of each utterance that the distillation terms see; None: all, padding too."""

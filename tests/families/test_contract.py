@@ -22,6 +22,7 @@ from tests.helpers import (
     TOLERANCE,
     audio_batch,
     names_in_attention,
+    one_frame,
     relative_error,
     tiny_config,
     tiny_model,
@@ -39,10 +40,15 @@ MAPS = {
     "first kept": LayerMap(SHARED, {0: None}),
     "middle kept": LayerMap(SHARED, {1: None}),
 }
-SAMPLES = (8000, 5000, 400, 3333)
+
+
+def samples_of(model: PreTrainedModel) -> tuple[int, ...]:
+    """Of four utterances, the third of which has one frame in the layers."""
+    return 8000, 5000, one_frame(model), 3333
+
 
 # Where convolutions behind the front end read what stands in the padding.
-TRUE_ALONE_ONLY = ("data2vec-audio", "wav2vec2-conformer")
+TRUE_ALONE_ONLY = ("data2vec-audio", "sew", "wav2vec2-conformer")
 
 every_family = pytest.mark.parametrize("family", SPEECH_CASES)
 both_norms = pytest.mark.parametrize("norm", NORMS)
@@ -71,16 +77,18 @@ def plain(model: PreTrainedModel, family) -> PreTrainedModel:
     return twin.eval()
 
 
-def valid_logits(model, samples=SAMPLES, seed=0) -> list[torch.Tensor]:
+def valid_logits(model) -> list[torch.Tensor]:
     """The logits of each utterance of one padded batch, without the padding."""
-    audio, mask = audio_batch(samples, seed)
+    samples = samples_of(model)
+    audio, mask = audio_batch(samples)
     logits = model(audio, attention_mask=mask).logits
     frames = model._get_feat_extract_output_lengths(torch.tensor(samples)).tolist()
     return [row[:length] for row, length in zip(logits, frames, strict=True)]
 
 
-def logits_alone(model, samples=SAMPLES, seed=0) -> list[torch.Tensor]:
-    audio, _ = audio_batch(samples, seed)
+def logits_alone(model) -> list[torch.Tensor]:
+    samples = samples_of(model)
+    audio, _ = audio_batch(samples)
     return [model(audio[row : row + 1, :length]).logits[0] for row, length in enumerate(samples)]
 
 
@@ -99,7 +107,7 @@ def test_is_found_by_its_configs(family):
 def test_open_rebuilds_every_layer_to_the_bit(family, attention, norm, layer_map, padded):
     model = converted(family, norm, layer_map)
     model.set_attn_implementation(attention)
-    audio, mask = audio_batch(SAMPLES if padded else SAMPLES[:1])
+    audio, mask = audio_batch(samples_of(model) if padded else samples_of(model)[:1])
     with captured_layers(model, family) as states:
         model(audio, attention_mask=mask if padded else None)
     assert (family.context(model).frames is not None) == padded
@@ -154,7 +162,7 @@ def test_alone_equals_padded_in_outputs_and_gradients(family, norm, layer_map):
 @torch.no_grad()
 def test_batch_order_does_not_matter(family, norm, layer_map):
     model = converted(family, norm, layer_map)
-    audio, mask = audio_batch(SAMPLES)
+    audio, mask = audio_batch(samples_of(model))
     order = torch.tensor([2, 0, 3, 1])
     frames = model._get_feat_extract_output_lengths(mask.sum(-1))
     expected = model(audio, attention_mask=mask).logits
@@ -205,7 +213,7 @@ def test_left_padding_is_refused(family, norm, pattern):
 @torch.no_grad()
 def test_masks_of_any_dtype_and_by_position(family, kind):
     model = converted(family, "group", MAPS["all converted"])
-    audio, mask = audio_batch(SAMPLES)
+    audio, mask = audio_batch(samples_of(model))
     expected = model(audio, attention_mask=mask).logits
     assert torch.equal(model(audio, attention_mask=mask.to(getattr(torch, kind))).logits, expected)
     assert torch.equal(model(audio, mask).logits, expected)
@@ -215,7 +223,7 @@ def test_masks_of_any_dtype_and_by_position(family, kind):
 @torch.no_grad()
 def test_lengths_of_one_batch_do_not_stay_for_the_next(family):
     model = converted(family, "group", MAPS["all converted"])
-    audio, mask = audio_batch(SAMPLES)
+    audio, mask = audio_batch(samples_of(model))
     expected = model(audio).logits
     model(audio, attention_mask=mask)
     assert torch.equal(model(audio).logits, expected)
@@ -259,11 +267,11 @@ def test_front_end_and_layers_make_the_model(family, norm):
     front = family.front_end(model)
     x = front.convolutions(audio).transpose(1, 2)
     x = front.projection(x)
-    x = front.input_norm(x + front.positions(x))
+    x = front.input_norm(front.with_positions(x))
     for layer in family.layers(model):
         before, slot, after, _ = family.open(layer)
         x = after(x, slot(before(x)))
-    assert torch.equal(model.lm_head(front.output_norm(x)), model(audio).logits)
+    assert torch.equal(family.head(model)(front.output_norm(x)), model(audio).logits)
     assert torch.equal(family.final_norm(model)(x), front.output_norm(x))
 
 
@@ -307,7 +315,7 @@ def test_wavlms_position_bias_outlives_its_first_attention(norm, layer_map):
         model = converted(family, norm, chosen)
         last = family.layers(model)[2].attention
         last.register_forward_pre_hook(lambda _, args, kwargs: biases.append(kwargs["position_bias"]), with_kwargs=True)
-        audio, mask = audio_batch(SAMPLES)
+        audio, mask = audio_batch(samples_of(model))
         model(audio, attention_mask=mask)
     assert biases[0].any() and torch.equal(biases[0], biases[1])
 

@@ -15,14 +15,14 @@ from cald_speech.longform import AudioSource, stream_logits
 from cald_speech.longform.encoder import BlockSizes
 from cald_speech.mixers import Bidirectional, Mamba2
 from tests.families.contract import captured_layers, check_opened_layers, trained
-from tests.helpers import SPEECH, TOLERANCE, USUAL, audio_batch, gradients, relative_error, tiny_model
+from tests.helpers import SPEECH, TOLERANCE, USUAL, audio_batch, gradients, one_frame, relative_error, tiny_model
 
 CONFORMER = SPEECH["wav2vec2-conformer"]
 OTHERS = {name: (family, {}) for name, family in SPEECH.items() if name not in USUAL} | {
     "conformer, rotary": (CONFORMER, {"position_embeddings_type": "rotary"}),
+    "sew, by threes": (SPEECH["sew"], {"squeeze_factor": 3, "num_conv_pos_embeddings": 15}),
     "conformer without positions": (CONFORMER, {"position_embeddings_type": None}),
 }
-SAMPLES = (6000, 400, 4321)
 PARTIAL = LayerMap(Bidirectional, {1: None, 2: Mamba2})
 
 every_other = pytest.mark.parametrize(("family", "options"), OTHERS.values(), ids=OTHERS)
@@ -51,14 +51,15 @@ def test_without_mixers_it_is_hugging_faces(family, options):
 @every_other
 def test_padded_is_alone_in_every_order_and_trains(family, options):
     model = converted(family, options)
-    audio, mask = audio_batch(SAMPLES)
+    samples = (6000, one_frame(model), 4321)
+    audio, mask = audio_batch(samples)
     with torch.no_grad():
         with captured_layers(model, family) as states:
             logits = model(audio, attention_mask=mask).logits
         check_opened_layers(model, family, PARTIAL, states)
         turned = model(audio.flip(0), attention_mask=mask.flip(0)).logits.flip(0)
         frames = model._get_feat_extract_output_lengths(mask.sum(-1)).tolist()
-        for row, (size, length) in enumerate(zip(SAMPLES, frames, strict=True)):
+        for row, (size, length) in enumerate(zip(samples, frames, strict=True)):
             alone = model(audio[row : row + 1, :size]).logits[0]
             for got in (logits, turned):
                 assert relative_error(got[row, :length], alone) <= TOLERANCE["rounding"]

@@ -11,7 +11,7 @@ from transformers import (
     HieraConfig,
     ParakeetTDTConfig,
     PretrainedConfig,
-    SEWConfig,
+    SEWDConfig,
     Wav2Vec2Config,
 )
 
@@ -50,10 +50,7 @@ def test_the_other_kind_is_refused_with_the_way_out():
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        (
-            SEWConfig(),
-            "'sew' is not known: .* The nearest is wav2vec2: it squeezes time: its layers run at half the rate",
-        ),
+        (SEWDConfig(), "'sew-d' is not known: .* The nearest is sew: its attention is DeBERTa's: positions are part"),
         (
             ParakeetTDTConfig(),
             "'parakeet_tdt' is not known: .* The nearest is parakeet_ctc: its decoder is a transducer",

@@ -77,6 +77,7 @@ LEFT_OVER = {
         "label_embeddings_concat",
         "layer_norm_for_extract.weight",
     ],
+    "sew": ["quantizer.codevectors", "project_q.weight", "project_hid.weight"],
     "wav2vec2-conformer": ["quantizer.codevectors", "project_q.weight", "project_hid.weight"],
     "wavlm": ["label_embs_concat", "final_proj.weight", "final_proj.bias", "mask_emb"],
 }

@@ -19,6 +19,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    SEWConfig,
     UniSpeechConfig,
     UniSpeechSatConfig,
     Wav2Vec2BertConfig,
@@ -36,6 +37,7 @@ from cald_speech.mixers import Bidirectional, Linformer, Mamba, Mamba2
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 ROBERTA = {"vocab_size": 50_265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 PARAKEET = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "intermediate_size": 4096}
+SEW_TINY = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048, "num_conv_pos_embeddings": 31}
 PYTHIA = {"vocab_size": 50_304, "max_position_embeddings": 2048, "tie_word_embeddings": False}
 PYTHIA_1B = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8, "intermediate_size": 8192}
 LLAMA_1B = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
@@ -125,6 +127,9 @@ SPEECH_MODELS = {
     # and 1.1 thousand million on the cards; 4.25 GB for the file of the larger one).
     "parakeet-ctc-0.6b": (ParakeetCTCConfig(encoder_config=PARAKEET), "ctc", 608_799_745),
     "parakeet-ctc-1.1b": (ParakeetCTCConfig(encoder_config=PARAKEET | {"num_hidden_layers": 42}), "ctc", 1_062_540_289),
+    # The totals are arithmetic, and what the paper's 40.7 and 89.6 million are before rounding.
+    "sew-tiny-100k": (SEWConfig(**SEW_TINY), "base", 40_708_895),
+    "sew-small-100k": (SEWConfig(num_conv_pos_embeddings=31), "base", 89_620_511),
     "w2v-bert-2.0": (Wav2Vec2BertConfig(), "base", 580_493_120),
     "wav2vec2-conformer-rel-pos-large": (Wav2Vec2ConformerConfig(**SPEECH_LARGE), "base", 618_559_104),
     "wav2vec2-conformer-rope-large": (
@@ -164,6 +169,9 @@ def speech_parameters(config, head: str) -> int:
         convolution = 4 * width + 3 * width * width + config.conv_depthwise_kernel_size * width
         relative = width * width + 2 * width if config.position_embeddings_type == "relative" else 0
         total += config.num_hidden_layers * (second + convolution + relative)
+    if config.model_type == "sew":  # no projection where the widths are equal, and one back from each layer's frame
+        total += (width + 1) * width * config.squeeze_factor
+        total -= (channels[-1] + 1) * width if channels[-1] == width else 0
     if config.model_type == "wavlm":  # a gate of eight numbers from each head's width, its scale, and one table
         total += config.num_hidden_layers * ((width // heads + 1) * 8 + heads) + config.num_buckets * heads
     return total + ((width + 1) * config.vocab_size if head == "ctc" else 0)
