@@ -4,8 +4,8 @@ A case is sound (odd sizes, lengths, layouts, dtypes, padding full of NaN), or h
 large for what is made of it, or asks for what cannot be. Kernels can end their process, or never return to it: so cases
 run in a child, which lives until one does.
 
-``python -m tests.faults.ops`` is that child. It reads lines such as ``native 5``, a backend and a seed, and answers
-each with a line of JSON.
+``python -m tests.faults.ops`` is that child. It says ``ready``, reads lines such as ``native 5``, a backend and a seed,
+and answers each with a line of JSON.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -400,6 +401,9 @@ def case_of(backend: str, rng: random.Random, folder: Path) -> None:
 # --- in a child -------------------------------------------------------------------------------------------------------
 
 
+LIMIT_S = 120  # for one case, most of which take 0.05 s: the interpreter is slow on a machine that has much to do
+
+
 class Child:
     """The process that runs cases: started when there is none, and again when it has ended."""
 
@@ -408,10 +412,13 @@ class Child:
 
     def run(self, backend: str, seed: int) -> None:
         """Raise what the case has raised; RuntimeError where it has ended the process, which ends if nobody waits."""
-        if self.process is None:
-            command = [sys.executable, "-m", __name__]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
+            if self.process is None:
+                signal.alarm(0)  # what it imports is not the case's time
+                command = [sys.executable, "-m", __name__]
+                self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                self.process.stdout.readline()
+            signal.alarm(LIMIT_S)
             answer = self.ask(f"{backend} {seed}\n")
         except BaseException:
             self.end()
@@ -456,11 +463,13 @@ GENERATORS = {f"ops by {backend}": partial(in_child, backend) for backend in BAC
 
 
 def main(lines: Iterable[str]) -> NoReturn:
-    from tests.faults import run
+    from tests import faults
 
+    faults.LIMIT_S = LIMIT_S
+    print("ready", flush=True)
     for line in lines:
         backend, seed = line.split()
-        outcome, said = run(partial(case_of, backend), f"{backend} {seed}")
+        outcome, said = faults.run(partial(case_of, backend), f"{backend} {seed}")
         print(json.dumps({"backend": backend, "seed": seed, "outcome": outcome, "said": said}), flush=True)
     raise SystemExit(0)
 

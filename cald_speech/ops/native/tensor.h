@@ -34,10 +34,21 @@ typedef struct { /* memory handed out piece by piece; without a ``base`` the byt
     int64_t used;
 } Arena;
 
+/* Under the address sanitizer (scripts/sanitize.sh) pieces lie apart, and it watches what is between them. */
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#define APART 64
+#else
+#define APART 0
+#define ASAN_POISON_MEMORY_REGION(at, bytes) ((void)0)
+#endif
+
 /* ``count`` numbers of scratch at a cache line's beginning. */
 INLINE void *take(Arena *arena, int64_t count, int64_t bytes_each) {
-    void *taken = arena->base ? arena->base + arena->used : NULL;
-    arena->used += (count * bytes_each + 63) / 64 * 64;
+    char *taken = arena->base ? arena->base + arena->used : NULL;
+    const int64_t bytes = count * bytes_each, rounded = (bytes + 63) / 64 * 64;
+    if (taken) ASAN_POISON_MEMORY_REGION(taken + bytes, rounded + APART - bytes);
+    arena->used += rounded + APART;
     return taken;
 }
 
