@@ -172,7 +172,10 @@ class StepSampler(Sampler):
     short_first_steps, short_first_size : the first so many steps of a run have items up to this size alone. The epoch
         in which they end ends with them.
 
-    ``start`` is how many steps of the epoch to pass over: a resumed run sets it.
+    late_from : the run's steps from this one on (0 is the first) are :class:`LateStep`.
+
+    ``start`` is how many steps of the epoch to pass over, ``first`` the number in the run of the one that then comes: a
+    run sets both.
 
     Raises UserError where an epoch has fewer batches than there are ranks, or no item is short.
 
@@ -197,6 +200,7 @@ class StepSampler(Sampler):
         seed: int = 0,
         short_first_steps: int = 0,
         short_first_size: float = math.inf,
+        late_from: float = math.inf,
     ):
         self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
         batches = partial(
@@ -213,7 +217,7 @@ class StepSampler(Sampler):
                 )
             self.short = batches(chosen)
         self.short_epochs: list[int] = []  # the steps of each epoch of short items, from the first on
-        self.start = 0
+        self.start, self.first, self.late_from = 0, 0, late_from
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -244,34 +248,45 @@ class StepSampler(Sampler):
         return len(self.steps) - self.start
 
     def __iter__(self) -> Iterator[list[list[int]]]:
-        return iter(self.steps[self.start :])
+        for number, step in enumerate(self.steps[self.start :], start=self.first):
+            yield LateStep(step) if number >= self.late_from else step
+
+
+class LateStep(list):
+    """A step near the end of a run, whose items are changed in a way of their own."""
 
 
 class StepDataset(Dataset):
     """A dataset indexed by what :class:`StepSampler` yields; an item is the list of the step's padded batches.
 
-    ``change`` makes other items of a batch's items.
+    ``change`` makes other items of a batch's items, ``late_change`` those of a :class:`LateStep`.
     """
 
-    def __init__(self, dataset: Dataset, change: BatchChange | None = None):
-        self.dataset, self.change = dataset, change
+    def __init__(self, dataset: Dataset, change: BatchChange | None = None, late_change: BatchChange | None = None):
+        self.dataset, self.change, self.late_change = dataset, change, late_change
 
     def __getitem__(self, step: list[list[int]]) -> list[PaddedBatch]:
-        return [self._batch(indices) for indices in step]
+        change = self.late_change if isinstance(step, LateStep) else self.change
+        return [self._batch(indices, change) for indices in step]
 
-    def _batch(self, indices: list[int]) -> PaddedBatch:
+    def _batch(self, indices: list[int], change: BatchChange | None) -> PaddedBatch:
         items = [self.dataset[i] for i in indices]
         # The hash of a tuple of integers is the same in every process.
-        return PaddedBatch(items if self.change is None else self.change(items, hash(tuple(indices))))
+        return PaddedBatch(items if change is None else change(items, hash(tuple(indices))))
 
 
 def step_loader(
-    dataset: Dataset, sampler: StepSampler, *, change: BatchChange | None = None, num_workers: int = 0
+    dataset: Dataset,
+    sampler: StepSampler,
+    *,
+    change: BatchChange | None = None,
+    late_change: BatchChange | None = None,
+    num_workers: int = 0,
 ) -> DataLoader:
     """A loader of optimiser steps: lists of batches, padded on the right."""
     # Its own generator: starting an epoch draws a seed, which must not come out of training's random state.
     return DataLoader(
-        StepDataset(dataset, change),
+        StepDataset(dataset, change, late_change),
         batch_size=None,
         sampler=sampler,
         collate_fn=_as_it_is,

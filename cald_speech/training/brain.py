@@ -248,7 +248,7 @@ class CaldBrain(Brain):
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
         if stage == Stage.TRAIN:
-            self.train_sampler.start = self.step
+            self.train_sampler.start, self.train_sampler.first = self.step, self.optimizer_step
         else:
             self.results, self.spoilt = {}, []
 

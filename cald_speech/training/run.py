@@ -207,9 +207,14 @@ def make_loaders(settings: Settings, data: Mapping[str, Path], processor: Proces
         seed=settings.seed,
         short_first_steps=settings.short_first_steps,
         short_first_size=settings.short_first_s,
+        late_from=settings.num_steps - settings.join_last_steps,
     )
-    change = task.change(processor, join_utterances=settings.join_utterances, pause_s=settings.join_pause_s)
-    steps = step_loader(train_set, sampler, change=change, num_workers=settings.num_workers)
+    early = 1 if settings.join_last_steps else settings.join_utterances
+    change, late_change = (
+        task.change(processor, join_utterances=number, pause_s=settings.join_pause_s)
+        for number in (early, settings.join_utterances)
+    )
+    steps = step_loader(train_set, sampler, change=change, late_change=late_change, num_workers=settings.num_workers)
     return steps, batch_loader(valid_set, modality.sizes(valid_set), settings.max_batch)
 
 

@@ -112,6 +112,7 @@ class Settings:
     )
     short_first_s: float = option(10.0, "how long such an utterance may be", above=0)
     join_utterances: int = option(1, "up to so many are joined to one, at random", at_least=1)
+    join_last_steps: int = option(0, "only in so many last steps of the run; 0: in all", at_least=0)
     join_pause_s: float = option(0.5, "the longest pause between joined utterances", at_least=0)
     accumulation: int = option(1, "batches of one optimiser step", at_least=1)
     num_workers: int = option(0, "processes that read data", at_least=0, free=True)

@@ -114,7 +114,8 @@ def _found(settings: Settings) -> Iterator[tuple[str, str, str]]:
     for key in {"max_batch_s", "max_batch_tokens"} - {task.modality.batch_limit}:
         yield key, "batches are measured otherwise", f"give --{task.modality.batch_limit}"
     if settings.join_utterances == 1:
-        yield "join_pause_s", "no utterances are joined", "give --join_utterances"
+        for key in ("join_pause_s", "join_last_steps"):
+            yield key, "no utterances are joined", "give --join_utterances"
     if not settings.short_first_steps:
         yield "short_first_s", "no step has short utterances alone", "give --short_first_steps"
     if settings.checkpoint_every_steps:

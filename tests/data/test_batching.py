@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from cald_speech.data.batching import StepSampler, batches_by_length, step_loader
+from cald_speech.data.batching import LateStep, StepSampler, batches_by_length, step_loader
 from cald_speech.errors import UserError
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -90,6 +90,13 @@ def test_the_first_steps_are_short(world_size):
     assert epoch(sampler(**options), len(short)) == short[-1]
     with pytest.raises(UserError, match=r"short_first_s: expected items of at most 0\.1 .* shortest has 0\.4"):
         sampler(short_first_steps=1, short_first_size=0.1)
+
+
+def test_the_last_steps_are_late():
+    one = sampler(accumulation=2, late_from=9)
+    one.start, one.first = 3, 5
+    kinds = [type(step) for step in epoch(one, 2)]
+    assert kinds == [list] * 4 + [LateStep] * (len(kinds) - 4) and len(kinds) > 4
 
 
 def test_too_few_batches_for_the_ranks():

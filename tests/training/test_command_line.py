@@ -42,6 +42,7 @@ NEEDED |= {
     "teacher_mask": ["--guidance=target"],
     "max_batch_tokens": ["--task=!new:cald_speech.tasks.language_modelling.CausalLM {}"],
     "join_pause_s": ["--join_utterances=2"],
+    "join_last_steps": ["--join_utterances=2"],
     "short_first_s": ["--short_first_steps=2"],
 }
 
