@@ -15,6 +15,8 @@ from cald_speech.benchmarks.cases import OPS, Case, make_inputs, step
 from cald_speech.benchmarks.contest import Row, run_case
 from cald_speech.benchmarks.stopwatch import Limits, measure_in_turns, measure_limits, seconds_of
 from cald_speech.mixers import Bidirectional
+from cald_speech.mixers.normalised_linear_attention import FeatureScan
+from cald_speech.ops import ssd
 from cald_speech.ops.backends import choose_backend
 
 TEN_MINUTES, HOUR = 30_000, 180_000
@@ -76,6 +78,7 @@ def cpu_bars(ops: Sequence[str]) -> Iterator[Bar]:
         for case, bar in ((CPU_CASE, forward), (replace(CPU_CASE, backward=True), both)):
             yield from against_transformers(replace(case, groups=groups), limits, bar)
     yield linearity(TEN_MINUTES, HOUR)
+    yield normalised_scan()
     yield layer_inference(TEN_MINUTES)
     yield layer_training(TEN_MINUTES)
 
@@ -145,6 +148,24 @@ def linearity(short: int, long: int) -> Bar:
         timings = measure_in_turns(calls, repeats=7)
     what = f"forward at {long:,} frames over {short:,}, batch 1, output preallocated"
     return Bar(what, timings[long].ratio_to(timings[short]), 7)
+
+
+def normalised_scan() -> Bar:
+    """The scan of normalised linear attention, its division included, over SSD with as many heads and features."""
+    case = replace(CPU_CASE, groups=CPU_CASE.heads, d_state=2 * CPU_CASE.head_dim)
+    inputs = make_inputs(case) | {"D": None}
+    ones = torch.ones(case.batch, case.num_frames, case.heads, 1)
+    features = [inputs[name].softmax(-1) for name in ("C", "B")]
+    streams = (features[0], torch.cat([inputs["x"], ones], dim=-1), features[1], ones[..., 0], ones[..., :0])
+    scan = FeatureScan(case.heads)
+    with torch.no_grad():
+        calls = {
+            "normalised": lambda: scan.average_(scan(streams, None, state=None, reverse=False)[0]),
+            "ssd": lambda: ssd(**inputs),
+        }
+        timings = measure_in_turns(calls, repeats=25)
+    figure = timings["normalised"].ratio_to(timings["ssd"])
+    return Bar(f"normalised scan over ssd, forward, {case.heads} groups, d_state {case.d_state}", figure, 1.3)
 
 
 def layer_inference(num_frames: int) -> Bar:
