@@ -15,7 +15,7 @@ from cald_speech.evaluation import calibration
 from cald_speech.families import SpeechFamily, family_of
 from cald_speech.families.hub import load_processor
 from cald_speech.files import whole_folder
-from cald_speech.mixers import Bidirectional, Mamba2
+from cald_speech.mixers import DEFAULT
 from cald_speech.output import held
 from cald_speech.tasks.processors import feature_extractor
 
@@ -44,7 +44,10 @@ def convert(
     calibrate: Path | None,
     target_lang: str | None,
 ) -> None:
-    """Convert MODEL (a folder or hub id) to Mamba-2, untrained, into FOLDER: bidirectional, unless it is causal."""
+    """Convert MODEL (a folder or hub id) to normalised linear attention, untrained, into FOLDER.
+
+    It goes both ways, unless the model is causal. Mixers of another kind are what a yaml's layer_map names.
+    """
     family = family_of(conversion.load_config(model))
     head = head or family.default_head
     student = conversion.from_pretrained(model, head=head, target_lang=target_lang)
@@ -55,7 +58,7 @@ def convert(
     num_layers = len(family.layers(student))
     if strange := [index for index in keep if not 0 <= index < num_layers]:
         raise UserError(f"--keep: expected layers from 0 to {num_layers - 1}, got {', '.join(map(str, strange))}")
-    mixer = Mamba2 if family.causal else partial(Bidirectional, share_projections=share)
+    mixer = DEFAULT.keywords["mixer"] if family.causal else partial(DEFAULT, share_projections=share)
     layer_map = conversion.LayerMap(mixer, dict.fromkeys(keep))
     audio = None
     if calibrate is not None:
@@ -80,6 +83,6 @@ def convert(
             update_facts(unfinished, **facts, version=cald_speech.__version__, guidance="none: not trained yet")
     except (OSError, SafetensorError) as error:  # the second: what safetensors makes of a full disk
         raise UserError(
-            f"cannot write {folder}: {error}. What was there before is untouched: make room, or give another folder"
+            f"cannot write {folder}: {error}. Nothing of it is left there: make room, or give another folder"
         ) from error
     click.echo(report)

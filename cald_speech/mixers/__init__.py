@@ -5,6 +5,8 @@ still attention is, ``averages.py`` how averages over some keys are put together
 yaml and in a model's config. Every other file is one mixer.
 """
 
+from functools import partial
+
 from cald_speech.mixers.base import AttentionWeights, DistanceKeys, Mixer, MixerFactory, PositionBias, Sweep
 from cald_speech.mixers.bidirectional import Bidirectional
 from cald_speech.mixers.factory import check_options, describe_factory, factory_from
@@ -18,7 +20,11 @@ from cald_speech.mixers.normalised_linear_attention import NormalisedLinearAtten
 from cald_speech.mixers.scan import SCAN_PARAMETERS, CausalMixer
 from cald_speech.mixers.windowed_attention import WindowedAttention
 
+DEFAULT = partial(Bidirectional, mixer=NormalisedLinearAttention, share_projections=True)
+"""The mixer of a conversion that names none: docs/results/mixers.md says why. A causal model gets its ``mixer``."""
+
 __all__ = [
+    "DEFAULT",
     "SCAN_PARAMETERS",
     "AttentionWeights",
     "Bidirectional",

@@ -20,6 +20,7 @@ SMALL = {
     "align_steps": 20,
     "max_batch_s": 5,
     "initialise": "random",
+    "calibrate": 0,  # what starts at random has nothing to be drawn towards
     "num_workers": 0,
     "precision": "fp32",
     "accumulation": 1,

@@ -12,10 +12,12 @@ import cald_speech
 from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.manifests import read_manifest
 from cald_speech.evaluation.recognition import evaluate_folder
+from cald_speech.mixers import DEFAULT, describe_factory
 from cald_speech.recipes.digits import prepare as recipe
 from cald_speech.recipes.librispeech.evaluate import main as evaluate
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.run import run
+from cald_speech.training.settings import Settings
 from tests.training.miniature import ROOT, SPLITS, write_corpus, write_experiment, write_model
 
 # LibriSpeech's and those of the demo and the digits. The other corpora have tests of their own.
@@ -170,3 +172,10 @@ def test_a_converted_model_learns_four_utterances_by_heart(shared_data, tmp_path
     brain = run([str(path), "--noprogressbar"], prepare)
     assert len(brain.results) == 4 and brain.progress.best_metric == 0
     assert all(reference == said for reference, said in brain.results.values())
+
+
+@pytest.mark.parametrize("name", ["align/encoder"])
+def test_these_take_the_default_mixer(name):
+    described = describe_factory(Settings.load(ROOT / f"hparams/{name}.yaml").layer_map.default)
+    described["arguments"].pop("chunk_size", None)
+    assert described == describe_factory(DEFAULT)
