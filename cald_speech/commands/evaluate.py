@@ -24,7 +24,7 @@ from cald_speech.tasks.reading import READERS
 @options.manifest()
 @options.evaluation_folder("model")
 @options.beam_search()
-@options.normaliser()
+@options.normaliser(None)
 @options.target_lang()
 @options.max_batch_s()
 @options.device()

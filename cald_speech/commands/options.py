@@ -162,11 +162,16 @@ def beam_search() -> Decorator:
 
 
 def normaliser(
-    default: str = "librispeech", meaning: str = "How references and hypotheses are written before they are compared."
+    default: str | None = "librispeech",
+    meaning: str = "How references and hypotheses are written before they are compared.",
 ) -> Decorator:
-    """``--normaliser``, a name of `cald_speech.data.text`: of every command and script that compares or takes texts."""
+    """``--normaliser``, a name of `cald_speech.data.text`: of every command and script that compares or takes texts.
+
+    The default None is that of the model's training.
+    """
+    shown = default or "that of the model's training, else librispeech"
     return click.option(
-        "--normaliser", type=click.Choice(list(NORMALISERS)), default=default, show_default=True, help=meaning
+        "--normaliser", type=click.Choice(list(NORMALISERS)), default=default, show_default=shown, help=meaning
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from speechbrain.dataio.batch import PaddedBatch, PaddedData
 from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.utils.data_utils import batch_pad_right
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel
@@ -107,6 +108,24 @@ def item_lengths(padded: PaddedData) -> Tensor:
     [7, 3]
     """
     return (padded.lengths * padded.data.size(1)).round().long()
+
+
+def padded(items: Sequence[Mapping[str, Any]]) -> PaddedBatch:
+    """The items in a batch, padded on the right; where none has any labels, as texts that nobody wrote, one of padding.
+
+    Example
+    -------
+    >>> batch = padded([{"id": "a", "labels": torch.zeros(0)}, {"id": "b", "labels": torch.zeros(0)}])
+    >>> batch.labels.data.shape, item_lengths(batch.labels).tolist()
+    (torch.Size([2, 1]), [0, 0])
+    """
+    return PaddedBatch(items, padding_func=_pad_right)
+
+
+def _pad_right(tensors: Sequence[Tensor], **how: Any) -> tuple[Tensor, Tensor]:
+    if all(tensor.ndim == 1 and not len(tensor) for tensor in tensors):  # SpeechBrain divides by the longest
+        return tensors[0].new_zeros(len(tensors), 1), torch.zeros(len(tensors))
+    return batch_pad_right(tensors, **how)
 
 
 Items = Sequence[Mapping[str, Any]]
@@ -272,7 +291,7 @@ class StepDataset(Dataset):
     def _batch(self, indices: list[int], change: BatchChange | None) -> PaddedBatch:
         items = [self.dataset[i] for i in indices]
         # The hash of a tuple of integers is the same in every process.
-        return PaddedBatch(items if change is None else change(items, hash(tuple(indices))))
+        return padded(items if change is None else change(items, hash(tuple(indices))))
 
 
 def step_loader(
@@ -316,7 +335,7 @@ def batches_by_length(sizes: Sequence[float], max_batch: float) -> list[list[int
 def batch_loader(dataset: Dataset, sizes: Sequence[float], max_batch: float) -> DataLoader:
     """A loader of padded batches for validation, always in the same order."""
     batches = batches_by_length(sizes, max_batch)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=PaddedBatch, generator=torch.Generator())
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=padded, generator=torch.Generator())
 
 
 def _as_it_is(step: list[PaddedBatch]) -> list[PaddedBatch]:

@@ -18,7 +18,12 @@ OUTPUT_KEYS = ("id", "wav", "labels", "text", "duration_s")
 
 
 def make_dataset(
-    manifest_path: str | Path, processor: Wav2Vec2Processor, *, normaliser: str = "librispeech", unknown: str = "error"
+    manifest_path: str | Path,
+    processor: Wav2Vec2Processor,
+    *,
+    normaliser: str = "librispeech",
+    unknown: str = "error",
+    needs_labels: bool = False,
 ) -> DynamicItemDataset:
     """Open a manifest as a SpeechBrain data set, for `PaddedBatch`.
 
@@ -29,7 +34,8 @@ def make_dataset(
     Transcripts are all checked here, before training starts; audio is read when an item is asked for.
 
     Raises: UserError, with the utterance id, for a transcript that the tokenizer cannot write or audio that cannot be
-    read; for a processor whose rate is not 16 kHz; and as `read_manifest`.
+    read; with `needs_labels` where nothing is left of any transcript; for a processor whose rate is not 16 kHz; and as
+    `read_manifest`.
 
     Example
     -------
@@ -47,13 +53,20 @@ def make_dataset(
     vocabulary = Vocabulary.of(processor.tokenizer)
 
     # The normalised text replaces the manifest's here, because a dynamic item may not have the name of a stored one.
-    entries = read_manifest(manifest_path)
+    entries, num_labels = read_manifest(manifest_path), 0
     for utterance, entry in entries.items():
         entry["text"] = normalise(entry["text"], normaliser)
         if not vocabulary.writes_spaces:
             # Such a model writes no spaces, and cannot be wrong about them.
             entry["text"] = "".join(entry["text"].split())
-        encode(entry["text"], vocabulary, utterance_id=utterance, unknown=unknown)
+        num_labels += len(encode(entry["text"], vocabulary, utterance_id=utterance, unknown=unknown))
+    texts = [entry["text"] for entry in entries.values() if entry["text"]]
+    if needs_labels and texts and not num_labels:
+        raise UserError(
+            f"{manifest_path}: expected transcripts that the tokenizer can write, but nothing is left of any of the "
+            f"{len(texts)}, such as {texts[0]!r:.80}, written by the normaliser {normaliser!r}. Choose one that fits "
+            "the tokenizer's letters, or give another tokenizer with --processor"
+        )
 
     def labels(utterance: str, text: str) -> torch.Tensor:
         return torch.tensor(encode(text, vocabulary, utterance_id=utterance, unknown=unknown), dtype=torch.int64)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from cald_speech.data.batching import Audio, Modality, batches_by_length
+from cald_speech.data.batching import Audio, Modality, batches_by_length, padded
 from cald_speech.distillation import captured_states
 from cald_speech.errors import UserError
 from cald_speech.families import family_of
@@ -104,7 +104,7 @@ def batches(
     for group in batches_by_length([sizes[place] for place in places], max_batch):
         batch_places = [places[i] for i in group]
         made = (dataset[place] for place in batch_places)
-        items = PaddedBatch(
+        items = padded(
             [item if whole_items else {key: item[key] for key in ("id", modality.input_key)} for item in made]
         )
         arguments, lengths = modality.arguments(items, model)

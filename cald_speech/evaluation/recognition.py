@@ -13,11 +13,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, Wav2Vec2Processor
 
 from cald_speech.conversion import from_pretrained
-from cald_speech.conversion.model_card import add_result
+from cald_speech.conversion.model_card import add_result, read_facts
 from cald_speech.data.audio import audio_info
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.manifests import Entry, manifest_hash, read_manifest
-from cald_speech.data.text import normalise
+from cald_speech.data.text import NORMALISERS, normalise
 from cald_speech.errors import UserError
 from cald_speech.evaluation.forward import batches, check_finite, naming
 from cald_speech.evaluation.report import run_facts, write_report
@@ -37,7 +37,7 @@ def evaluate_folder(
     split: str,
     beam_size: int | None = None,
     kenlm_path: str | Path | None = None,
-    normaliser: str = "librispeech",
+    normaliser: str | None = None,
     target_lang: str | None = None,
     max_batch_s: float = 60.0,
     device: str = "cpu",
@@ -47,8 +47,8 @@ def evaluate_folder(
     """Evaluate a model folder (or hub id) on a manifest, write the report and update the model's card.
 
     Returns the report's summary. Decoding is greedy unless `beam_size` or `kenlm_path` is given (a beam of 100 where
-    only the latter is). `target_lang` is as in `from_pretrained`, other arguments as in `evaluate`; the
-    files as in `write_report`.
+    only the latter is). `normaliser` is that of the model's training, unless it is given. `target_lang` is as in
+    `from_pretrained`, other arguments as in `evaluate`; the files as in `write_report`.
 
     Raises
     ------
@@ -56,6 +56,7 @@ def evaluate_folder(
         for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
     """
     with held(output_folder, split):
+        normaliser = normaliser or normaliser_of(source)
         model = from_pretrained(source, head="ctc", dtype=dtype, device=device, target_lang=target_lang)
         processor = load_processor(source, target_lang)
         decoder, decoder_name = partial(greedy, tokenizer=processor.tokenizer), "greedy"
@@ -80,6 +81,18 @@ def evaluate_folder(
         )
         add_result(Path(source), split, summary)
     return summary
+
+
+def normaliser_of(source: str | Path) -> str:
+    """How the texts were written that a model of ours was trained on, as its folder says; else LibriSpeech's way.
+
+    Example
+    -------
+    >>> normaliser_of("facebook/wav2vec2-base-960h")
+    'librispeech'
+    """
+    known = read_facts(Path(source)).get("normaliser")
+    return known if known in NORMALISERS else "librispeech"
 
 
 def evaluate(

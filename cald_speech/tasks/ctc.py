@@ -37,6 +37,7 @@ class CTC(Task):
 
     def __init__(self, blank: int | None = None, perturbation: Perturbation | None = None):
         self.wanted_blank, self.blank, self.perturbation = blank, blank or 0, perturbation
+        self.normaliser = "none"  # of the last data set's references: hypotheses are written in the same way
 
     def processor(
         self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str
@@ -64,7 +65,8 @@ class CTC(Task):
     def dataset(
         self, manifest: Path, processor: Wav2Vec2Processor, *, normaliser: str, unknown: str
     ) -> DynamicItemDataset:
-        return make_dataset(manifest, processor, normaliser=normaliser, unknown=unknown)
+        self.normaliser = normaliser
+        return make_dataset(manifest, processor, normaliser=normaliser, unknown=unknown, needs_labels=True)
 
     def change(self, processor: Wav2Vec2Processor, *, join_utterances: int, pause_s: float) -> BatchChange | None:
         if processor.feature_extractor.model_input_names[0] != "input_values":
@@ -117,7 +119,8 @@ class CTC(Task):
         self, outputs: Tensor, followed: None, lengths: Tensor, batch: PaddedBatch, processor: Wav2Vec2Processor
     ) -> Sequence[tuple[str, str]]:
         """(reference, greedy hypothesis) of each utterance."""
-        return list(zip(batch.text, greedy(outputs, lengths, processor.tokenizer), strict=True))
+        said = (normalise(text, self.normaliser) for text in greedy(outputs, lengths, processor.tokenizer))
+        return list(zip(batch.text, said, strict=True))
 
     def score(self, results: Mapping[str, tuple[str, str]]) -> float:
         references, hypotheses = ({key: pair[i] for key, pair in results.items()} for i in range(2))

@@ -179,6 +179,8 @@ def make_brain(settings: Settings, data: Mapping[str, Path], models: Models, run
         "data": f"{data['train'].stem}, manifest {settings.task.modality.fingerprint(data['train'])[:12]}",
         "licence": settings.licence,
     }
+    if "normaliser" not in settings.task.unread:
+        facts["normaliser"] = settings.normaliser
     if isinstance(start := settings.teacher or settings.source, str) and (base := base_model_of(start)):
         facts["base_model"] = base
     store = ModelStore(folder, models.processor, facts)

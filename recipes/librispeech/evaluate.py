@@ -24,7 +24,7 @@ from cald_speech.recipes.librispeech.prepare import prepare
 @click.option("--split", default="test-clean", show_default=True)
 @options.evaluation_folder()
 @options.beam_search()
-@options.normaliser()
+@options.normaliser(None)
 @options.max_batch_s()
 @options.device()
 @options.dtype()

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from cald_speech.data.batching import LateStep, StepSampler, batches_by_length, step_loader
+from cald_speech.data.batching import LateStep, StepSampler, batches_by_length, item_lengths, padded, step_loader
 from cald_speech.errors import UserError
+from cald_speech.tasks.ctc import CTC
 
 GENERATOR = torch.Generator().manual_seed(0)
 DURATIONS_S = (0.4 + 14 * torch.rand(101, generator=GENERATOR)).tolist()
@@ -131,3 +132,14 @@ def test_batches_by_length(max_batch_s):
     longest_first = [DURATIONS_S[index] for batch in batches for index in batch]
     assert longest_first == sorted(DURATIONS_S, reverse=True)
     assert all(len(batch) == 1 or len(batch) * DURATIONS_S[batch[0]] <= max_batch_s for batch in batches)
+
+
+def test_a_batch_without_a_label_is_one_of_padding():
+    """Utterances in which nobody says anything: alone, several, and beside one with labels."""
+    silent, said = {"id": "a", "labels": torch.zeros(0).long()}, {"id": "b", "labels": torch.tensor([1, 2])}
+    for items, expected in (([silent], [0]), ([silent, silent], [0, 0]), ([silent, said], [0, 2])):
+        batch = padded(items)
+        assert item_lengths(batch.labels).tolist() == expected and batch.labels.data.size(1) == max(1, *expected, 1)
+        task, lengths = CTC(), torch.full((len(items),), 5)
+        assert task.can_learn(batch, lengths).all() and task.units(batch).tolist() == expected
+        assert torch.isfinite(task.loss(torch.zeros(len(items), 5, 3), lengths, batch))

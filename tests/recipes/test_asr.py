@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from string import ascii_uppercase
+from string import ascii_lowercase, ascii_uppercase
 
 import pytest
 import soundfile
@@ -44,6 +44,7 @@ def test_sets_in_several_formats(tmp_path, caplog):
     summary = json.loads((tmp_path / "out" / "reports" / "test.json").read_text())
     assert f"test: WER {summary['wer']:.2f} % (" in caplog.messages[-1] and summary["num_utterances"] == len(said)
     assert read_facts(tmp_path / "out" / "model")["results"]["test"]["wer"] == summary["wer"]
+    assert summary["normaliser"] == "librispeech" == read_facts(tmp_path / "out" / "model")["normaliser"]
     # Called again with two sets, it trains no more, and scores both.
     run([str(tmp_path / "own.yaml"), *words[:1], f"--test={{a: {sources['CSV']}, b: {sources['Kaldi']}}}", *SMALL])
     assert [m.split(":")[0] for m in caplog.messages if ": WER " in m] == ["test", "a", "b"]
@@ -65,6 +66,24 @@ def test_labels_are_scored_too(tmp_path, caplog):
     with pytest.raises(UserError, match=r"test\.json: expected the labels .*got '93'"):
         run([*words, f"--test={write('CSV', tmp_path / 'other', other)}", f"--output_folder={tmp_path / 'none'}"])
     assert not (tmp_path / "none" / "model").exists()
+
+
+def test_one_normaliser_from_training_to_evaluation(tmp_path):
+    """Lower case without marks: the hypotheses are written so too, at every place. No label at all is no training."""
+    source = str(write("CSV", tmp_path / "corpus", miniature()))
+    teacher = write_model(tmp_path / "teacher", letters=ascii_lowercase)
+    words = [f"--{name}={source}" for name in ("train", "valid", "test")] + [f"--teacher={teacher}", *SMALL]
+    words += ["--normaliser=whisper_english", f"--output_folder={tmp_path / 'out'}", "--unknown_characters=drop"]
+    brain = run(["hparams/asr/student.yaml", *words])
+    assert brain.results and all(said == said.lower() and "'" not in said for _, said in brain.results.values())
+    report = json.loads((tmp_path / "out" / "reports" / "test.json").read_text())
+    line = call("evaluate", tmp_path / "out" / "model", source, "--output_folder", tmp_path / "e", "--quiet")
+    summary = json.loads(line.splitlines()[-1])
+    assert summary["normaliser"] == report["normaliser"] == "whisper_english"
+    assert summary["wer"] == report["wer"] == pytest.approx(brain.progress.best_metric)
+    with pytest.raises(UserError, match=r"train\.json: expected transcripts .* nothing is left of any of the 3"):
+        other = (word.replace("whisper_english", "librispeech").replace("/out", "/other") for word in words)
+        run(["hparams/asr/student.yaml", *other])
 
 
 def test_what_is_no_set(tmp_path):
