@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import ParakeetFeatureExtractor, SeamlessM4TFeatureExtractor, SequenceFeatureExtractor
+from transformers import SeamlessM4TFeatureExtractor, SequenceFeatureExtractor
+from transformers.audio_utils import mel_filter_bank
 from transformers.models.parakeet.feature_extraction_parakeet import EPSILON, LOG_ZERO_GUARD_VALUE
 
 
@@ -26,8 +27,8 @@ class LogMel:
     # What the extractor must be told: with other values its features are others.
     settings: ClassVar[dict[str, float]]
 
-    def __init__(self, channels: int, extractor: SequenceFeatureExtractor):
-        self.channels, self.extractor = channels, extractor
+    def __init__(self, channels: int):
+        self.channels = channels
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of so many samples."""
@@ -65,7 +66,8 @@ class SeamlessLogMel(LogMel):
     EPS = 1e-7  # what the feature extractor adds to the variance
 
     def __init__(self, channels: int):
-        super().__init__(channels, SeamlessM4TFeatureExtractor(feature_size=channels, num_mel_bins=channels))
+        super().__init__(channels)
+        self.extractor = SeamlessM4TFeatureExtractor(feature_size=channels, num_mel_bins=channels)
 
     def __call__(self, samples: Tensor, *, ended: bool = False) -> Tensor:
         if samples.numel() < self.window:
@@ -97,7 +99,12 @@ class ParakeetLogMel(LogMel):
     settings: ClassVar = {"hop_length": 160, "n_fft": 512, "win_length": 400, "preemphasis": 0.97}
 
     def __init__(self, channels: int):
-        super().__init__(channels, ParakeetFeatureExtractor(feature_size=channels))
+        super().__init__(channels)
+        # The extractor itself asks for librosa in some releases of transformers.
+        bands = {"num_frequency_bins": self.HALF + 1, "num_mel_filters": channels, "sampling_rate": 16_000}
+        slaney = {"norm": "slaney", "mel_scale": "slaney"}
+        filters = mel_filter_bank(min_frequency=0.0, max_frequency=8_000.0, **bands, **slaney)
+        self.filters = torch.from_numpy(filters.T.astype(np.float32))
 
     def num_frames(self, num_samples: int) -> int:
         return num_samples // self.hop
@@ -118,7 +125,7 @@ class ParakeetLogMel(LogMel):
         options = {"hop_length": self.hop, "win_length": size, "center": False, "return_complex": True}
         spectrum = torch.stft(y, 2 * self.HALF, window=window, **options)[:, :count]
         power = torch.view_as_real(spectrum).square().sum(-1)
-        return (self.extractor.mel_filters @ power + LOG_ZERO_GUARD_VALUE).log().t()
+        return (self.filters @ power + LOG_ZERO_GUARD_VALUE).log().t()
 
     def normalised(self, features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         return ((features.double() - mean) / (variance.sqrt() + EPSILON)).float()

@@ -68,7 +68,7 @@ def test_the_only_layer_that_attends_is_the_one_to_keep(importance, place, by, s
     found = importance("teacher", rank_by=by, student=str(place / "student") if student else None)
     first, *others = found["layers"]
     assert found["teacher_wer"] == 0 and found["num_words"] > 0
-    assert first["layer"] == NEEDED and first["kl"] > 1e-3 and first["distance_after_layer"] > 1e-3
+    assert first["layer"] == NEEDED and first["kl"] > 1e-3 and first["distance_after_layer"] > 1e-4
     assert first["wer_added"] > 0 and first["wer_added"] == first["wer"]
     assert sorted(row["layer"] for row in found["layers"]) == [0, 1, 2]
     for row in others:
