@@ -89,7 +89,7 @@ def chunks_kernel(
     inverses (CHUNK, CHUNK) : T, for the backward pass; or None.
 
     A bad frame is taken out, and spoils what it and later ones write: times the zeros of frames before it, it would be
-    NaN there. A bad query spoils nothing but its own frame's output.
+    NaN there. So is what overflows. A bad query spoils nothing but its own frame's output.
     """
     batch, chunk, head = locate(tl.program_id(0).to(tl.int64), num_chunks, HEADS)
     cell = (batch * HEADS + head) * num_chunks + chunk
@@ -140,13 +140,16 @@ def chunks_kernel(
             since_entry, to_exit, over_all = decays_of_channels(log, CHUNK, SUMS)
         store_matrix(queries, q_tile * since_entry, cell, CHUNK, N, CHUNK, BLOCK_N, first_column=first)
         store_matrix(keys, k_tile * to_exit, cell, CHUNK, N, CHUNK, BLOCK_N, first_column=first)
-        read = tl.dot(solve, strength[:, None] * since_entry * k_tile, input_precision=PRECISION)
+        read, overflown = without_bad(strength[:, None] * since_entry * k_tile)
+        bad = bad | any_in_row(overflown)
+        read = tl.dot(solve, read, input_precision=PRECISION)
         store_matrix(reads, read, cell, CHUNK, N, CHUNK, BLOCK_N, first_column=first)
         entry = first + tl.arange(0, BLOCK_N)
         tl.store(total + cell * N + entry, tl.zeros((BLOCK_N,), dtype=tl.float32) + over_all, mask=entry < N)
     # 3. What is written.
     for first in range(0, P, BLOCK_P):
-        v_tile, bad_v = without_bad(load_frames(v, v_strides, batch, frames, head, valid, P, BLOCK_P, first))
-        write = tl.dot(solve, strength[:, None] * v_tile, input_precision=PRECISION)
+        v_tile = load_frames(v, v_strides, batch, frames, head, valid, P, BLOCK_P, first)
+        write, bad_v = without_bad(strength[:, None] * v_tile)
+        write = tl.dot(solve, write, input_precision=PRECISION)
         write = spoil_from(write, bad_v | bad[:, None], True, False, CHUNK)
         store_matrix(offered, write, cell, CHUNK, P, CHUNK, BLOCK_P, first_column=first)
