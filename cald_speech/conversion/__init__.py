@@ -1,8 +1,9 @@
 """Conversion (floor F3): from a pretrained model and a layer map to a model that saves and loads as what it has become.
 
-``layer_map`` says which layer gets which mixer, ``replace`` puts the mixers in, ``convert`` does so for a pretrained
-model and reports on every parameter, ``classes`` makes the Hugging Face classes of converted models, ``model_card``
-writes what is known of one beside it. Importing this package registers the classes with transformers' Auto classes.
+``layer_map`` says which layer gets which mixer, ``schedule`` at which step of a training, ``replace`` puts the mixers
+in, ``convert`` does so for a pretrained model and reports on every parameter, ``classes`` makes the Hugging Face
+classes of converted models, ``model_card`` writes what is known of one beside it. Importing this package registers the
+classes with transformers' Auto classes.
 """
 
 from cald_speech.conversion.classes import (
@@ -17,15 +18,18 @@ from cald_speech.conversion.classes import (
 from cald_speech.conversion.convert import ConversionReport, SlotFit, convert
 from cald_speech.conversion.layer_map import LayerMap, type_name
 from cald_speech.conversion.replace import STARTS, replace_layers
+from cald_speech.conversion.schedule import ConversionSchedule, converted_before
 
 __all__ = [
     "STARTS",
     "ConversionReport",
+    "ConversionSchedule",
     "LayerMap",
     "SlotFit",
     "check_device",
     "config_class",
     "convert",
+    "converted_before",
     "converted_class",
     "from_pretrained",
     "load_config",

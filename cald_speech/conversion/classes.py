@@ -83,7 +83,14 @@ def converted_class(family: Family, base: type[PreTrainedModel]) -> type[PreTrai
 
 
 def adopt(model: PreTrainedModel, family: Family, layer_map: LayerMap) -> None:
-    """Make a model whose layers were just replaced one of the converted class, in place: it saves as what it is."""
+    """Make a model whose layers were just replaced one of the converted class, in place: it saves as what it is.
+
+    One that is of that class already, and had further layers replaced, gets the map of all of them.
+    """
+    if isinstance(model.config, config_class(family)):
+        model.config.layer_map = layer_map.to_dict()
+        declare_shared(model)
+        return
     config = config_class(family)(**{k: v for k, v in model.config.to_dict().items() if k != "model_type"})
     for key, value in vars(model.config).items():
         if isinstance(value, PretrainedConfig):  # the parts of a config stay the ones that the modules hold

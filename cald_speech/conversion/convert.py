@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from cald_speech.conversion.classes import adopt
+from cald_speech.conversion.classes import adopt, config_class
 from cald_speech.conversion.layer_map import LayerMap, type_name
 from cald_speech.conversion.replace import STARTS, replace_layers
 from cald_speech.errors import UserError
-from cald_speech.families import family_of
+from cald_speech.families import Family, family_of
+from cald_speech.mixers import MixerFactory, describe_factory
 
 
 def convert(model: PreTrainedModel, layer_map: LayerMap, *, initialise: str = "attention") -> "ConversionReport":
@@ -20,7 +21,7 @@ def convert(model: PreTrainedModel, layer_map: LayerMap, *, initialise: str = "a
 
     Arguments
     ---------
-    model : of an architecture known to ``cald_speech.families``, with attention in every layer.
+    model : of an architecture known to ``cald_speech.families``. Layers that are converted already stay as they are.
     layer_map : which layer gets which mixer. A map without any mixer leaves the model as it is.
     initialise : ``attention`` starts each mixer from the weights it replaces where it can, ``random`` does not.
 
@@ -32,7 +33,8 @@ def convert(model: PreTrainedModel, layer_map: LayerMap, *, initialise: str = "a
     ------
     UserError
         for an architecture not known here, a layer that does not exist, a mixer that would see the future in a causal
-        model, or one whose geometry does not allow a start from the attention weights.
+        model, or one whose geometry does not allow a start from the attention weights; for a layer that is converted
+        already, and has another mixer than in the map.
 
     Example
     -------
@@ -49,9 +51,10 @@ def convert(model: PreTrainedModel, layer_map: LayerMap, *, initialise: str = "a
         raise UserError(f"initialise: expected one of {', '.join(STARTS)}, got {initialise!r}")
     before = {name: p.numel() for name, p in model.named_parameters()}
     factories = layer_map.factories(len(family.layers(model)))
+    check_converted(model, family, factories)
     copied = replace_layers(model, family, factories, initialise=initialise)
     after = {name: p.numel() for name, p in model.named_parameters()}
-    in_mixers = {name for name in after if ".mixer." in name}
+    in_mixers = {name for name in after.keys() - before.keys() if ".mixer." in name}
     if any(factories):
         adopt(model, family, layer_map)
     return ConversionReport(
@@ -63,6 +66,19 @@ def convert(model: PreTrainedModel, layer_map: LayerMap, *, initialise: str = "a
         num_parameters_before=sum(before.values()),
         num_parameters_after=sum(after.values()),
     )
+
+
+def check_converted(model: PreTrainedModel, family: Family, factories: list[MixerFactory | None]) -> None:
+    """Raise UserError unless each layer that is converted already has the mixer that it is to have."""
+    if not isinstance(model.config, config_class(family)):
+        return
+    before = LayerMap.from_dict(model.config.layer_map).factories(len(factories))
+    for index, (old, new) in enumerate(zip(before, factories, strict=True)):
+        if old is not None and (new is None or describe_factory(old) != describe_factory(new)):
+            raise UserError(
+                f"layer_map: layer {index} is converted already, and has {type_name(old)}: expected the same mixer, "
+                f"with the same options, got {type_name(new)}. Convert the original model instead"
+            )
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,20 @@ STARTS = ("attention", "random")
 def replace_layers(
     model: PreTrainedModel, family: Family, factories: list[MixerFactory | None], *, initialise: str
 ) -> set[str]:
-    """Put the mixers in; returns the names of the parameters that now hold attention weights."""
+    """Put the mixers in; returns the names of the parameters that now hold attention weights.
+
+    A layer that is converted already keeps its mixer.
+    """
     family.prepare(model)
     if family.causal:
         check_causal(family, factories)
     held, firsts = {}, {}
+    before = {index: mixer for index, layer in enumerate(family.layers(model)) if (mixer := family.mixer(layer))}
+    for index, mixer in before.items():
+        if factories[index] is not None:
+            firsts.setdefault(repr(describe_factory(factories[index])), mixer)
     for index, factory in enumerate(factories):
-        if factory is None:
+        if factory is None or index in before:
             continue
         layer = family.layers(model)[index]
         weights = family.attention_weights(model, layer)

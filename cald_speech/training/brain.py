@@ -27,11 +27,19 @@ from cald_speech.training.distributed import all_ranks, is_main, sum_gradients, 
 from cald_speech.training.guards import Interruption, SkippedSteps, finite_items, first_nonfinite
 from cald_speech.training.models import Models, TeacherTraining
 from cald_speech.training.objective import Counts, Losses, Objective, step_values
-from cald_speech.training.optimiser import make_optimiser, set_learning_rate, step_if_finite
+from cald_speech.training.optimiser import (
+    make_optimiser,
+    parameter_groups,
+    set_learning_rate,
+    step_if_finite,
+    take_up_parameters,
+)
 from cald_speech.training.record import RunRecord
 from cald_speech.training.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+TAKEN_STEPS = "optimizer_steps"  # in what a checkpoint tells of itself
 
 
 class CaldBrain(Brain):
@@ -115,6 +123,8 @@ class CaldBrain(Brain):
         weights, learning_rate = guidance.weights(step), self.settings.learning_rate_at(step)
         counts = self.objective.count(batches).over_ranks(self.device)
 
+        if self._is_converted_at(step):
+            self._convert(step)
         guidance.update(step, self.teacher)
         if not guidance.updates_last:
             self._train_teacher(step, batches, counts)
@@ -144,6 +154,25 @@ class CaldBrain(Brain):
             self.bar.set_postfix_str(f"learning rate {learning_rate:.3g}, loss {loss:.4g}", refresh=False)
             self.bar.update()
         return loss
+
+    def _is_converted_at(self, step: int) -> bool:
+        return step > 0 and self.models.stepwise is not None and self.models.stepwise.is_due(step)
+
+    def _convert(self, step: int) -> None:
+        """Convert the layers that are due. The optimiser keeps what it knows of the parameters that stay."""
+        self._convert_layers(step)
+        groups = parameter_groups(self.plain, self.settings.weight_decay, decay=self.settings.decay)
+        take_up_parameters(self.optimizer, groups)
+        # Processes exchange the gradients of what was there when they were connected, and now begin alike again.
+        self.modules["student"] = self.plain
+        self._wrap_distributed()
+        self.progress.best_metric = math.inf  # of another model, which had more attention
+        logger.info("before optimiser step %d: %s", step, self.models.conversion.describe_layers())
+
+    def _convert_layers(self, step: int) -> None:
+        """Make the student what step ``step`` is taken with, and tell so wherever it is told."""
+        self.models.conversion = self.models.stepwise.convert_for(step)
+        self.store.facts |= self.models.conversion.facts()
 
     def _train_teacher(self, step: int, batches: list[PaddedBatch], counts: Counts) -> None:
         """The teacher's own optimiser step, where the guidance has one at ``step``."""
@@ -201,6 +230,7 @@ class CaldBrain(Brain):
         self._check_weights()
         if self.step_log is not None:
             self.step_log.settle()
+        meta = meta | {TAKEN_STEPS: self.optimizer_step}
         keep |= {"num_to_keep": 2 if self.skipped.in_a_row else 1, "verbosity": logging.DEBUG}
         self.checkpointer.save_and_keep_only(meta=meta, end_of_epoch=end_of_epoch, **keep)
         self.stepped = False
@@ -234,6 +264,7 @@ class CaldBrain(Brain):
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
     def on_fit_start(self) -> None:
+        self._convert_as_saved()
         super().on_fit_start()
         if is_main():
             phases = [] if self.record is None else self.record.start(self.optimizer_step)
@@ -245,6 +276,12 @@ class CaldBrain(Brain):
             self.bar.initial = self.bar.n = min(self.optimizer_step, self.settings.num_steps)
         if self.optimizer_step:
             logger.info("resumed at optimiser step %d of %d", self.optimizer_step, self.settings.num_steps)
+
+    def _convert_as_saved(self) -> None:
+        """Convert what was converted when the checkpoint was saved that is loaded next."""
+        newest, stepwise = self.checkpointer.find_checkpoint(), self.models.stepwise
+        if newest is not None and stepwise is not None and stepwise.groups:
+            self._convert_layers(max(0, newest.meta.get(TAKEN_STEPS, 1) - 1))
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
         if stage == Stage.TRAIN:

@@ -11,7 +11,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.checkpoints import Checkpointer
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cald_speech.conversion import ConversionReport, convert, from_pretrained, load_config
+from cald_speech.conversion import ConversionReport, from_pretrained, load_config
 from cald_speech.errors import UserError
 from cald_speech.evaluation.calibration import calibrate
 from cald_speech.families import Family, SpeechFamily, family_of
@@ -20,6 +20,7 @@ from cald_speech.tasks.base import Processor
 from cald_speech.training.distributed import sum_gradients
 from cald_speech.training.optimiser import make_optimiser, parameters_of, set_learning_rate, step_if_finite
 from cald_speech.training.settings import Settings
+from cald_speech.training.stepwise import StepwiseConversion
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Models:
     teacher: PreTrainedModel | None
     processor: Processor
     conversion: ConversionReport
+    stepwise: StepwiseConversion | None = None  # None: the student is given, converted or not
 
 
 def build_models(settings: Settings, train: Path) -> Models:
@@ -64,17 +66,19 @@ def build_models(settings: Settings, train: Path) -> Models:
             guidance.check_teacher(teacher)
         except ValueError as error:
             raise UserError(str(error)) from error
+    stepwise = None
     if settings.student is not None:
         report = ConversionReport.of(student)
     else:
+        stepwise = StepwiseConversion(settings, student)
         original = copy.deepcopy(student) if settings.calibrate else None
-        report = convert(student, settings.layer_map, initialise=settings.initialise)
+        report = stepwise.convert_for(0)
         if original is not None:
             report = _calibrated(report, original, student, settings, processor, train)
     _freeze(student, settings)
     if settings.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    return Models(family_of(student), student, teacher, processor, report)
+    return Models(family_of(student), student, teacher, processor, report, stepwise)
 
 
 def _start(settings: Settings) -> str | PretrainedConfig:
@@ -96,6 +100,11 @@ def _start(settings: Settings) -> str | PretrainedConfig:
             raise UserError(
                 "calibrate: expected a model that is converted in this run, got the converted `student`. Leave it out, "
                 "or give --calibrate where that student is converted"
+            )
+        if settings.conversion_schedule is not None:
+            raise UserError(
+                "conversion_schedule: expected a model that is converted in this run, got the converted `student`. "
+                "Leave one of the two out"
             )
         return settings.student
     start = settings.source if guidance.starts_from == "source" and settings.source is not None else settings.teacher

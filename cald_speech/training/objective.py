@@ -21,6 +21,7 @@ from cald_speech.distillation import LossWeights, captured_slots, captured_state
 from cald_speech.errors import UserError
 from cald_speech.families import Family
 from cald_speech.families.front_end import SharedMasks
+from cald_speech.mixers import Mixer
 from cald_speech.training.distributed import summed, world_size
 from cald_speech.training.settings import Settings
 
@@ -69,12 +70,17 @@ class Objective:
     def __init__(self, settings: Settings, family: Family, student: PreTrainedModel, teacher: PreTrainedModel | None):
         self.task, self.form, self.divides_as = settings.task, settings.loss, settings.normalisation
         self.family, self.student, self.teacher = family, student, teacher
-        self.mixers = {i: m for i, layer in enumerate(family.layers(student)) if (m := family.mixer(layer)) is not None}
         self.masks = None
         if teacher is not None:
             self._check(settings)
             if settings.teacher_mask == "student":
                 self.masks = SharedMasks(teacher, student)
+
+    @property
+    def mixers(self) -> dict[int, Mixer]:
+        """Of each layer that is converted by now."""
+        mixers = map(self.family.mixer, self.family.layers(self.student))
+        return {index: mixer for index, mixer in enumerate(mixers) if mixer is not None}
 
     @property
     def num_states(self) -> int:

@@ -38,6 +38,19 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, decay: str = "all
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
+def take_up_parameters(optimiser: torch.optim.Optimizer, groups: list[dict]) -> None:
+    """Let the optimiser update these groups, whose parameters may be others than before.
+
+    It keeps what it knows of those that stay, and nothing of those that are gone. The order is that of a new optimiser,
+    by which a checkpoint's state finds its parameters.
+    """
+    for group, new in zip(optimiser.param_groups, groups, strict=True):
+        group["params"] = new["params"]
+    stays = set(parameters_of(optimiser))
+    for parameter in [parameter for parameter in optimiser.state if parameter not in stays]:
+        del optimiser.state[parameter]
+
+
 def parameters_of(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
     """Those of every group."""
     return [parameter for group in optimiser.param_groups for parameter in group["params"]]

@@ -20,7 +20,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ruamel.yaml import YAML, YAMLError
 from transformers import PretrainedConfig
 
-from cald_speech.conversion import LayerMap
+from cald_speech.conversion import ConversionSchedule, LayerMap
 from cald_speech.data.text import NORMALISERS
 from cald_speech.distillation import PRESETS, Guidance, LossForm, Unguided, every_option, options_of
 from cald_speech.distillation.options import check_values, option
@@ -82,6 +82,9 @@ class Settings:
         "utterances of the training set that new mixers' scales and output projections are set by, in closed form "
         "and without labels, before training; 64 will do",
         at_least=0,
+    )
+    conversion_schedule: ConversionSchedule | None = option(
+        None, "at which optimiser steps the layers are converted, a group at a time; default: all before the first step"
     )
     # objective
     task: Task = option(meaning="from head output to loss, hypothesis and metric", make=CTC)

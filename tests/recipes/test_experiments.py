@@ -71,7 +71,8 @@ def models_for(path, folder) -> dict[str, str]:
     return {"teacher": str(write_model(folder / "teacher", **options))}
 
 
-CASES = [(path, {}) for path in EXPERIMENTS]
+AT_STEPS = {"conversion_schedule": {"steps": [0, 1]}}  # of two layers
+CASES = [(path, AT_STEPS if path.stem == "schedule" else {}) for path in EXPERIMENTS]
 CASES += [(ROOT / "hparams" / "mamba.yaml", {"guidance": "unguided"})]
 CASES += [(ROOT / "hparams" / "linformer.yaml", {"layer_map": {"default": {"sharing": "layer"}}})]
 CASES += [(ROOT / "hparams" / "digits/student.yaml", {"guidance": "hybrid", "switch_step": 1})]

@@ -1,5 +1,6 @@
 """A corpus, models and experiments of a few kilobytes, for everything that trains."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -67,12 +68,15 @@ CONVERTED = "!new:cald_speech.conversion.LayerMap"
 BIDIRECTIONAL = "!name:cald_speech.mixers.Bidirectional"
 
 
-def write_experiment(path: Path, *, convert: bool = True, **keys) -> Path:
-    """An experiment on the miniature corpus; ``keys`` are plain values, ``convert`` adds a layer map."""
+def write_experiment(path: Path, *, convert: bool = True, converted_at: Sequence[int] = (), **keys) -> Path:
+    """An experiment on the miniature corpus; ``keys`` are plain values, ``convert`` adds a layer map, ``converted_at``
+    a schedule for it."""
     text = yaml.safe_dump(keys, sort_keys=False)
     if convert:
         options = "{share_projections: True, chunk_size: 16}"
         text += f"layer_map: {CONVERTED}\n    default: {BIDIRECTIONAL} {options}\n"
+    if converted_at:
+        text += f"conversion_schedule: !new:cald_speech.conversion.ConversionSchedule {{steps: {[*converted_at]}}}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path

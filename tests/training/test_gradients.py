@@ -47,8 +47,11 @@ def test_every_loss_term_reaches_the_student(built, alphas):
 
 
 @pytest.mark.slow  # torchrun and two Python processes
-def test_two_ranks_equal_one_process(built, experiment, tmp_path):
-    path = experiment(freeze_front_end=False)
+@pytest.mark.parametrize(
+    "converted_at", [(), pytest.param((0, 1), marks=pytest.mark.wide)], ids=["at once", "stepwise"]
+)
+def test_two_ranks_equal_one_process(built, experiment, tmp_path, converted_at):
+    path = experiment(freeze_front_end=False, converted_at=converted_at)
     out = tmp_path / "ranks"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "tests.training.one_step", str(path), str(out)]
