@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 import cald_speech
 from cald_speech import conversion
-from cald_speech.commands.options import command, target_lang
+from cald_speech.commands.options import command, refuse_idle, target_lang
 from cald_speech.conversion.model_card import base_model_of, update_facts
 from cald_speech.errors import UserError
 from cald_speech.evaluation import calibration
@@ -49,6 +49,7 @@ def convert(
     It goes both ways, unless the model is causal. Mixers of another kind are what a yaml's layer_map names.
     """
     family = family_of(conversion.load_config(model))
+    refuse_idle(share=(not family.causal, "a model that is read in both directions"))
     head = head or family.default_head
     student = conversion.from_pretrained(model, head=head, target_lang=target_lang)
     if head == "classification" and isinstance(family, SpeechFamily):

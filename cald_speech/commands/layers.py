@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from cald_speech.commands import options
-from cald_speech.conversion import STARTS
+from cald_speech.conversion import STARTS, load_config
 from cald_speech.evaluation import drift as drift_of
 from cald_speech.evaluation import layer_importance, restoring
 from cald_speech.evaluation.figures import draw_drift, draw_importance, draw_restoring
+from cald_speech.families import SpeechFamily, family_of
 from cald_speech.files import whole_file
 
 UTTERANCES = click.option(
@@ -39,6 +40,8 @@ def drift(output_folder: Path, **what: Any) -> None:
 
     Writes drift.json and drift.png; prints tables, the suggestion, and one JSON line last.
     """
+    hears = isinstance(family_of(load_config(what["teacher"])), SpeechFamily)
+    options.refuse_idle(max_batch_s=(hears, "models of audio"), max_batch_tokens=(not hears, "models of text"))
     options.check_writable(output_folder)  # it may take an hour until there is something to write
     found = drift_of.measure_drift(**what)
     options.write_found(output_folder, "drift", found, draw_drift)

@@ -28,6 +28,8 @@ from cald_speech.files import whole_file
 @options.evaluation_folder()
 def main(folder: str, tasks: str, tokens: Path | None, device: str, output_folder: Path, **how) -> None:
     """Evaluate FOLDER, a language model's folder or hub id."""
+    wanted = (tasks != "none", "--tasks")
+    options.refuse_idle(include_path=wanted, limit=wanted, batch_size=wanted)
     summary: dict = {"model": folder}
     if tokens is not None:
         summary["language"] = evaluate_language(folder, tokens, device=device)

@@ -28,13 +28,15 @@ def test_what_is_printed_and_written(call, place, tmp_path, monkeypatch, words, 
     [
         (["drift", "teacher", "student", "manifest.json"], "expected a model with attention in every layer"),
         (["drift", "teacher", "source", "manifest.json", "--output", "manifest.json"], "expected a folder to write to"),
+        (["drift", "teacher", "source", "manifest.json", "--max_batch_tokens", 9], "--max_batch_tokens: does nothing"),
+        (["layers", "teacher", "manifest.json", "--student", "student", "--seed", 9], "--seed: does nothing here"),
         (["layers", "teacher", "manifest.json", "--keep", 4], "--keep: expected from 1 to 3"),
         (
             ["layers", "teacher", "manifest.json", "--student", "student", "--mixer", "Hydra"],
             "expected --student or --mixer, got both",
         ),
     ],
-    ids=["converted", "no folder", "too many to keep", "student and mixer"],
+    ids=["converted", "no folder", "tokens of audio", "a seed of nothing", "too many to keep", "student and mixer"],
 )
 def test_what_is_refused(call, place, tmp_path, monkeypatch, words, told):
     monkeypatch.chdir(place)
