@@ -21,11 +21,13 @@ from cald_speech.data.text import make_processor
 from cald_speech.errors import UserError
 from cald_speech.evaluation.recognition import evaluate_folder
 from cald_speech.families import families
+from cald_speech.families.front_end import SharedMasks
 from cald_speech.families.hub import load_processor
 from cald_speech.longform import AudioSource, front_end, stream_logits
 from cald_speech.longform.encoder import BlockSizes
 from cald_speech.longform.recogniser import Recogniser
 from cald_speech.mixers import Bidirectional, Mamba2, WindowedAttention
+from cald_speech.tasks.ctc import CTC
 from cald_speech.tasks.processors import feature_extractor
 from cald_speech.tasks.reading import whole as in_one_pass
 from tests.families.contract import captured_layers, check_opened_layers, trained
@@ -192,9 +194,12 @@ def test_trained_evaluated_and_read(family, keys, experiment, start, tmp_path):
     manifest = next((tmp_path / "data").rglob("*valid*.json"))
     assert evaluate_folder(model, manifest, tmp_path / "report", split="valid", progress=False)["wer"] >= 0
     samples = torch.randn(40_000) * torch.rand(10).square().repeat_interleave(4000)
-    words = Recogniser.of(model).transcribe(AudioSource.from_samples(samples))
+    recogniser = Recogniser.of(model)
+    words = recogniser.transcribe(AudioSource.from_samples(samples))
     read = in_one_pass(from_pretrained(model), load_processor(model))
     assert [word.text for word in words] == read(samples).split() != []
+    aligned = recogniser.align(samples, "AB cde B" if family is PARAKEET else "AB CDE B")
+    assert [word.text.upper() for word in aligned] == ["AB", "CDE", "B"]
     asr = pipeline("automatic-speech-recognition", model=str(model))
     clips = [samples.numpy(), samples[:9_000].numpy()]
     assert [found["text"] for found in asr(clips, batch_size=2)] == [read(torch.tensor(clip)) for clip in clips]
@@ -243,3 +248,28 @@ def test_an_adapter_is_refused_and_its_encoder_fine_tuned_anew(experiment, start
         start(experiment(convert=False, source=str(source), **keys))
     start(experiment(convert=False, source=str(source), model_overrides={"add_adapter": False}, **keys))
     assert not json.loads((tmp_path / "run" / "model" / "config.json").read_text())["add_adapter"]
+
+
+def test_what_parakeet_has_not_is_refused():
+    config = parakeet_config()
+    model = PARAKEET.load(config, mask_time_prob=0, dropout=0.2, pad_token_id=3)
+    assert (model.config.encoder_config.dropout, model.encoder.dropout, model.config.pad_token_id) == (0.2, 0.2, 3)
+    assert config.encoder_config.dropout == 0.0 and model.encoder.layerdrop == 0.0
+    with pytest.raises(UserError, match=r"no SpecAugment: expected mask_time_prob to be 0, .*got 0.1"):
+        PARAKEET.load(config, mask_time_prob=0.1)
+    with pytest.raises(UserError, match=r"expected what parakeet_ctc models have, .*got hidden_dropout"):
+        PARAKEET.load(config, hidden_dropout=0.1)
+    with pytest.raises(UserError, match="teacher_mask: expected none"):
+        SharedMasks(model, model)
+
+
+@every_family
+def test_another_blank_or_other_features_are_refused(family, tmp_path):
+    processor = write_teacher(family, tmp_path)
+    blank = processor.tokenizer.pad_token_id
+    with pytest.raises(UserError, match=f"blank: expected {blank}, the tokenizer's padding token, .*got 2"):
+        CTC(blank=2).processor([str(tmp_path)], None, tmp_path, tmp_path, "none")
+    name = "hop_length" if family is PARAKEET else "stride"
+    setattr(processor.feature_extractor, name, 80)
+    with pytest.raises(UserError, match=rf"expected the features that .* with {name}: 80 \(expected"):
+        Recogniser.of(from_pretrained(tmp_path), processor, force=True)
