@@ -40,7 +40,7 @@ from cald_speech.ops.native import compiler
 from cald_speech.ops.native.kept import NotBuilt
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.run import _writing_to, train
-from tests.data.corpora import FORMATS, miniature, write
+from tests.data.corpora import COLUMNS, FORMATS, miniature, write
 from tests.evaluation.layerwise import rewrite, write_recordings, write_teacher
 from tests.faults.recipes import preparations
 from tests.training.miniature import SPLITS, write_corpus, write_experiment, write_model
@@ -339,7 +339,7 @@ def jobs() -> dict[str, Job]:
         "compile": Job(partial(call_compile, endings={"c": ["tensor.c"], "ch": ["tensor.c", "tensor.h"]})),
     }
     for name, source in corpora().items():
-        found[f"prepare {name}"] = Job(partial(_as_in_training, partial(_prepare, source)))
+        found[f"prepare {name}"] = Job(partial(_as_in_training, partial(_prepare, name, source)))
     for name, of in preparations(place() / "recipes").items():
         found[f"prepare {name}"] = Job(partial(_as_in_training, of))
     gc.collect()
@@ -347,8 +347,8 @@ def jobs() -> dict[str, Job]:
     return found
 
 
-def _prepare(source: Path, folder: Path) -> None:
-    prepare_corpus(folder / "manifests/train.json", source)
+def _prepare(name: str, source: Path, folder: Path) -> None:
+    prepare_corpus(folder / "manifests/train.json", source, columns=COLUMNS.get(name))
 
 
 def _as_in_training(of: Callable[[Path], object], folder: Path) -> None:

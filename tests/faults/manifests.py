@@ -13,7 +13,7 @@ from cald_speech.data.readers import prepare_corpus
 from cald_speech.data.tables import read_table
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.recipes.tedlium.stm import read_stm
-from tests.data.corpora import FORMATS, miniature, write
+from tests.data.corpora import COLUMNS, FORMATS, miniature, write
 
 AUDIO = {".wav", ".flac"}
 BYTES = [
@@ -93,7 +93,7 @@ def use(name: str, source: Path, out: Path) -> None:
     else:
         if name == "LibriSpeech":
             prepare(source.parent, out / "recipe", {"test": [source.name]})
-        prepare_corpus(out / "a.json", source)
+        prepare_corpus(out / "a.json", source, columns=COLUMNS.get(name))
         for _ in range(2):
             read_manifest(out / "a.json")
         if name == "our JSON":
@@ -177,9 +177,11 @@ def one_of(names: Sequence[str], rng: random.Random, folder: Path) -> None:
 
 
 GENERATORS = {
-    "tables of a corpus": partial(one_of, ["CSV", "TSV", "SpeechBrain CSV"]),
-    "JSON of a corpus": partial(one_of, ["our JSON", "SpeechBrain JSON", "NeMo", "lhotse cuts"]),
+    "tables of a corpus": partial(one_of, ["CSV", "TSV", "SpeechBrain CSV", "table without names"]),
+    "JSON of a corpus": partial(
+        one_of, ["our JSON", "SpeechBrain JSON", "NeMo", "NeMo .json", "JSON list", "lhotse cuts"]
+    ),
     "folders of a corpus": partial(one_of, ["Kaldi", "LibriSpeech", "text beside", "audiofolder"]),
-    "archives of a corpus": partial(one_of, ["parquet", "WebDataset", "lhotse shards"]),
+    "archives of a corpus": partial(one_of, ["parquet", "WebDataset", "NeMo tarred", "lhotse shards"]),
     "transcripts and rows": partial(one_of, ["STM", "rows"]),
 }

@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 
-from tests.faults import LIMIT_S, generators, kills, run
+from tests.data.corpora import FORMATS
+from tests.faults import LIMIT_S, generators, kills, manifests, run
 from tests.faults.folders import SPEECH, sound, use
 
 CASES = 20  # of each, in each of two tests; `python -m tests.faults` runs them by the thousand
@@ -69,6 +70,10 @@ def test_what_no_kill_may_leave_is_found(command, grows, said, monkeypatch):
 def test_what_the_folders_are_damaged_from_is_sound():
     for name, folder in sound().items():
         use(folder, speech=name in SPEECH)
+
+
+def test_every_format_of_corpora_is_damaged():
+    assert {name for of in manifests.GENERATORS.values() for name in of.args[0]} == {*FORMATS, "STM", "rows"}
 
 
 def test_faults_and_hangs_are_told_apart(monkeypatch):
