@@ -38,8 +38,8 @@ from cald_speech.training.record import RunRecord
 from cald_speech.training.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-TAKEN_STEPS = "optimizer_steps"  # in what a checkpoint tells of itself
+# In what a checkpoint tells of itself: the step, and how many there are of each kind once it is saved.
+TAKEN_STEPS, KEPT = "optimizer_steps", "num_to_keep"
 
 
 class CaldBrain(Brain):
@@ -230,8 +230,9 @@ class CaldBrain(Brain):
         self._check_weights()
         if self.step_log is not None:
             self.step_log.settle()
-        meta = meta | {TAKEN_STEPS: self.optimizer_step}
-        keep |= {"num_to_keep": 2 if self.skipped.in_a_row else 1, "verbosity": logging.DEBUG}
+        num_to_keep = 2 if self.skipped.in_a_row else 1
+        meta = meta | {TAKEN_STEPS: self.optimizer_step, KEPT: num_to_keep}
+        keep |= {"num_to_keep": num_to_keep, "verbosity": logging.DEBUG}
         self.checkpointer.save_and_keep_only(meta=meta, end_of_epoch=end_of_epoch, **keep)
         self.stepped = False
 
@@ -292,6 +293,9 @@ class CaldBrain(Brain):
     def _fit_train(self, train_set, epoch: int, enable: bool) -> None:
         # A run that had ended before: its checkpoint is from after its last validation.
         self.has_ended = self.step == 0 and self._optimizer_step_limit_exceeded
+        if self.has_ended and self.checkpointer.recovered is not None:  # it may have been killed before it deleted
+            kept = self.checkpointer.recovered.meta.get(KEPT, 2)
+            self.checkpointer.delete_checkpoints(num_to_keep=kept, min_keys=[self.settings.task.metric])
         super()._fit_train(train_set, epoch, enable=False)
         self.train_sampler.start = 0
 

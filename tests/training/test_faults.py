@@ -24,7 +24,7 @@ from cald_speech.errors import UserError
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training import models as building
 from cald_speech.training.brain import CaldBrain
-from cald_speech.training.checkpointing import UNFINISHED
+from cald_speech.training.checkpointing import UNFINISHED, AtomicCheckpointer
 from cald_speech.training.run import run, train
 from cald_speech.training.settings import Settings
 from tests.training.miniature import ROOT, write_model
@@ -275,6 +275,26 @@ def test_leftovers_are_cleaned(experiment, start):
     assert (folder / "model" / "model.safetensors").read_bytes() == weights
     brain.store.save("model", brain.plain)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_killed_after_its_last_checkpoint_a_run_keeps_no_more_than_undisturbed(experiment, start, monkeypatch):
+    path = experiment(checkpoint_every_steps=1)
+
+    def killed(checkpointer, **kwargs):
+        if len(checkpointer.find_checkpoints()) > 1 and checkpointer.find_checkpoints()[0].meta["end-of-epoch"]:
+            raise Killed
+        return delete(checkpointer, **kwargs)
+
+    delete = AtomicCheckpointer.delete_checkpoints
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicCheckpointer, "delete_checkpoints", killed)
+        with pytest.raises(Killed):
+            start(path)
+    checkpoints = path.parents[1] / "run/checkpoints"
+    assert len(list(checkpoints.iterdir())) == 2
+    start(path)
+    (kept,) = checkpoints.iterdir()
+    assert yaml.safe_load((kept / "CKPT.yaml").read_text())["end-of-epoch"]
 
 
 def test_strays_of_killed_processes_are_swept(experiment, start):
