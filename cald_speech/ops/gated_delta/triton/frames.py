@@ -88,8 +88,8 @@ def chosen_sums(chosen, v, SUMS: tl.constexpr):
 
 @triton.jit
 def finite_decays(g):
-    """Log decays in float32 with a very small one for -inf and 0 for what is bad, as what grows past every number is, and
-    where that was."""
+    """Log decays in float32 with a very small one for -inf and 0 for what is bad, and where that was: what grows past
+    every number is bad as well."""
     g = g.to(tl.float32)
     g = tl.where(g > -LEAST_LOG, float("inf"), g)
     return without_bad(tl.where(g < LEAST_LOG, LEAST_LOG, g))
