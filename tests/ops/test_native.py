@@ -391,6 +391,16 @@ def test_a_library_that_cannot_be_loaded(place, fake_compiler, monkeypatch):
         compiler.build()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch has the runtime that clang compiles for")
+def test_a_compiler_for_another_openmp_runtime_is_told(place, monkeypatch, tmp_path):
+    source = tmp_path / "clang.c"
+    source.write_text("void __kmpc_fork_call(void); void run(void) { __kmpc_fork_call(); }")
+    monkeypatch.setattr(compiler, "sources", lambda endings: [source] if endings == "c" else [])
+    monkeypatch.setattr(compiler, "fingerprint", lambda command: "clang")
+    with pytest.raises(NotBuilt, match=r"__kmpc_fork_call.*: its compiler expects another OpenMP .*, so set CC to gcc"):
+        compiler.build()
+
+
 def test_without_it_auto_is_torch_and_asking_for_it_says_why(monkeypatch):
     monkeypatch.setenv("CALD_SPEECH_NATIVE", "0")
     inputs = make_inputs("ssd", 20)

@@ -56,7 +56,10 @@ def build() -> Built:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise NotBuilt(f"{path} was compiled but cannot be loaded ({error}): remove it to try again.") from error
+        way_out = "remove it to try again"
+        if "__kmpc_" in str(error):  # clang's calls of OpenMP; torch for Linux has gcc's runtime loaded
+            way_out = "its compiler expects another OpenMP runtime than torch has loaded, so set CC to gcc"
+        raise NotBuilt(f"{path} was compiled but cannot be loaded ({error}): {way_out}.") from error
     if missing := [name for name in symbols() if not hasattr(library, name)]:
         raise NotBuilt(f"{path} was compiled but has no {missing[0]}: remove it to try again.")
     return Built(library, path, mended)
