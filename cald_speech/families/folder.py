@@ -163,7 +163,14 @@ def _check_labels(labels: Any, place: str) -> None:
 
 
 def _check_number(value: Any, default: Any, key: str, path: Path) -> None:
-    """Counts and sizes: whole, not negative where the usual one is not, and of a size that something real has."""
+    """Counts and sizes: whole, not negative where the usual one is not, and of a size that something real has.
+
+    A config of parts has them under the parts' names.
+    """
+    if isinstance(value, dict) and isinstance(default, dict) and key.endswith("_config"):
+        for name in value.keys() & default.keys():
+            _check_number(value[name], default[name], f"{key}.{name}", path)
+        return
     if isinstance(value, list):
         if len(value) > MOST_LAYERS:
             raise UserError(f"{path}: {key}: expected up to {MOST_LAYERS} values, got {len(value):,}")

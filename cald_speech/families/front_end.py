@@ -29,9 +29,10 @@ class Moments(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Where a piece of audio stands in the whole: its first frame, and the samples of all of the audio."""
+    """Where a piece of audio stands in the whole: its frames [start, stop), and the samples of all of the audio."""
 
     start: int
+    stop: int
     num_samples: int
 
 

@@ -176,12 +176,13 @@ class ParakeetFamily(SpeechFamily):
             x = log_mel.normalised(x, *moments).to(subsampling.linear.weight)[None, None]
             ends = (padding if first < 0 else 0, padding if ended else 0)
             for layer in subsampling.layers:
-                if isinstance(layer, nn.Conv2d) and layer.stride != (1, 1):
+                if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
                     x = F.pad(x, (padding, padding, *ends))
                     x = F.conv2d(x, layer.weight, layer.bias, layer.stride, 0, groups=layer.groups)
                 else:
                     x = layer(x)
-            x = x[:, :, piece.start if first < 0 else 0 :]
+            skipped = piece.start if first < 0 else 0
+            x = x[:, :, skipped : skipped + piece.stop - piece.start]
             return x.transpose(2, 3).flatten(1, 2)
 
         return FrontEnd(

@@ -183,7 +183,7 @@ def fill(
             )
         samples = statistics.normalised(samples)
         samples = samples if front.log_mel is not None else samples.to(frames.frame())
-        frames.x[start:stop] = convolve(front, samples, moments, Piece(start, statistics.num_samples))[0]
+        frames.x[start:stop] = convolve(front, samples, moments, Piece(start, stop, statistics.num_samples))[0]
         done(stop - start)
 
 

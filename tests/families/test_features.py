@@ -263,6 +263,16 @@ def test_what_parakeet_has_not_is_refused():
         SharedMasks(model, model)
 
 
+def test_the_sizes_of_a_part_are_looked_at(tmp_path):
+    write_teacher(PARAKEET, tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["encoder_config"]["num_hidden_layers"] = 10**9
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"encoder_config\.num_hidden_layers: expected a number from 1 to 1,024"):
+        from_pretrained(tmp_path)
+
+
 @every_family
 def test_another_blank_or_other_features_are_refused(family, tmp_path):
     processor = write_teacher(family, tmp_path)
