@@ -114,7 +114,7 @@ def tiny_config(family: Family, norm: str = "layer", layers: int = 3, **options)
     return family.config_class(**(defaults | options))
 
 
-def parakeet_config(**options) -> PretrainedConfig:
+def parakeet_config(*, vocab_size: int = 32, pad_token_id: int = 31, **encoder) -> PretrainedConfig:
     """The same for Parakeet, whose sizes have names of their own."""
     sizes = {
         "hidden_size": 32,
@@ -126,9 +126,8 @@ def parakeet_config(**options) -> PretrainedConfig:
         "num_mel_bins": 16,
         **dict.fromkeys(("dropout", "activation_dropout", "attention_dropout"), 0.0),
     }
-    return families()["parakeet_ctc"].config_class(
-        **{"vocab_size": 32, "pad_token_id": 31, "encoder_config": sizes} | options
-    )
+    config_class = families()["parakeet_ctc"].config_class
+    return config_class(vocab_size=vocab_size, pad_token_id=pad_token_id, encoder_config=sizes | encoder)
 
 
 def tiny_model(family: Family, norm: str = "layer", layers: int = 3, seed: int = 0, **options) -> PreTrainedModel:

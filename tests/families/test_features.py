@@ -47,6 +47,7 @@ CHANNELS = {BERT: 160, PARAKEET: parakeet_config().encoder_config.num_mel_bins} 
 # Positions of wav2vec2-BERT, whose published kind is relative_key.
 MODELS = {str(p): (BERT, {"position_embeddings_type": p}) for p in ("relative_key", "relative", "rotary", None)}
 MODELS["parakeet"] = (PARAKEET, {})
+OTHER_FRONT_END = {"subsampling_conv_kernel_size": 5, "subsampling_factor": 4}
 PUBLISHED = {name: MODELS[name] for name in ("relative_key", "parakeet")}
 
 every_model = pytest.mark.parametrize(("family", "options"), MODELS.values(), ids=MODELS)
@@ -136,7 +137,8 @@ def test_padded_is_alone_and_trains(family, options, layer_map):
 # Whole and half windows at the end, and one frame alone, in the published models.
 @pytest.mark.parametrize(
     ("family", "options", "num_samples"),
-    [(*m, 12_011) for m in MODELS.values()] + [(*m, n) for m in PUBLISHED.values() for n in (12_160, 720, 560)],
+    [(*m, 12_011) for m in (*MODELS.values(), (PARAKEET, OTHER_FRONT_END))]
+    + [(*m, n) for m in PUBLISHED.values() for n in (12_160, 720, 560)],
 )
 @torch.no_grad()
 def test_saved_loaded_and_long(family, options, num_samples, tmp_path, monkeypatch):
