@@ -67,9 +67,10 @@ WAYS = [
 ]
 
 
-def ways(*, ops=tuple(OPS), but=(), **cases):
+def ways(*, ops=tuple(OPS), but=(), wide=(), **cases):
     """Parametrise with the ways through some ops, without some backends.
 
+    wide : of which ops the interpreter is asked by `make test-all` alone: their kernels have many steps.
     cases : one more parameter by its name, as (values, those that Triton's interpreter is asked for as well).
     """
     (name, (every, few)) = next(iter(cases.items()), (None, ([None], [None])))
@@ -77,7 +78,10 @@ def ways(*, ops=tuple(OPS), but=(), **cases):
         pytest.param(
             *((one, value) if name else (one,)),
             id=f"{one}, {value}" if name else str(one),
-            marks=[needs_native] if one.backend == "native" else [],
+            marks=[
+                *([needs_native] if one.backend == "native" else []),
+                *([pytest.mark.wide] if one.backend == "triton" and one.op in wide else []),
+            ],
         )
         for one in WAYS
         if one.op in ops and one.backend not in but
@@ -128,7 +132,7 @@ def test_equals_the_recurrence_at_borders_of_blocks(way, padded):
 OPTIONS = [(1, ()), (1, ("D", "bias")), (2, ("initial_state",)), (None, ("D", "bias", "initial_state"))]
 
 
-@ways(but=("naive",), case=(OPTIONS, OPTIONS[1::2]))
+@ways(but=("naive",), wide=("gated_delta",), case=(OPTIONS, OPTIONS[1::2]))
 def test_equals_the_recurrence_with_groups_and_options(way, case):
     """In the interpreter two heads: one group or a group each."""
     groups, left_out = case
@@ -288,7 +292,7 @@ def test_a_bad_frame_changes_no_other_sequence_and_nothing_before_it(way):
             assert torch.equal(actual[name][:, before], expected[name][:, before]), name
 
 
-@ways(ops=CARRYING)
+@ways(ops=CARRYING, wide=("gated_delta",))
 def test_reverse_is_flipping_within_valid_frames(way):
     inputs, lengths = way.inputs(), torch.tensor([way.frames, way.frames - 4, 1])
     lengths = lengths[-dict(way.sizes).get("batch", 3) :]
@@ -339,7 +343,7 @@ def test_no_frames(way):
             assert not any(actual[f"gradient of {name}"].any() for name in inputs if name != "initial_state")
 
 
-@ways(but=("naive",))
+@ways(but=("naive",), wide=("gated_delta",))
 def test_slices_of_wider_tensors_and_twice_the_same(way):
     """Slices of one projection, as a mixer has them, whose other columns are never read; and nothing contiguous."""
     inputs = way.inputs(batch=1 if way.backend == "triton" else 3)

@@ -60,8 +60,16 @@ def test_a_decay_a_head_of_a_gated_delta(launched, monkeypatch):
     assert launched == [*carried, "outputs_kernel", *carried, *backward]
 
 
-@pytest.mark.parametrize("per_channel", [False, True], ids=["a head", "a channel"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "per_channel"),
+    [
+        pytest.param(torch.float16, False, marks=pytest.mark.wide),
+        (torch.float16, True),
+        (torch.bfloat16, False),
+        pytest.param(torch.bfloat16, True, marks=pytest.mark.wide),
+    ],
+    ids=str,
+)
 def test_half_precision_of_a_gated_delta(dtype, per_channel, bfloat16_interpreter):
     """q, k and v; what else there is stays in float32, as the mixer keeps it."""
     inputs = of(DELTA, 33, head_dim=16, d_state=16, per_channel=per_channel)
