@@ -105,7 +105,9 @@ def test_padding_does_not_count(importance, place, norm):
     teacher = f"teacher-{norm}"
     if not (place / teacher).exists():
         write_teacher(place / teacher, norm=norm)
-    alone, padded = (importance(teacher, max_batch_s=s) for s in (0, 60))
+    # of a short memory: what a start costs by default is hardly more than rounding
+    short = '{"mixer": "Bidirectional", "arguments": {"share_projections": true, "dt_range": [0.05, 0.1]}}'
+    alone, padded = (importance(teacher, max_batch_s=s, mixer=short) for s in (0, 60))
     for one, other in zip(alone["layers"], padded["layers"], strict=True):
         assert one["layer"] == other["layer"] and one["wer"] == other["wer"]
         for key in ("kl", "distance_after_layer", "distance_at_end"):
