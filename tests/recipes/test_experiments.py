@@ -175,7 +175,7 @@ def test_a_converted_model_learns_four_utterances_by_heart(shared_data, tmp_path
     assert all(reference == said for reference, said in brain.results.values())
 
 
-@pytest.mark.parametrize("name", ["align/encoder"])
+@pytest.mark.parametrize("name", ["demo/students", "align/encoder"])
 def test_these_take_the_default_mixer(name):
     described = describe_factory(Settings.load(ROOT / f"hparams/{name}.yaml").layer_map.default)
     described["arguments"].pop("chunk_size", None)
