@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, LlamaConfig
+from transformers import BertConfig, LlamaConfig, WhisperConfig
 from transformers.utils import logging
 
 import cald_speech
@@ -22,7 +22,20 @@ from cald_speech.data.text import make_processor
 from cald_speech.families import families
 from cald_speech.families.hub import load_processor
 from cald_speech.longform import transcribe
-from cald_speech.mixers import Bidirectional, Hydra, Linformer, Mamba, Mamba2, WindowedAttention
+from cald_speech.mixers import (
+    Bidirectional,
+    GatedDeltaNet,
+    Hydra,
+    Linformer,
+    Mamba,
+    Mamba2,
+    NormalisedLinearAttention,
+    WindowedAttention,
+)
+from cald_speech.tasks.processors import feature_extractor
+from tests.families.test_features import BERT, PARAKEET, write_teacher
+from tests.families.test_whisper import EXTRACTOR
+from tests.families.test_whisper import SMALL as WHISPER
 from tests.helpers import tiny_model
 
 VALUES: list[Any] = [None, True, False, 0, 1, -1, 7, -1000, 10**6, 2**31, 2**40, 10**30, 1e30, -1e-30, 0.5]
@@ -37,7 +50,10 @@ SPEECH = {
     "mamba2": LayerMap(partial(Bidirectional, share_projections=True)),
     "mixed": LayerMap(partial(Linformer, k=4, max_length=64), {0: partial(Bidirectional, mixer=Mamba)}),
     "hybrid": LayerMap(partial(Hydra), {1: partial(WindowedAttention, window=4)}),
+    "linear": LayerMap(NormalisedLinearAttention, {1: partial(Bidirectional, mixer=GatedDeltaNet)}),
 }
+# Of families whose folders have other files and other sizes: they hear features, or squeeze frames.
+OTHERS = ("sew", "wav2vec2-bert", "parakeet", "whisper")
 
 
 @cache
@@ -55,6 +71,21 @@ def sound() -> dict[str, Path]:
         processor.save_pretrained(place / name)
         row = {"wer": 1.0, "wer_interval": [0.5, 1.5], "longest_audio_s": 3.0, "words": 10, "decoder": "greedy"}
         update_facts(place / name, teacher="a/b", steps=3, results={"dev": {**row, "manifest_hash": "0" * 64}})
+    for name in ("wav2vec2-bert", "parakeet"):
+        family = BERT if name == "wav2vec2-bert" else PARAKEET
+        write_teacher(family, place / "new" / name)
+        model = cald_speech.from_pretrained(place / "new" / name)
+        convert(model, LayerMap(Bidirectional, {0: None}))
+        model.save_pretrained(place / name)
+        load_processor(place / "new" / name).save_pretrained(place / name)
+    processor = make_processor(place / "new", ["abc"])
+    for name, model in {
+        "sew": tiny_model(families()["sew"], vocab_size=len(processor.tokenizer)),
+        "whisper": families()["whisper"].load(WhisperConfig(**WHISPER)),
+    }.items():
+        convert(model, LayerMap(Bidirectional, {0: None}))
+        model.save_pretrained(place / name)
+        (EXTRACTOR if name == "whisper" else processor).save_pretrained(place / name)
     for name, config in {"bert": BertConfig(**SIZES), "llama": LlamaConfig(**SIZES)}.items():
         family = families()[name]
         model = family.load(config)
@@ -70,13 +101,21 @@ def damaged_folder(rng: random.Random, folder: Path) -> None:
     shutil.copytree(sound()[name], target)
     for _ in range(rng.choice([1, 1, 2, 3])):
         rng.choice(DAMAGES)(rng, target)
-    use(target, speech=name in SPEECH)
+    use(target, name)
 
 
 @torch.no_grad()
-def use(folder: Path, *, speech: bool) -> None:
+def use(folder: Path, name: str) -> None:
     """What becomes of a folder: loaded, run on something short, its facts read and written."""
-    if not speech:
+    if name == "whisper":
+        model, extractor = (
+            cald_speech.from_pretrained(folder, head="classification"),
+            feature_extractor([str(folder)], str(folder)),
+        )
+        heard = extractor([torch.zeros(4000).numpy()], sampling_rate=16_000, return_tensors="pt")
+        model(heard.input_features)
+        return
+    if name not in (*SPEECH, *OTHERS):
         model = cald_speech.from_pretrained(folder, head="base")
         model(torch.tensor([[5, 6, 7]]))
         return

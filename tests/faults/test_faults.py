@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.corpora import FORMATS
 from tests.faults import LIMIT_S, generators, kills, manifests, run
-from tests.faults.folders import SPEECH, sound, use
+from tests.faults.folders import sound, use
 
 CASES = 20  # of each, in each of two tests; `python -m tests.faults` runs them by the thousand
 SLOWER = {"ops by triton": 6}
@@ -69,7 +69,7 @@ def test_what_no_kill_may_leave_is_found(command, grows, said, monkeypatch):
 
 def test_what_the_folders_are_damaged_from_is_sound():
     for name, folder in sound().items():
-        use(folder, speech=name in SPEECH)
+        use(folder, name)
 
 
 def test_every_format_of_corpora_is_damaged():
