@@ -12,7 +12,7 @@ from tests.faults.folders import sound, use
 
 CASES = 20  # of each, in each of two tests; `python -m tests.faults` runs them by the thousand
 SLOWER = {"ops by triton": 6}
-WHOLE_COMMANDS = dict.fromkeys(kills.GENERATORS, 2) | {"full disks": 4}
+WHOLE_COMMANDS = dict.fromkeys(kills.GENERATORS, 2) | {"killed train": 1, "full disks": 4}
 
 
 @pytest.mark.parametrize("part", range(2))
