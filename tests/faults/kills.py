@@ -129,7 +129,8 @@ def _in_the_fork(job: Job, folder: Path, at: int | None, said: int, writing: int
             os.dup2(said, stream)
         sys.stdout = sys.stderr = os.fdopen(said, "w", buffering=1, closefd=False)
         os.environ["CALD_SPEECH_NATIVE"] = "0"  # compiling them takes longer than all else
-        tqdm.set_lock(threading.RLock())  # its own is shared with the forks before, who may have been killed with it
+        for bar in _with_all_below(tqdm):
+            bar.set_lock(threading.RLock())  # its own is shared with the forks before: one was killed with it
         sys.addaudithook(watch)
         job.call(folder)
     except SystemExit as end:
@@ -141,6 +142,10 @@ def _in_the_fork(job: Job, folder: Path, at: int | None, said: int, writing: int
         status = 1
     os.write(writing, str(count).encode())
     return status
+
+
+def _with_all_below(of: type) -> list[type]:
+    return [of, *(each for below in of.__subclasses__() for each in _with_all_below(below))]
 
 
 # --- what must be there -----------------------------------------------------------------------------------------------
