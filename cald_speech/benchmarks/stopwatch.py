@@ -229,8 +229,8 @@ def _measure(answer: Connection, limit: int, threads: int, prepare: Callable, ar
         small()
         CLEAR.write_text("5")
         result = call()
-        # Pages of code and of files are not the call's.
-        answer.send(resident("VmHWM") - resident("RssFile", "RssShmem") - before)
+        # Pages of code and of files are not the call's; a call of next to nothing may hold less than start-up left.
+        answer.send(max(0, resident("VmHWM") - resident("RssFile", "RssShmem") - before))
         del result
     except MemoryError as error:
         answer.send(str(error) or "MemoryError")

@@ -45,6 +45,7 @@ def subsampled(sizes: Tensor, config: PretrainedConfig) -> Tensor:
 
     Example
     -------
+    >>> import torch
     >>> from transformers import ParakeetEncoderConfig
     >>> subsampled(torch.tensor([0, 1, 8, 9]), ParakeetEncoderConfig()).tolist()
     [0, 1, 1, 2]

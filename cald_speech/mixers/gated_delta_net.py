@@ -111,8 +111,8 @@ def unit_length(v: Tensor) -> Tensor:
 
     Example
     -------
-    >>> unit_length(torch.tensor([3.0, 4.0])).round(decimals=4).tolist()
-    [0.6, 0.8]
+    >>> unit_length(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
     """
     size = v.size(-1)
     return (F.rms_norm(v.float(), (size,), eps=1e-6 / size) * size**-0.5).to(v.dtype)

@@ -280,8 +280,9 @@ class CaldBrain(Brain):
 
     def _convert_as_saved(self) -> None:
         """Convert what was converted when the checkpoint was saved that is loaded next."""
-        newest, stepwise = self.checkpointer.find_checkpoint(), self.models.stepwise
-        if newest is not None and stepwise is not None and stepwise.groups:
+        stepwise = self.models.stepwise
+        newest = self.checkpointer.newest() if stepwise is not None and stepwise.groups else None
+        if newest is not None:
             self._convert_layers(max(0, newest.meta.get(TAKEN_STEPS, 1) - 1))
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:

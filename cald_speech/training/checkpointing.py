@@ -9,7 +9,8 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -43,11 +44,11 @@ from cald_speech.training.guards import SkippedSteps
 
 UNFINISHED = "unfinished+"
 OLD_RECONSTRUCT = "numpy.core.multiarray._reconstruct"  # its name before numpy 2
-# What reading a truncated or foreign file raises, in torch, pickle and yaml.
 # What numpy's arrays of numbers are pickled with.
 _ARRAY = np.empty(0, np.uint32)
 _RECONSTRUCT = _ARRAY.__reduce__()[0]
 NUMPY_ARRAYS = [np.ndarray, np.dtype, type(_ARRAY.dtype), _RECONSTRUCT, (_RECONSTRUCT, OLD_RECONSTRUCT)]
+# What reading a truncated or foreign file raises, in torch, pickle and yaml.
 DAMAGES = (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError, UnpicklingError, yaml.YAMLError)
 
 
@@ -130,9 +131,19 @@ class AtomicCheckpointer(Checkpointer):
 
     def recover_if_possible(self, *args, **kwargs) -> Checkpoint | None:
         """As SpeechBrain's; raises UserError for a checkpoint that is truncated or of another model."""
-        try:
+        with self._damage_told():
             self.recovered = super().recover_if_possible(*args, **kwargs)
-            return self.recovered
+        return self.recovered
+
+    def newest(self) -> Checkpoint | None:
+        """The checkpoint that the run is taken up from; raises UserError as :meth:`recover_if_possible`."""
+        with self._damage_told():
+            return self.find_checkpoint()
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        try:
+            yield
         except DAMAGES as error:
             what = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(

@@ -42,7 +42,7 @@ def test_no_warm_up_and_no_decay(shape):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": "zigzag"}, "expected one of constant, linear, cosine, exponential, got 'zigzag'"),
+        ({"shape": "zigzag"}, "expected one of constant, linear, cosine, clamped_cosine, exponential, got 'zigzag'"),
         ({"shape": "exponential", "floor": 0.0}, r"floor in \(0, 1\], got 0"),
     ],
     ids=["shape", "floor"],
