@@ -27,7 +27,7 @@ test: install
 test-all: install
 	$(PYTEST)
 
-# Between edits: no slow test, and a few cases of each test.
+# Between edits: no slow test, and one case of each test.
 quick: install
 	$(PYTEST) --quick
 

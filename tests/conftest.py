@@ -21,13 +21,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, which reads it once
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-QUICK_CASES = 2  # of each parametrised test
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--quick", action="store_true", help=f"no slow test, and {QUICK_CASES} cases at most of each parametrised test"
-    )
+    parser.addoption("--quick", action="store_true", help="no slow test, and one case of each parametrised test")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,16 +39,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def quick_cases(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Of each test that is neither slow nor wide, the first case, the last and some evenly between."""
-    tests: dict[str, list[pytest.Item]] = {}
+    """Of each test that is neither slow nor wide, the first case."""
+    first: dict[str, pytest.Item] = {}
     for item in items:
         if not {"slow", "wide", "gpu"} & set(item.keywords):
-            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    kept: set[pytest.Item] = set()
-    for cases in tests.values():
-        last = min(QUICK_CASES, len(cases)) - 1
-        kept.update(cases[place * (len(cases) - 1) // max(last, 1)] for place in range(last + 1))
-    return kept
+            first.setdefault(item.nodeid.partition("[")[0], item)
+    return set(first.values())
 
 
 def once_for_all_workers(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -188,6 +188,7 @@ def test_triton_is_allowed_in_its_backend_alone():
     assert "triton" not in allowed_third_party("ops/ssd/naive.py") | allowed_third_party("mixers/triton/x.py")
 
 
+@pytest.mark.slow
 def test_the_lower_floors_need_no_optional_package():
     """F0 to F3, distillation and longform import with only torch, transformers, safetensors and soundfile."""
     places = [place for place, floor in FLOORS.items() if floor <= 3] + ["distillation", "longform"]

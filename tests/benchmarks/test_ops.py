@@ -116,6 +116,7 @@ def fail():
     return lambda: None, lambda: torch.ones(2) @ torch.ones(3)
 
 
+@pytest.mark.slow
 @needs_linux
 @pytest.mark.parametrize("mib", [20, 200])
 def test_peak_memory_is_what_was_held(mib):
@@ -140,6 +141,7 @@ def small_machine(monkeypatch):
     monkeypatch.setitem(stopwatch.MATRIX_SIZE, "cpu", 64)
 
 
+@pytest.mark.slow
 @needs_linux
 def test_prints_a_table_and_last_a_line_of_json(small_machine, capsys):
     options = ["--sizes", "1x20", "--widths", "64", "--seconds", "0", "--groups", "1,heads", "--longest", "60"]

@@ -76,6 +76,7 @@ def test_stress_is_what_it_is_called(entries):
         assert pause[-SAMPLE_RATE // 2 : -SAMPLE_RATE // 4].std() == pytest.approx(BURST_LEVEL, rel=0.1)
 
 
+@pytest.mark.slow
 def test_whole_and_long_form_read_alike(manifest, tmp_path):
     model = write_model(tmp_path / "model", letters="ABCDEF")
     options = {"joins": [1, 2], "utterances": 4, "readers": ["whole", "long-form", "chunks"], "progress": False}

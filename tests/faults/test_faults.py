@@ -15,6 +15,7 @@ SLOWER = {"ops by triton": 6}
 WHOLE_COMMANDS = dict.fromkeys(kills.GENERATORS, 2) | {"killed train": 1, "full disks": 4}
 
 
+@pytest.mark.slow  # with its neighbour below some 20 s of generators
 @pytest.mark.parametrize("part", range(2))
 @pytest.mark.parametrize("name", [name for name in generators() if name not in WHOLE_COMMANDS])
 def test_nothing_ends_in_a_traceback(name, part):
@@ -26,6 +27,7 @@ def test_nothing_ends_in_a_traceback(name, part):
     assert "refused" in outcomes, f"none of the cases of {name} is damaged"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE_COMMANDS)
 def test_killed_or_refused_and_called_again_it_ends_as_if_undisturbed(name):
     for seed in range(WHOLE_COMMANDS[name]):

@@ -273,6 +273,7 @@ def test_sizes_beyond_the_limits_are_refused_by_name(way, sizes, said):
         way.call({name: v.to(way.device) for name, v in of(way, 1, **sizes).items()})
 
 
+@pytest.mark.slow
 def test_warmups_run_every_direction(monkeypatch):
     set_tiles(monkeypatch, frames=16, channels=8, tiles=1)
     short_chunks(monkeypatch)

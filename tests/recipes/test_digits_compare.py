@@ -15,6 +15,7 @@ from cald_speech.training.run import parse
 from tests.training.miniature import ROOT
 
 
+@pytest.mark.slow
 def test_every_cell_is_an_experiment(tmp_path):
     (tmp_path / "waypoints" / "step-0008000").mkdir(parents=True)
     cells = compare.make_cells(120)

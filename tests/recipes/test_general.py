@@ -106,6 +106,7 @@ def test_what_is_missing_is_named(corpora, tmp_path, fault):
         recipe.prepare(spoilt, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_real_corpora(shared_data, speech_of, tmp_path):
     for name in recipe.CORPORA:
         speech_of(name)

@@ -146,6 +146,7 @@ def test_another_command_takes_what_it_is_given(words):
         assert not str(value).endswith(".yaml") or (ROOT / str(value)).is_file(), name
 
 
+@pytest.mark.slow
 def test_evaluated_folders_are_those_that_training_writes():
     written = {f"{load(words).output_folder}/model" for words in CELLS if guidance_of(words) != "waypoint"}
     read = set()
