@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent: neither a killed run nor a power cut leaves half of one behind.
+"""Files and folders that are either whole or absent, however a run ends: kills were tried, power cuts were not.
 
 What gets its final name is on the disk before, and the name after it. What a killed process leaves is a name that says
 so, ``.a.<process>.unfinished.txt``, until :func:`sweep`; what two processes could mix, :func:`locked` gives to one.

@@ -115,17 +115,24 @@ def layers(
     untrained = (student is None, "untrained mixers, without --student")
     options.refuse_idle(initialise=untrained, seed=untrained)
     options.check_writable(output_folder)
-    found = layer_importance.rank_layers(student=student, mixer=mixer or layer_importance.MIXER, **what)
-    options.write_found(output_folder, "layer_importance", found, draw_importance)
-    click.echo(f"{layer_importance.tables(found)}\n")
+    best = None
     if keep_best is not None:
         shared = {key: value for key, value in what.items() if key not in ("initialise", "seed", "keep", "rank_by")}
         best = restoring.restore_layers(student=student, keep_best=keep_best, **shared)
-        options.write_found(output_folder, "restoring", best, draw_restoring)
-        with whole_file(output_folder / "keep_best.yaml") as unfinished:
-            unfinished.write_text(restoring.keep_yaml(best))
-        if save_to is not None:
-            restoring.save_restored(what["teacher"], student, best["restored"], save_to)
+        _write_restored(best, output_folder, save_to)
+    found = layer_importance.rank_layers(student=student, mixer=mixer or layer_importance.MIXER, **what)
+    options.write_found(output_folder, "layer_importance", found, draw_importance)
+    click.echo(f"{layer_importance.tables(found)}\n")
+    if best is not None:
         click.echo(f"{restoring.table(best)}\n\n{output_folder / 'keep_best.yaml'} keeps them.\n")
         found |= {"restoring": best}
     click.echo(json.dumps(found))
+
+
+def _write_restored(best: dict[str, Any], output_folder: Path, save_to: Path | None) -> None:
+    """What restoring found, the map that keeps it, and the model where it is asked for."""
+    options.write_found(output_folder, "restoring", best, draw_restoring)
+    with whole_file(output_folder / "keep_best.yaml") as unfinished:
+        unfinished.write_text(restoring.keep_yaml(best))
+    if save_to is not None:
+        restoring.save_restored(best["teacher"], best["student_folder"], best["restored"], save_to)

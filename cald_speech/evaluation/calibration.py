@@ -79,10 +79,10 @@ def calibrate(
     for batch in batches(dataset, teacher, max_batch, modality=modality, places=places):
         with naming(batch.ids), torch.no_grad():
             with captured_slots(ends) as (entering, leaving):
-                teacher.base_model(**batch.arguments)
+                family.base(teacher)(**batch.arguments)
             for slot, x, y in zip(slots, entering, leaving, strict=True):
-                valid = valid_frames(batch.lengths, x.size(1))
-                slot.see(x, y, valid, batch.lengths, [parts[place] for place in batch.places])
+                valid = valid_frames(batch.layer_lengths, x.size(1))
+                slot.see(x, y, valid, batch.layer_lengths, [parts[place] for place in batch.places])
     student.train(was_training[0]), teacher.train(was_training[1])
     return replace(report, slots=tuple(slot.fit() for slot in slots))
 

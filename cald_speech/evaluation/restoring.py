@@ -139,17 +139,14 @@ def _step(taken: Sequence[int], found: Comparison, own: EvaluationResult) -> dic
 def save_restored(teacher: str, student: str, layers: Collection[int], folder: Path) -> None:
     """Write the student with the teacher's attention in ``layers`` as a model folder, whole or not at all."""
     original = load_ctc(teacher, "cpu")
-    model, processor = (
-        restored(load_student(student, teacher, original, "cpu"), original, layers),
-        load_processor(teacher),
-    )
+    model = restored(load_student(student, teacher, original, "cpu"), original, layers)
     known = read_facts(Path(student)) if Path(student).is_dir() else {}
     facts = {key: known[key] for key in ("base_model", "licence", "pipeline") if key in known}
     facts |= {"model": type(model).__name__, "teacher": teacher, "student": student}
     facts |= {"guidance": f"none since attention came back in layers {_listed(layers)}"}
     with whole_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
-        save_processor(processor, model, unfinished)
+        save_processor(load_processor(teacher), model, unfinished)
         update_facts(unfinished, **facts, **ConversionReport.of(model).facts(), version=cald_speech.__version__)
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from cald_speech.mixers.base import AttentionWeights
 from cald_speech.mixers.gated_linear_attention import HeadNorm
-from cald_speech.mixers.mamba2 import GatedMixer, Heads, SSDScan, SSDState
+from cald_speech.mixers.mamba2 import GatedMixer, Heads, SSDScan
 from cald_speech.mixers.scan import CausalMixer, Scan, step_size_bias
 from cald_speech.ops import gated_delta
 
@@ -49,6 +49,8 @@ class DeltaScan(SSDScan):
     options : ``dt_range``, ``A_range``, ``chunk_size`` and ``backend`` of SSDScan.
     """
 
+    op = staticmethod(gated_delta)
+
     def __init__(
         self,
         heads: Heads,
@@ -68,22 +70,6 @@ class DeltaScan(SSDScan):
             channels = heads.count * heads.d_state
             self.dt_bias = nn.Parameter(step_size_bias(channels, dt_range))
             self.decay_proj = nn.Linear(decay_rank or heads.head_dim, channels, bias=False)
-
-    def forward(
-        self, streams: tuple[Tensor, Tensor], lengths: Tensor | None, *, state: SSDState | None, reverse: bool
-    ) -> tuple[Tensor, SSDState]:
-        """The streams to y (B, T, H * P)."""
-        conv_state, delta_state = (None, None) if state is None else state
-        streams, conv_state = self.convolved(streams, lengths, state=conv_state, reverse=reverse)
-        y, delta_state = gated_delta(
-            *self.arguments(streams),
-            lengths=lengths,
-            reverse=reverse,
-            initial_state=delta_state,
-            return_final_state=True,
-            **self.options,
-        )
-        return y.flatten(-2), SSDState(conv_state, delta_state)
 
     # SSDScan's own run the SSD over both directions at once.
     with_reverse = Scan.with_reverse

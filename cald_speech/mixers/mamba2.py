@@ -225,6 +225,8 @@ class SSDScan(Scan):
     chunk_size, backend : handed to :func:`cald_speech.ops.ssd`.
     """
 
+    op = staticmethod(ssd)  # what it hands its arguments to
+
     def __init__(
         self,
         heads: Heads,
@@ -252,7 +254,7 @@ class SSDScan(Scan):
         """The streams to y (B, T, H * P)."""
         conv_state, ssd_state = (None, None) if state is None else state
         streams, conv_state = self.convolved(streams, lengths, state=conv_state, reverse=reverse)
-        y, ssd_state = ssd(
+        y, ssd_state = self.op(
             *self.arguments(streams),
             lengths=lengths,
             reverse=reverse,

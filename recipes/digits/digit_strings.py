@@ -65,9 +65,17 @@ class CuedString(DigitString):
 
 
 def draw_strings(
-    name: str, count: int, speakers: Sequence[str], indices: Sequence[int], seed: int
+    name: str,
+    count: int,
+    speakers: Sequence[str],
+    indices: Sequence[int],
+    seed: int,
+    *,
+    cue_pause_s: tuple[float, float] | None = None,
 ) -> dict[str, DigitString]:
     """Draw `count` strings, with ids <name>-00000 and so on; the same arguments always give the same strings.
+
+    With `cue_pause_s`, (shortest, longest), they are cued ones: a cue, such a pause, and one to three digits.
 
     Example
     -------
@@ -78,33 +86,16 @@ def draw_strings(
     strings = {}
     for number in range(count):
         speaker = speakers[number % len(speakers)]
-        length = generator.integers(1, LONGEST + 1)
+        length = (
+            generator.integers(1, LONGEST + 1) if cue_pause_s is None else 1 + generator.integers(1, LONGEST_CUED + 1)
+        )
         clips = tuple(f"{generator.integers(10)}_{speaker}_{generator.choice(indices)}" for _ in range(length))
-        gaps_s = tuple(round(float(gap), 3) for gap in generator.uniform(*GAP_S, size=length + 1))
-        strings[f"{name}-{number:05d}"] = DigitString(speaker, clips, gaps_s, int(generator.integers(2**31)))
-    return strings
-
-
-def draw_cued_strings(
-    name: str,
-    count: int,
-    speakers: Sequence[str],
-    indices: Sequence[int],
-    seed: int,
-    *,
-    pause_s: tuple[float, float],
-) -> dict[str, CuedString]:
-    """The same of cued strings: a cue, a pause that is drawn from ``pause_s``, and one to three digits."""
-    generator = np.random.default_rng([seed, *name.encode()])
-    strings = {}
-    for number in range(count):
-        speaker = speakers[number % len(speakers)]
-        length = 1 + generator.integers(1, LONGEST_CUED + 1)
-        clips = tuple(f"{generator.integers(10)}_{speaker}_{generator.choice(indices)}" for _ in range(length))
-        gaps_s = [float(gap) for gap in generator.uniform(*GAP_S, size=length + 1)]
-        gaps_s[1] = float(generator.uniform(*pause_s))
-        gaps_s = tuple(round(gap, 3) for gap in gaps_s)
-        strings[f"{name}-{number:05d}"] = CuedString(speaker, clips, gaps_s, int(generator.integers(2**31)))
+        gaps_s = generator.uniform(*GAP_S, size=length + 1)
+        if cue_pause_s is not None:
+            gaps_s[1] = generator.uniform(*cue_pause_s)
+        gaps_s = tuple(round(float(gap), 3) for gap in gaps_s)
+        kind = DigitString if cue_pause_s is None else CuedString
+        strings[f"{name}-{number:05d}"] = kind(speaker, clips, gaps_s, int(generator.integers(2**31)))
     return strings
 
 

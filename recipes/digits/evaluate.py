@@ -3,7 +3,7 @@
     python recipes/digits/evaluate.py results/digits/teacher/model results/digits/target-seed0/model
 
 Of cued strings the share of wrong digits behind the cue is told too: a model that reads digits and does not know the
-cue has at least half of the strings' digits wrong.
+cue has some half of them wrong.
 Each model is compared with the first by a paired bootstrap over the test clips, which the strings share. The last line
 is one JSON list.
 """

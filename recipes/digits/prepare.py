@@ -23,9 +23,7 @@ from cald_speech.recipes.digits.digit_strings import (
     TEST_INDICES,
     TRAIN_INDICES,
     VALID_INDICES,
-    CuedString,
     DigitString,
-    draw_cued_strings,
     draw_strings,
     join,
     read_strings,
@@ -77,14 +75,11 @@ def prepare(
             f"expected one of the speakers {', '.join(everybody)} to hold out, but came {held_out_speaker!r}."
         )
     speakers = [speaker for speaker in everybody if speaker != held_out_speaker]
-    if cue_pause_s is None:
-        draw, test = draw_strings, test_strings()
-    else:
-        draw, test = partial(draw_cued_strings, pause_s=_pause(cue_pause_s)), cued_test_strings(everybody)
+    draw = partial(draw_strings, cue_pause_s=None if cue_pause_s is None else _pause(cue_pause_s))
     sets = {
         "train": draw("train", num_train, speakers, TRAIN_INDICES, seed),
         "valid": draw("valid", num_valid, speakers, VALID_INDICES, seed),
-        "test": test,
+        "test": test_strings() if cue_pause_s is None else cued_test_strings(everybody),
     }
     if held_out_speaker is not None and cue_pause_s is None:
         sets[f"test-{held_out_speaker}"] = test_strings(held_out_speaker)
@@ -146,9 +141,9 @@ def test_strings(held_out_speaker: str | None = None) -> dict[str, DigitString]:
     return _fixed_test_strings()
 
 
-def cued_test_strings(speakers: Sequence[str]) -> dict[str, CuedString]:
+def cued_test_strings(speakers: Sequence[str]) -> dict[str, DigitString]:
     """300 strings of the data set's own test clips, the digits 5 to 20 s behind the cue."""
-    return draw_cued_strings("test", NUM_HELD_OUT_STRINGS, speakers, TEST_INDICES, 0, pause_s=(5.0, 20.0))
+    return draw_strings("test", NUM_HELD_OUT_STRINGS, speakers, TEST_INDICES, 0, cue_pause_s=(5.0, 20.0))
 
 
 def _fixed_test_strings() -> dict[str, DigitString]:
