@@ -272,6 +272,7 @@ class _Av:
 
 
 _INSTALL = "This kind of file needs ffmpeg's libraries, which `pip install 'cald-speech[formats]'` brings"
+_SPH2PIPE = "`sph2pipe -f wav old.sph new.wav`, with https://github.com/burrmill/sph2pipe"
 _DAMAGE = (soundfile.LibsndfileError, ValueError, IndexError, OSError, *((av.FFmpegError,) if av else ()))
 
 
@@ -291,6 +292,8 @@ def _by_av(path: Path, reason: str) -> _Av:
     form = _form_for_av(path)
     if form is None or av is None:
         way_out = _INSTALL if form else "Convert it to WAV or FLAC, or copy it again"
+        if _is_shortened(path):
+            reason, way_out = "NIST SPHERE with shorten compression", f"Unpack it: {_SPH2PIPE}"
         if path.suffix.lower() in WITHOUT_HEADER:
             way_out = (
                 f"Samples without a header: `sox -t raw -r 16000 -e signed -b 16 -c 1 {path.name} new.wav` says what"
@@ -303,6 +306,13 @@ def _by_av(path: Path, reason: str) -> _Av:
             f"{path}: expected an audio file, but it cannot be read ({reason}; {_reason(error)}). Convert it to WAV or "
             "FLAC, or copy it again"
         ) from error
+
+
+def _is_shortened(path: Path) -> bool:
+    """What libsndfile calls an unimplemented format: NIST SPHERE whose samples are packed by a program of the time."""
+    with path.open("rb") as file:
+        header = file.read(1024)
+    return header.startswith(b"NIST_1A") and b"embedded-shorten" in header
 
 
 def _form_for_av(path: Path) -> str | None:

@@ -16,19 +16,7 @@ from cald_speech.commands import options
 from cald_speech.evaluation.report import format_table, read_result
 from cald_speech.recipes.demo.run import RESULTS, ROOT, recipe
 from cald_speech.recipes.demo.synthesis import synthesise_corpus
-
-# Of Bidirectional, a mixer and what else is asked for.
-BOTH = "Bidirectional {{share_projections: True, chunk_size: 32, mixer: !name:cald_speech.mixers.{} {{}}{}}}"
-MIXERS = {
-    "mamba2": BOTH.format("Mamba2", ""),
-    "gated_linear_attention": BOTH.format("GatedLinearAttention", ""),
-    "hydra": "Hydra {chunk_size: 32}",
-    "gated_delta_net": BOTH.format("GatedDeltaNet", ""),
-    "normalised": BOTH.format("NormalisedLinearAttention", ""),
-    "normalised_window_16": BOTH.format("NormalisedLinearAttention", ", window: 16"),
-    "window_16": "WindowedAttention {window: 16}",
-    "mamba": BOTH.format("Mamba", ""),
-}
+from cald_speech.recipes.grid import MIXERS
 
 
 @options.command()

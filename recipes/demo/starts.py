@@ -21,9 +21,9 @@ from cald_speech.evaluation.recognition import evaluate_folder
 from cald_speech.evaluation.report import format_table, read_result
 from cald_speech.experiment_yaml import build
 from cald_speech.families.hub import load_processor
-from cald_speech.recipes.demo.compare import MIXERS
 from cald_speech.recipes.demo.run import RESULTS, TEACHER
 from cald_speech.recipes.demo.synthesis import synthesise_corpus
+from cald_speech.recipes.grid import MIXERS
 from cald_speech.recipes.librispeech.prepare import prepare
 
 STAGES = ("started", "calibrated")

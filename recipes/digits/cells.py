@@ -1,43 +1,11 @@
 """The grid of compare.py as values: what each cell changes in hparams/digits/grid.yaml, and what it starts from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from cald_speech.recipes.grid import Cell, guided, schedule
+
 TEACHER_STEPS = 8000  # of its fine-tuning, which the waypoints are spread over
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One student: its ``steps``, ``keys`` on top of the experiment, and the ``student`` cell that it goes on from.
-
-    ``mixer`` is the yaml of the mixer's factory, without the package's name, and None for that of digits/student.yaml.
-    """
-
-    steps: int
-    keys: Mapping[str, Any] = field(default_factory=dict)
-    mixer: str | None = None
-    student: str | None = None
-    is_result: bool = True  # False: a stage of other cells, not a row
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the teacher must have been fine-tuned: not where all begins with the pretrained weights."""
-        return "source" in self.keys or self.keys["guidance"] not in ("unguided", "trajectory")
-
-    def arguments(self, seed: int) -> list[str]:
-        """Words for train.py, but for folders."""
-        words = [f"--{key}={value}" for key, value in {"seed": seed, "num_steps": self.steps, **self.keys}.items()]
-        if self.mixer is not None:
-            factory = f"!name:cald_speech.mixers.{self.mixer}"
-            words.append(f"--layer_map=!new:cald_speech.conversion.LayerMap {{default: {factory}}}")
-        return words
-
-
-def schedule(steps: int) -> str:
-    """The experiment's schedule over so many steps."""
-    cls = "!new:cald_speech.training.schedules.WarmupSchedule"
-    return f"{cls} {{warmup_steps: 20, decay_steps: {steps - 20}, shape: cosine, floor: 0.02}}"
 
 
 def make_cells(steps: int) -> dict[str, Cell]:
@@ -51,11 +19,7 @@ def make_cells(steps: int) -> dict[str, Cell]:
     all_audio = {"corpus": "{num_train: 8000}", "prepare_folder": "results/digits/data", "validate_every_epochs": 100}
 
     def cell(guidance: str, *keys: Mapping[str, Any], steps: int = steps, **options) -> Cell:
-        of_the_mode = {"hybrid": {"switch_step": steps // 2}, "waypoint": {"teacher_steps": TEACHER_STEPS / steps}}
-        merged = {"guidance": guidance, "schedule": schedule(steps), **of_the_mode.get(guidance, {})}
-        for more in keys:
-            merged |= more
-        return Cell(steps, merged, **options)
+        return guided(guidance, steps, TEACHER_STEPS, *keys, **options)
 
     def with_mixer(mixer: str) -> Cell:
         return cell("target", mixer=mixer)

@@ -3,7 +3,7 @@
 <data_folder>/{an4,librispeech_mini,speechocean762}/manifest.tsv has a line for each utterance: id, speaker, seconds,
 text and, but for librispeech_mini, the official split; the audio is in a folder beside it, <id>.flac or <id>.ogg.
 
-No official test utterance is read. Of the training speakers some are named here, for good: those of the dev sets, and
+No official test utterance is read. Of the training speakers some are named, for good: those of the dev sets, and
 four whose chapters are kept for long-form tests. Nothing is trained on them.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from cald_speech.data.manifests import durations_s, prepare_once, read_manifest, refuse, total_duration_s
 from cald_speech.data.readers.tables import rows_of
 from cald_speech.errors import UserError, some_of
+from cald_speech.recipes.an4.prepare import DEV_SPEAKERS
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Corpus:
 
 
 CORPORA = {
-    "an4": Corpus("flac/{}.flac", dev=("fclc", "fkdo", "fplp", "ftal", "mblb", "mdcs", "mjbh", "mtos")),
+    "an4": Corpus("flac/{}.flac", dev=DEV_SPEAKERS),
     "librispeech_mini": Corpus(
         "ogg/{}.ogg", dev=("669", "7312"), long_form=("2416", "6848", "7367", "7859"), train_split=None
     ),

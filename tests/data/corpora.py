@@ -43,6 +43,15 @@ def _audio(folder: Path, utterances: Sequence[Utterance], ending: str = "flac") 
     return places
 
 
+def write_sphere(path: Path, samples: np.ndarray, *, coding: str = "pcm") -> None:
+    """NIST SPHERE at 16 kHz whose header says ``coding``; the samples are PCM whatever it says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, 16_000, format="NIST", subtype="PCM_16")
+    said = f"sample_coding -s{len(coding)} {coding}\n".encode()
+    header, sound = path.read_bytes()[:1024], path.read_bytes()[1024:]
+    path.write_bytes(header.replace(b"sample_coding -s3 pcm\n", said)[:1024].ljust(1024) + sound)
+
+
 def _ours(folder: Path, utterances: Sequence[Utterance]) -> Path:
     places = _audio(folder, utterances)
     rows = {

@@ -6,6 +6,7 @@ import soundfile
 import torch
 
 from cald_speech.data.audio import SAMPLE_RATE, AudioError, audio_info, read_audio, read_entry, write_audio
+from tests.data.corpora import write_sphere
 from tests.training.test_faults import no_file_grows_past
 
 
@@ -89,6 +90,10 @@ def make_cut_off_sphere(path):
     cut(path)
 
 
+def make_shortened(path):
+    write_sphere(path, np.zeros(16_000), coding="pcm,embedded-shorten-v2.00")
+
+
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
@@ -103,6 +108,7 @@ def make_cut_off_sphere(path):
         ("a.wav", make_cut_off, "cut off"),
         ("a.flac", make_cut_off, "cut off|promises"),
         ("a.sph", make_cut_off_sphere, "cut off, 16512 of the 33024 bytes"),
+        ("a.sph", make_shortened, "SPHERE with shorten compression.*sph2pipe -f wav"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path, name, make, message):

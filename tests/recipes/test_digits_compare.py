@@ -9,7 +9,9 @@ from torch.utils.tensorboard import SummaryWriter
 from cald_speech import recipes
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import write_report
-from cald_speech.recipes.digits import compare, grid_figures, summarise
+from cald_speech.recipes import grid_figures, grid_table
+from cald_speech.recipes.digits import compare
+from cald_speech.recipes.grid import Grid, with_stages
 from cald_speech.tasks.wer import score
 from cald_speech.training.run import parse
 from tests.training.miniature import ROOT
@@ -35,17 +37,17 @@ def test_every_cell_is_an_experiment(tmp_path):
 
 def test_a_stage_comes_before_those_that_go_on_from_it(tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(compare, "train_one", lambda name, cell, seed, *folders: trained.append((name, seed)))
+    monkeypatch.setattr(Grid, "train_one", lambda grid, name, seed: trained.append((name, seed)))
     grid = compare.make_cells(200)
-    cells = compare._with_stages(grid, ["target, aligned on all audio", "target"])
+    cells = with_stages(grid, ["target, aligned on all audio", "target"])
     assert list(cells) == ["target", "alignment, all audio", "target, aligned on all audio"]
-    compare.train_all(cells, (0, 1), tmp_path, tmp_path, jobs=3)
+    Grid("x.yaml", cells, (0, 1), tmp_path, tmp_path).train_all(jobs=3)
     assert len(trained) == 6
     for seed in (0, 1):
         assert trained.index(("alignment, all audio", seed)) < trained.index(("target, aligned on all audio", seed))
-    assert compare._with_stages(grid, ()) == grid
+    assert with_stages(grid, ()) == grid
     with pytest.raises(UserError, match=r"--only: expected cells of unguided, target, .*, got tarjet"):
-        compare._with_stages(grid, ["tarjet"])
+        with_stages(grid, ["tarjet"])
 
 
 def test_what_has_ended_is_not_trained_again_and_what_fails_is_named(tmp_path, monkeypatch):
@@ -58,14 +60,15 @@ def test_what_has_ended_is_not_trained_again_and_what_fails_is_named(tmp_path, m
 
     monkeypatch.setattr(recipes.subprocess, "Popen", Failing)
     monkeypatch.setattr(recipes.os, "wait4", lambda *args: (0, 1, None))
-    name, cell = "target, random", compare.make_cells(200)["target, random"]
-    folder = compare.folder_of(tmp_path, name, 2)
+    name, cells = "target, random", compare.make_cells(200)
+    grid = Grid("hparams/digits/grid.yaml", cells, (2,), tmp_path, tmp_path)
+    folder = grid.folder_of(name, 2)
     assert folder.name == "target-random-seed2"
     with pytest.raises(UserError, match=r"target-random-seed2 failed; see .*log\.txt"):
-        compare.train_one(name, cell, 2, tmp_path, tmp_path)
+        grid.train_one(name, 2)
     assert "--initialise=random" in commands[0] and not (folder / "run.json").exists()
     (folder / "run.json").write_text("{}")
-    compare.train_one(name, cell, 2, tmp_path, tmp_path)
+    grid.train_one(name, 2)
     assert len(commands) == 1
 
 
@@ -77,7 +80,7 @@ def test_the_table_and_the_figures(tmp_path, monkeypatch):
             self.clips = (f"1_x_{number % 2}", f"2_x_{number % 2}")
 
     strings = {key: String(i) for i, key in enumerate(references)}
-    monkeypatch.setattr(summarise, "test_strings", lambda: strings)
+    monkeypatch.setattr(compare, "test_strings", lambda: strings)
     about = {"manifest_hash": "0", "normaliser": "none", "model": "m", "decoder": "greedy", "split": "test"}
     write_report(tmp_path / "grid" / "teacher_report", score(references, references), **about)
     with SummaryWriter(str(tmp_path / "teacher" / "tensorboard")) as board:
@@ -93,11 +96,13 @@ def test_the_table_and_the_figures(tmp_path, monkeypatch):
             lines = [{"step": 9, "layer_distance/00": 0.5 * (name == "target")}, {"step": 9, "valid/WER": 20.0}]
             lines += [{"step": 19, "valid/WER": 10.0}]
             (folder / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            students.append(summarise.Student(name, seed, folder, None, 20))
-    rows = summarise.summarise(students, tmp_path / "grid", tmp_path / "teacher", tmp_path)
-    guided, unguided = rows
+            students.append(grid_table.Student(name, seed, folder, None, 20))
+    teachers, by_clip = {"teacher": tmp_path / "teacher"}, compare.errors_by_clip
+    rows = grid_table.summarise(students, tmp_path / "grid", teachers, tmp_path, counts_of=by_clip)
+    teacher, guided, unguided = rows
+    assert teacher["WER %"] == 0 and teacher["minus teacher"] == 0
     assert guided["WER %"] == pytest.approx(np.mean([100 / 12, 200 / 12])) and guided["seeds"] == "8.33 16.67"
-    assert guided["minus teacher"] == pytest.approx(guided["WER %"]) and guided["low"] <= guided["high"]
+    assert guided["minus teacher"] == pytest.approx(guided["WER %"]) and guided["diff low"] <= guided["diff high"]
     assert unguided["spread"] == pytest.approx(100 / 12) and unguided["seconds"] == 10.5 and unguided["peak GiB"] == 2
     assert grid_figures.training_seconds(tmp_path / "teacher") == pytest.approx(60)
     for name in ("table.md", "wer.png", "distances.png"):

@@ -16,9 +16,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 if TYPE_CHECKING:
-    from cald_speech.recipes.digits.summarise import Student
+    from cald_speech.recipes.grid_table import Student
 
-STYLES = ("-", "--")  # ten colours in each
+STYLES = ("-", "--", ":", "-.")  # ten colours in each
 LAST_LOGGED = 5
 
 
@@ -43,7 +43,7 @@ def draw_curves(by_cell: Mapping[str, Sequence["Student"]], path: Path, teacher_
         options: dict[str, Any] = {"color": f"C{number % 10}", "linestyle": STYLES[number // 10], "marker": "."}
         by_steps.plot([first.earlier_steps + step for step in own], rates, label=name, **options)
         by_seconds.plot([earlier + seconds * step / first.steps for step in own], rates, **options)
-    by_steps.set(xlabel="student steps", ylabel="WER % of the validation strings", yscale="log")
+    by_steps.set(xlabel="student steps", ylabel="WER % of the validation set", yscale="log")
     by_seconds.set(xlabel="seconds, the teacher's fine-tuning included where there is one", xscale="log")
     figure.legend(fontsize=8, loc="outside right", title=f"teacher: {teacher:.2f} % (test)")
     _save(figure, path)
