@@ -140,7 +140,8 @@ def test_deeper_model_says_the_same(tmp_path):
 
 
 def test_its_experiments_run(corpora, tmp_path):
-    """The three parts, each on from the model before; the second is stopped after a step and goes on. Then it ships."""
+    """The three parts, each on from the model before; the second is stopped after a step and goes on. A student follows
+    the last, which ships."""
     source = write_model(tmp_path / "deeper", letters=LETTERS)
     for name, until in (("teacher_start", [1]), ("teacher", [1, 2]), ("teacher_end", [1])):
         keys = {"data_folder": corpora, "output_folder": tmp_path / name, "source": source, "max_batch_s": 1.0}
@@ -150,6 +151,10 @@ def test_its_experiments_run(corpora, tmp_path):
             brain = run([*argv, "--noprogressbar"])
             assert brain.optimizer_step == steps
         source = brain.store.folder / "model"
+    keys = {"data_folder": corpora, "output_folder": tmp_path / "student", "teacher": source, "max_batch_s": 1.0}
+    words = [f"--{key}={value}" for key, value in (keys | {"num_steps": 1, "calibrate": 0}).items()]
+    student = run([str(ROOT / "hparams" / "general" / "student.yaml"), *words, "--noprogressbar"])
+    assert set(student.models.conversion.layers).isdisjoint({"attention"}) and student.optimizer_step == 1
     ship(tmp_path / "shipped", [tmp_path / "teacher", tmp_path / "teacher_end"])
     shipped, trained = from_pretrained(tmp_path / "shipped"), from_pretrained(source)
     assert shipped.dtype == torch.float32 and read_facts(tmp_path / "shipped") == read_facts(source)

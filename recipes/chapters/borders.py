@@ -1,0 +1,64 @@
+"""Forced alignment of whole chapters: how far the words' times are from the borders that the corpus itself has.
+
+The text of a chapter is aligned to its recording in one pass, as if nothing were known of its utterances. Then the
+first word of each utterance is held against the first speech in it, the last word against the last, and every word
+against where it stands if its utterance is aligned alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cald_speech.data.audio import SAMPLE_RATE, read_entry
+from cald_speech.data.text import normalise
+from cald_speech.longform import AudioSource
+from cald_speech.longform.recogniser import Recogniser
+from cald_speech.longform.words import Word
+from cald_speech.recipes.digits.word_times import speech_extent
+
+Entries = Mapping[str, Mapping[str, Any]]
+
+
+def border_errors(
+    recogniser: Recogniser, utterances: Entries, normaliser: str = "librispeech"
+) -> dict[str, list[float]]:
+    """Seconds, positive where the alignment is late: "start" and "end" (utterances,), "alone" (words,); and "own"
+    (words,), 1 where a word's middle lies within its utterance.
+
+    Arguments
+    ---------
+    utterances : of one chapter, in the order of reading; segments of one file.
+    """
+    texts = [normalise(entry["text"], normaliser) for entry in utterances.values()]
+    audio = next(iter(utterances.values()))["audio"]
+    words = list(recogniser.align(AudioSource.open(audio), " ".join(texts)))
+    found: dict[str, list[float]] = {"start": [], "end": [], "alone": [], "own": []}
+    place = 0
+    for entry, text in zip(utterances.values(), texts, strict=True):
+        own, place = words[place : place + len(text.split())], place + len(text.split())
+        samples, begin = read_entry(entry), entry["start_s"]
+        first, last = (begin + sample / SAMPLE_RATE for sample in speech_extent(samples))
+        found["start"].append(own[0].start_s - first)
+        found["end"].append(own[-1].end_s - last)
+        found["own"] += [float(begin <= _middle(word) <= begin + entry["duration_s"]) for word in own]
+        alone = recogniser.align(AudioSource.from_samples(samples), text)
+        found["alone"] += [word.start_s - begin - same.start_s for word, same in zip(own, alone, strict=True)]
+    return found
+
+
+def _middle(word: Word) -> float:
+    return (word.start_s + word.end_s) / 2
+
+
+def border_row(model: str, found: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Medians of the absolute errors, in milliseconds.
+
+    Example
+    -------
+    >>> border_row("student", {"start": [0.02, -0.04], "end": [0.0], "alone": [0.0, 0.3, 0.0], "own": [1.0, 1.0, 0.0]})
+    {'model': 'student', 'utterances': 2, 'words': 3, 'start ms': 30.0, 'end ms': 0.0, 'alone ms': 0.0, 'own %': 66.7}
+    """
+    row = {"model": model, "utterances": len(found["start"]), "words": len(found["own"])}
+    row |= {f"{key} ms": round(float(np.median(1_000 * np.abs(found[key]))), 1) for key in ("start", "end", "alone")}
+    return row | {"own %": round(100 * float(np.mean(found["own"])), 1)}
