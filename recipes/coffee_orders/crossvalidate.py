@@ -6,19 +6,17 @@ Stopped and started again, it goes on where it was. Prints a table, and one JSON
 """
 
 import json
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
-import numpy as np
 
 from cald_speech.commands.options import command
 from cald_speech.evaluation.labels import classify_folder
 from cald_speech.evaluation.report import format_table
 from cald_speech.recipes import train_apart
 from cald_speech.recipes.coffee_orders.prepare import NUM_FOLDS, prepare
-from cald_speech.tasks.bootstrap import bootstrap_interval, paired_bootstrap
+from cald_speech.recipes.paired_labels import label_rows
 
 RESULTS = Path("results/coffee")
 MODELS = {"teacher": "teacher.yaml", "target": "student.yaml", "unguided": "student.yaml"}
@@ -38,7 +36,7 @@ def main(data_folder: Path, jobs: int) -> None:
         for fold, test in enumerate(tests):
             folder = RESULTS / f"{name}-fold{fold}"
             found[name] |= classify_folder(folder / "model", test, folder / "test.json")
-    rows = summarise(found)
+    rows = label_rows({name: [of] for name, of in found.items()})
     print(format_table(rows))
     if rows[1]["accuracy %"] < PLUMBING:
         print(f"plumbing: the teacher is below {PLUMBING:.0f} %, so this says nothing about conversion")
@@ -52,25 +50,6 @@ def _train_fold(fold: int, data_folder: Path) -> None:
         words = [f"--data_folder={data_folder}", f"--fold={fold}", f"--output_folder={folder}"]
         words += [] if name == "teacher" else [f"--guidance={name}"]
         train_apart(f"hparams/coffee_orders/{experiment}", folder, words)
-
-
-def summarise(found: dict[str, dict[str, tuple[str, str]]]) -> list[dict]:
-    """A row for the majority class, and for each model with its interval and its difference from the teacher."""
-    ids = sorted(found["teacher"])
-    labels = [found["teacher"][i][0] for i in ids]
-    majority, count = Counter(labels).most_common(1)[0]
-    rows = [{"model": f"majority class ({majority})", "right": count, "of": len(ids)}]
-    rows[0]["accuracy %"] = 100 * count / len(ids)
-    right = {name: np.array([label == guess for label, guess in map(of.get, ids)]) for name, of in found.items()}
-    ones = np.ones(len(ids), int)
-    for name, hits in right.items():
-        rows.append({"model": name, "right": int(hits.sum()), "of": len(ids), "accuracy %": 100 * hits.mean()})
-        rows[-1] |= dict(zip(("low", "high"), bootstrap_interval(hits.astype(int), ones), strict=True))
-        teacher = right["teacher"]
-        rows[-1] |= {"it alone": int((hits & ~teacher).sum()), "teacher alone": int((~hits & teacher).sum())}
-        difference = paired_bootstrap(hits.astype(int), teacher.astype(int), ones)
-        rows[-1] |= dict(zip(("minus teacher", "diff low", "diff high"), difference, strict=True))
-    return rows
 
 
 if __name__ == "__main__":
