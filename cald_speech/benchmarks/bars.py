@@ -27,6 +27,9 @@ DELTA_CASE = Case("gated_delta", batch=4, num_frames=1_500, heads=12, groups=12)
 DELTA_BARS, PER_CHANNEL_BAR = (0.3, 0.4), 1.5  # forward, forward + backward; either, over one decay a head
 GPU_CASE = Case("ssd_bidirectional", 8, 3_000, heads=16, groups=1, dtype=torch.bfloat16, device="cuda", backward=True)
 WIDTH, HEADS = 768, 12
+GPU_DELTA_CASE = replace(GPU_CASE, op="gated_delta", groups=16)
+GPU_CASES = {case.op: case for case in (GPU_CASE, GPU_DELTA_CASE)}
+OVER_TORCH = 0.5  # of the gated delta rule's kernels: slower than that, they are not worth their lines
 RUN_SECONDS = 8.0
 
 
@@ -56,10 +59,14 @@ class Bar:
         return f"{'held' if self.held else 'NOT HELD':9} {figure} ({side} {self.limit:g})  {self.what}"
 
 
-def print_bars(device: str, ops: Sequence[str] = tuple(OPS)) -> list[Bar]:
-    """Print every bar of these ops on this kind of device as it is measured and, last, all as one line of JSON."""
+def print_bars(device: str, ops: Sequence[str] = tuple(OPS), *, dry_run: bool = False) -> list[Bar]:
+    """Print every bar of these ops on this kind of device as it is measured and, last, all as one line of JSON.
+
+    ``dry_run`` takes a GPU's bars on a CPU, at tiny sizes.
+    """
     bars = []
-    for bar in gpu_bars(ops) if torch.device(device).type == "cuda" else cpu_bars(ops):
+    on_gpu = torch.device(device).type == "cuda" or dry_run
+    for bar in gpu_bars(ops, device) if on_gpu else cpu_bars(ops):
         print(bar, flush=True)
         bars.append(bar)
     print(json.dumps([asdict(bar) | {"held": bar.held} for bar in bars]))
@@ -83,21 +90,45 @@ def cpu_bars(ops: Sequence[str]) -> Iterator[Bar]:
     yield layer_training(TEN_MINUTES)
 
 
-def gpu_bars(ops: Sequence[str]) -> Iterator[Bar]:
-    if GPU_CASE.op not in ops:
+def gpu_bars(ops: Sequence[str] = tuple(OPS), device: str = "cuda") -> Iterator[Bar]:
+    """On a CPU the cases are tiny, and their figures say nothing: a trial of what a GPU's time is too dear to try."""
+    tiny = {"batch": 1, "num_frames": 40, "heads": 1, "groups": 1, "dtype": torch.float32, "device": "cpu"}
+    sized = (lambda case: case) if device == "cuda" else (lambda case: replace(case, **tiny))
+    limits = measure_limits(device, [sized(GPU_CASE).dtype])
+    if GPU_CASE.op in ops:
+        for case in (GPU_CASE, replace(GPU_CASE, batch=1, num_frames=HOUR)):
+            yield from against_mamba_ssm(sized(case), limits)
+        yield Bar("seconds of the first forward + backward, nothing compiled yet", first_call_s(sized(GPU_CASE)), 20)
+    if GPU_DELTA_CASE.op not in ops:
         return
-    limits = measure_limits("cuda", [GPU_CASE.dtype])
-    for case in (GPU_CASE, replace(GPU_CASE, batch=1, num_frames=HOUR)):
-        ours, others = ours_and_peers(run_case(case, limits, seconds=3.0))
-        what = f"both directions, {case.batch} x {case.num_frames:,} x {case.width}, forward + backward"
-        theirs = next((row for row in others if row.name == "mamba-ssm"), None)
-        if theirs is None or theirs.timing is None or ours.timing is None:
-            reason = "mamba-ssm is not here" if theirs is None else f"{ours.status}, mamba-ssm: {theirs.status}"
-            yield Bar(f"{what}, over two passes of mamba-ssm", None, 1 / 1.5, reason=reason)
-        else:
-            yield Bar(f"{what}, over two passes of mamba-ssm", ours.ratios[theirs.name], 1 / 1.5)
-        yield Bar(f"{what}, of the limit", ours.of_limit, 0.5, at_most=False, reason=ours.status)
-    yield Bar("seconds of the first forward + backward, nothing compiled yet", first_call_s(), 20)
+    for op in ("gated_delta", "gated_delta_per_channel"):
+        for backward in (False, True):
+            yield from over_torch(sized(replace(GPU_DELTA_CASE, op=op, backward=backward)), limits)
+    what = "seconds of the gated delta rule's first forward + backward, nothing compiled yet"
+    yield Bar(what, first_call_s(sized(GPU_DELTA_CASE)), 20)
+
+
+def against_mamba_ssm(case: Case, limits: Limits) -> Iterator[Bar]:
+    ours, others = ours_and_peers(run_case(case, limits, seconds=3.0))
+    what = f"both directions, {case.batch} x {case.num_frames:,} x {case.width}, forward + backward"
+    theirs = next((row for row in others if row.name == "mamba-ssm"), None)
+    if theirs is None or theirs.timing is None or ours.timing is None:
+        reason = "mamba-ssm is not here" if theirs is None else f"{ours.status}, mamba-ssm: {theirs.status}"
+        yield Bar(f"{what}, over two passes of mamba-ssm", None, 1 / 1.5, reason=reason)
+    else:
+        yield Bar(f"{what}, over two passes of mamba-ssm", ours.ratios[theirs.name], 1 / 1.5)
+    yield Bar(f"{what}, of the limit", ours.of_limit, 0.5, at_most=False, reason=ours.status)
+
+
+def over_torch(case: Case, limits: Limits) -> Iterator[Bar]:
+    """The backend that ``auto`` takes over the one made of torch's own matrix products, by their medians."""
+    rows = run_case(case, limits, seconds=1.5, peers=False)
+    ours, _ = ours_and_peers(rows)
+    theirs = next(row for row in rows if row.name == "torch")
+    what = f"{case.op}, {case.direction}, {case.batch} x {case.num_frames:,} x {case.width}"
+    timed = ours.timing is not None and theirs.timing is not None
+    ratio = ours.timing.ratio_to(theirs.timing) if timed else None
+    yield Bar(f"{what}, over torch", ratio, OVER_TORCH, reason=f"{ours.status}, torch: {theirs.status}")
 
 
 def against_transformers(case: Case, limits: Limits, bar: float) -> Iterator[Bar]:
@@ -211,17 +242,23 @@ def projections(layer: Bidirectional) -> list[nn.Linear]:
     return plain
 
 
-def first_call_s() -> float:
+def first_call_s(case: Case) -> float:
     """Seconds of :func:`first_call` in a process of its own, which finds none of Triton's compiled kernels."""
-    command = [sys.executable, "-c", "from cald_speech.benchmarks.bars import first_call; print(first_call())"]
+    if case.device == "cpu":
+        return first_call(case)
+    call = f"from cald_speech.benchmarks import bars; print(bars.first_call(bars.GPU_CASES[{case.op!r}]))"
     with tempfile.TemporaryDirectory() as empty:
         done = subprocess.run(
-            command, env=os.environ | {"TRITON_CACHE_DIR": empty}, stdout=subprocess.PIPE, text=True, check=True
+            [sys.executable, "-c", call],
+            env=os.environ | {"TRITON_CACHE_DIR": empty},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
     return float(done.stdout.splitlines()[-1])
 
 
-def first_call() -> float:
+def first_call(case: Case) -> float:
     """Seconds of the first forward and backward pass in this process, once the device itself is up."""
-    inputs = make_inputs(GPU_CASE)
-    return seconds_of(step(OPS[GPU_CASE.op].function, inputs, backward=True), device=GPU_CASE.device)
+    inputs = make_inputs(case)
+    return seconds_of(step(OPS[case.op].function, inputs, backward=True), device=case.device)

@@ -10,7 +10,6 @@ out. Prints a table, and one JSON line last; draws time and memory, log-log, wit
 
 import argparse
 import json
-import math
 import os
 import platform
 import subprocess
@@ -18,7 +17,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ import matplotlib.pyplot as plt
 import torch
 from transformers import PretrainedConfig
 
+from cald_speech.benchmarks.stopwatch import crossover
 from cald_speech.conversion import LayerMap, convert, from_pretrained
 from cald_speech.data.audio import SAMPLE_RATE, write_audio
 from cald_speech.data.joining import recordings
@@ -42,7 +41,6 @@ from cald_speech.shipped import experiment_file
 from cald_speech.tasks.wer import score
 
 PAUSE_S = (0.3, 1.0)
-Line = Sequence[tuple[float, float]]
 
 
 @dataclass(eq=False)  # hashed by identity, for its caches
@@ -155,26 +153,6 @@ def print_row(row: Mapping[str, Any]) -> None:
         cells += [f"{row['seconds']:9.2f} s", f"{row['real-time factor']:8.4f}", f"{row['peak GiB']:6.2f} GiB"]
         cells += [f"{row['WER %']:6.2f} %"] if "WER %" in row else []
     print(" | ".join(cells), flush=True)
-
-
-def crossover(a: Line, b: Line) -> tuple[float, float] | None:
-    """Where two lines through (duration, value) points cross on logarithmic axes; None where they do not.
-
-    Example
-    -------
-    >>> x, y = crossover([(1, 1.0), (100, 100.0)], [(1, 10.0), (100, 10.0)])
-    >>> round(x), round(y)
-    (10, 10)
-    """
-    first, second = dict(a), dict(b)
-    shared = sorted(first.keys() & second.keys())
-    for left, right in pairwise(shared):
-        apart = [math.log(first[x] / second[x]) for x in (left, right)]
-        if apart[0] * apart[1] < 0:
-            along = apart[0] / (apart[0] - apart[1])
-            mix = lambda p, q: math.exp((1 - along) * math.log(p) + along * math.log(q))  # noqa: B023, E731
-            return mix(left, right), mix(first[left], first[right])
-    return None
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:

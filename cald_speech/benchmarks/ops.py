@@ -41,7 +41,7 @@ MEMORY = {"cpu": "resident, in a process of its own", "cuda": "as the allocator 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.bars:
-        print_bars(options.device, options.ops)
+        print_bars(options.device, options.ops, dry_run=options.dry_run)
         return 0
     limits = measure_limits(options.device, [DTYPES[name] for name in options.dtypes])
     print(header(options.device))
@@ -80,6 +80,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--longest", type=float, default=5.0, help="seconds of a call, beyond which it is left out")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no case is begun")
     parser.add_argument("--bars", action="store_true", help="the project's bars for --ops, each held or not")
+    parser.add_argument("--dry-run", action="store_true", help="with --bars and a CPU: a GPU's bars at tiny sizes")
     parser.add_argument("--must-show", "--must_show", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.must_show:

@@ -15,6 +15,7 @@ arithmetic than the recurrence to have it in matrix products.
 """
 
 import ctypes
+import math
 import multiprocessing
 import re
 import resource
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median, quantiles
@@ -38,6 +40,7 @@ SHARE = 0.8
 # Larger than any cache, and matrices large enough for the full rate.
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 MATRIX_SIZE = {"cpu": 1536, "cuda": 8192}
+Line = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,26 @@ def measure_in_turns(
         for name in reversed(calls) if turn % 2 else calls:
             seconds[name].append(seconds_of(calls[name], device=device))
     return {name: Timing(tuple(times)) for name, times in seconds.items()}
+
+
+def crossover(a: Line, b: Line) -> tuple[float, float] | None:
+    """Where two lines through (duration, value) points cross on logarithmic axes; None where they do not.
+
+    Example
+    -------
+    >>> x, y = crossover([(1, 1.0), (100, 100.0)], [(1, 10.0), (100, 10.0)])
+    >>> round(x), round(y)
+    (10, 10)
+    """
+    first, second = dict(a), dict(b)
+    shared = sorted(first.keys() & second.keys())
+    for left, right in pairwise(shared):
+        apart = [math.log(first[x] / second[x]) for x in (left, right)]
+        if apart[0] * apart[1] < 0:
+            along = apart[0] / (apart[0] - apart[1])
+            mix = lambda p, q: math.exp((1 - along) * math.log(p) + along * math.log(q))  # noqa: B023, E731
+            return mix(left, right), mix(first[left], first[right])
+    return None
 
 
 def seconds_of(call: Callable[[], object], *, device: str = "cpu") -> float:

@@ -5,7 +5,7 @@ batches: then one process, two ranks and a bigger batch give the same gradient a
 together is in cald_speech/training/objective.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -212,6 +212,12 @@ class LossForm:
         if self.layer_weights is not None and len(self.layer_weights) != expected:
             got = len(self.layer_weights)
             raise ValueError(f"layer_weights: expected {expected} weights, one for each compared state, got {got}")
+
+    def compared(self, states: Sequence[Tensor], final_norm: Callable[[Tensor], Tensor]) -> Sequence[Tensor]:
+        """Of a model's states, layer by layer, those that are compared, each as it is compared."""
+        if not self.last:
+            return states[:-1]
+        return [*states[:-1], final_norm(states[-1])] if self.final_norm_on_last else states
 
     def distances(self, student: Sequence[Tensor], teacher: Sequence[Tensor], lengths: Tensor | None) -> Tensor:
         """(L,) distances of the compared states, summed over frames."""

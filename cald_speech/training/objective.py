@@ -143,13 +143,11 @@ class Objective:
     # --- distances --------------------------------------------------------------------------------------------------
 
     def _layer_distances(self, student: list[Tensor], teacher: list[Tensor], lengths: Tensor | None) -> Tensor:
-        form = self.form
-        if not form.last:
-            student, teacher = student[:-1], teacher[:-1]
-        elif form.final_norm_on_last:
-            student = [*student[:-1], self.family.final_norm(self.student)(student[-1])]
-            teacher = [*teacher[:-1], self.family.final_norm(self.teacher)(teacher[-1])]
-        return form.distances(student, teacher, lengths)
+        student, teacher = self._as_compared(self.student, student), self._as_compared(self.teacher, teacher)
+        return self.form.distances(student, teacher, lengths)
+
+    def _as_compared(self, model: PreTrainedModel, states: list[Tensor]) -> Sequence[Tensor]:
+        return self.form.compared(states, lambda last: self.family.final_norm(model)(last))
 
     def _divergence(self, student: Tensor, teacher: Tensor, lengths: Tensor | None) -> Tensor:
         if not self.task.framewise:
