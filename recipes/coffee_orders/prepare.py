@@ -14,6 +14,8 @@ from cald_speech.data.manifests import write_manifest
 from cald_speech.errors import UserError
 
 SLOT = "coffeeDrink"
+SLOTS = (SLOT, "size", "numberOfShots", "roast", "milkAmount", "sugarAmount")  # as in slots_teacher.yaml
+NONE = "none"
 NUM_FOLDS = 5
 PLACES = (("labels.json", "flac"), ("data/label/label.json", "data/speech/clean"))  # of labels, and of audio
 _WAY_OUT = (
@@ -22,8 +24,11 @@ _WAY_OUT = (
 )
 
 
-def prepare(data_folder: Path, output_folder: Path, *, fold: int = 0) -> dict[str, Path]:
+def prepare(data_folder: Path, output_folder: Path, *, fold: int = 0, slots: bool = False) -> dict[str, Path]:
     """Write output_folder/manifests/{train,valid,test}-<fold>.json: test is the fold, valid the next, train the rest.
+
+    The text is the drink; with `slots` the values of all `SLOTS`, each one word ("latte twelve_ounce none ..."), and
+    the names end in -slots.
 
     A file's fold is a hash of its name, so that it stays where it is whatever else there is.
 
@@ -35,7 +40,11 @@ def prepare(data_folder: Path, output_folder: Path, *, fold: int = 0) -> dict[st
     labels_file, audio = _places(data_folder)
     try:
         labels = json.loads(read_text(labels_file, "the labels"))
-        orders = {name: str(entry["slots"][SLOT]) for name, entry in labels.items() if SLOT in entry["slots"]}
+        orders = {
+            name: values_of(entry["slots"]) if slots else str(entry["slots"][SLOT])
+            for name, entry in labels.items()
+            if SLOT in entry["slots"]
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{labels_file}: expected {{file: {{slots: ...}}}} in JSON, but {error!r}. {_WAY_OUT}"
@@ -47,16 +56,40 @@ def prepare(data_folder: Path, output_folder: Path, *, fold: int = 0) -> dict[st
             f"{missing[0]}. {_WAY_OUT}"
         )
     sets: dict[str, dict] = {"train": {}, "valid": {}, "test": {}}
-    for name, drink in sorted(orders.items()):
+    for name, text in sorted(orders.items()):
         path = audio / name
         num_samples, rate = audio_info(path)
         offset = (fold_of(name) - fold) % NUM_FOLDS
         which = {0: "test", 1: "valid"}.get(offset, "train")
-        sets[which][Path(name).stem] = {"audio": path, "duration_s": num_samples / rate, "text": drink}
-    manifests = {which: Path(output_folder) / "manifests" / f"{which}-{fold}.json" for which in sets}
+        sets[which][Path(name).stem] = {"audio": path, "duration_s": num_samples / rate, "text": text}
+    ending = f"{fold}-slots" if slots else f"{fold}"
+    manifests = {which: Path(output_folder) / "manifests" / f"{which}-{ending}.json" for which in sets}
     for which, path in manifests.items():
         write_manifest(path, sets[which])
     return manifests
+
+
+def values_of(slots: dict[str, str]) -> str:
+    """One word for each of `SLOTS`, in their order.
+
+    Example
+    -------
+    >>> values_of({"coffeeDrink": "iced coffee", "milkAmount": " skim milk"})
+    'iced_coffee none none none skim_milk none'
+    """
+    return " ".join("_".join(str(slots.get(slot, NONE)).split()) for slot in SLOTS)
+
+
+def entities_of(text: str) -> list[tuple[str, str]]:
+    """The slots that an order fills, (name, value), of such a text.
+
+    Example
+    -------
+    >>> entities_of("iced_coffee none none none skim_milk none")
+    [('coffeeDrink', 'iced coffee'), ('milkAmount', 'skim milk')]
+    """
+    values = zip(SLOTS, text.split(" "), strict=True)
+    return [(slot, value.replace("_", " ")) for slot, value in values if value != NONE]
 
 
 def _places(data_folder: Path) -> tuple[Path, Path]:

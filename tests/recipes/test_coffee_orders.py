@@ -35,7 +35,8 @@ def orders(tmp_path_factory):
     entries = {}
     for number in range(30):
         drink = number % len(DRINKS)
-        entries[f"{number}.flac"] = {"intent": "orderDrink", "slots": {"coffeeDrink": DRINKS[drink], "size": "large"}}
+        slots = {"coffeeDrink": DRINKS[drink], "size": "large"} | ({"milkAmount": " skim milk"} if number % 2 else {})
+        entries[f"{number}.flac"] = {"intent": "orderDrink", "slots": slots}
         tone = 0.3 * torch.sin(torch.arange(SAMPLE_RATE // 2 + 400 * number) * 0.05 * (drink + 1))
         write_audio(folder / "flac" / f"{number}.flac", tone)
     entries["tea.flac"] = {"intent": "orderTea", "slots": {}}
@@ -92,15 +93,45 @@ def test_what_is_missing_is_named(orders, tmp_path):
         recipe.prepare(tmp_path, tmp_path)
 
 
-def test_every_fold_is_an_experiment(monkeypatch):
+@pytest.mark.parametrize("slots", [False, True], ids=["drink", "slots"])
+def test_every_fold_is_an_experiment(slots, tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(crossvalidate, "train_apart", lambda *arguments: started.append(arguments))
-    crossvalidate._train_fold(2, Path("x"))
+    crossvalidate.train_fold(2, Path("x"), tmp_path, "some/encoder", slots)
     assert len(started) == len(crossvalidate.MODELS)
     for (experiment, folder, words), name in zip(started, crossvalidate.MODELS, strict=True):
         settings, _ = parse([experiment, *words])
-        assert settings.output_folder == str(folder) and settings.corpus == {"fold": 2}
+        assert settings.output_folder == str(folder) and settings.corpus == {"fold": 2} | (
+            {"slots": True} if slots else {}
+        )
         assert settings.teacher == (None if name == "teacher" else str(started[0][1] / "model"))
+        assert settings.source == ("some/encoder" if name == "teacher" else None)
+        assert type(settings.task).__name__ == ("Intent" if slots else "Classification")
+
+
+def test_slots_are_told_and_scored(orders, tmp_path):
+    """A teacher and a student of all slots; what they say of the test fold becomes entities."""
+    common = SMALL | {"data_folder": str(orders), "prepare_folder": str(tmp_path / "data")}
+    encoder = write_model(tmp_path / "encoder", head="base")
+    keys = {"source": str(encoder), "output_folder": str(tmp_path / "teacher")}
+    start("coffee_orders/slots_teacher", common | keys)
+    keys = {"teacher": str(tmp_path / "teacher" / "model"), "output_folder": str(tmp_path / "student")}
+    student = start("coffee_orders/slots_student", common | keys)
+    manifest = tmp_path / "data" / "manifests" / "test-0-slots.json"
+    found = classify_folder(student.store.folder / "model", manifest, tmp_path / "report.json")
+    said = {label for label, _ in found.values()}
+    assert any(recipe.entities_of(text)[1:] == [("size", "large"), ("milkAmount", "skim milk")] for text in said)
+    perfect = crossvalidate.entity_rows({"teacher": {key: (label, label) for key, (label, _) in found.items()}})
+    assert perfect[0] | {"model": ""} == {"model": ""} | dict.fromkeys(
+        ("word F1 %", "char F1 %", "SLU-F1 %", "low", "high"), 100.0
+    )
+
+
+def test_every_value_of_the_corpus_is_an_output(speech_of, tmp_path):
+    settings, _ = parse([str(ROOT / "hparams/coffee_orders/slots_teacher.yaml"), "--data_folder=x"])
+    assert tuple(settings.task.groups.groups) == recipe.SLOTS
+    for path in recipe.prepare(speech_of("coffee_orders"), tmp_path, slots=True).values():
+        settings.task.groups.check(path, read_manifest(path), "the task")
 
 
 def test_the_benchmarks_own_layout(orders, tmp_path):
