@@ -3,8 +3,12 @@
 An entity is (type, filler). A type that was found counts as found, and how far its filler is from the true one counts
 as a false positive and as a false negative, once by words (edits over the words of the true filler) and once by
 characters (edits over those of the longer one). SLU-F1 is the F1 of both counts summed.
+
+A CTC model spells entities out among the words, "WAKE ME AT [TIME NINE AM]": `entities_in` reads them, `plain_words`
+what is left for a WER.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +17,30 @@ import numpy as np
 
 Entities = Sequence[tuple[str, str]]
 Distance = Callable[[str, str], float]
+_ENTITY = re.compile(r"\[(\S+)([^\[\]]*)\]")
+
+
+def entities_in(text: str) -> list[tuple[str, str]]:
+    """The entities of a text that are whole: an opening bracket, a type, words, a closing bracket.
+
+    Example
+    -------
+    >>> entities_in("WAKE ME AT [TIME NINE AM] ON [DATE")
+    [('TIME', 'NINE AM')]
+    """
+    found = [(kind, " ".join(filler.split())) for kind, filler in _ENTITY.findall(text)]
+    return [(kind, filler) for kind, filler in found if filler]
+
+
+def plain_words(text: str) -> str:
+    """A text without brackets and types.
+
+    Example
+    -------
+    >>> plain_words("WAKE ME AT [TIME NINE AM] ON [DATE")
+    'WAKE ME AT NINE AM ON'
+    """
+    return " ".join(re.sub(r"\[\S*|\]", " ", text).split())
 
 
 def word_distance(true: str, found: str) -> float:

@@ -3,6 +3,8 @@
 python recipes/slurp/evaluate.py results/slurp/hybrid/model --data_folder data/slurp
 python recipes/slurp/evaluate.py results/slurp/joint-target/model --data_folder data/slurp --joint
 
+With --entities too, of a model that spells them out (corpus: {joint: True, entities: True}), SLU-F1 as SLURP scores it.
+
 It writes <set>.json (each recording's labels and guess), with --joint <set>-joint.json and .jsonl (the words), prints a
 table and, as its last line, the summary as JSON. An intent is right if scenario and action are; "mean %" is the mean of
 the two accuracies, which the paper's published code prints. The 95 % intervals of intents draw whole sentences, since a
@@ -24,6 +26,7 @@ from cald_speech.evaluation.labels import classify_folder, group_names, summaris
 from cald_speech.evaluation.recognition import evaluate
 from cald_speech.evaluation.report import format_table, write_report
 from cald_speech.families.hub import load_processor
+from cald_speech.recipes.slurp.entities import entities_in, plain_words, slu_f1
 from cald_speech.recipes.slurp.prepare import prepare
 from cald_speech.tasks.wer import score
 
@@ -33,6 +36,7 @@ from cald_speech.tasks.wer import score
 @click.option("--data_folder", type=Path, default="data/slurp", show_default=True)
 @click.option("--split", type=click.Choice(["valid", "test"]), default="test", show_default=True)
 @click.option("--joint", is_flag=True, help="FOLDER spells out intent and words, as of hparams/slurp/joint.yaml.")
+@click.option("--entities", is_flag=True, help="With --joint: FOLDER spells out entities too, [TIME NINE AM].")
 @options.evaluation_folder()
 @options.normaliser()
 @click.option("--drop_bad_audio", is_flag=True, help="Leave out recordings that cannot be read.")
@@ -43,6 +47,7 @@ def main(
     data_folder: Path,
     split: str,
     joint: bool,
+    entities: bool,
     output_folder: Path,
     normaliser: str,
     drop_bad_audio: bool,
@@ -50,16 +55,18 @@ def main(
 ) -> None:
     """Evaluate FOLDER, a model folder or a hub id."""
     options.refuse_idle(normaliser=(joint, "--joint: without words there is nothing to write"))
-    corpus = {"joint": joint, "drop_bad_audio": drop_bad_audio, "sets": [split]}
+    corpus = {"joint": joint, "entities": entities, "drop_bad_audio": drop_bad_audio, "sets": [split]}
     manifest = prepare(data_folder, output_folder, **corpus)[split]
-    how |= {"normaliser": normaliser} if joint else {}
+    how |= {"normaliser": normaliser, "entities": entities} if joint else {}
     summary = (read_out if joint else classify)(folder, manifest, output_folder, **how)
     intent = summary["intent"]
     low, high = intent["interval"] or (None, None)
     row = {"split": summary["split"], "intent %": intent["accuracy"], "low": low, "high": high}
     row |= {f"{name} %": accuracy for name, accuracy in intent.get("groups", {}).items()}
     row |= {"mean %": intent["mean_of_groups"]}
-    click.echo(format_table([row | ({"WER %": summary["wer"]} if joint else {})]))
+    row |= {"WER %": summary["wer"]} if joint else {}
+    row |= {"SLU-F1 %": summary["entities"]["SLU-F1 %"]} if entities else {}
+    click.echo(format_table([row]))
     click.echo(json.dumps(summary))
 
 
@@ -71,16 +78,27 @@ def classify(folder: str, manifest: Path, output_folder: Path, **how) -> dict[st
 
 
 def read_out(
-    folder: str, manifest: Path, output_folder: Path, *, normaliser: str, max_batch_s: float, device: str
+    folder: str,
+    manifest: Path,
+    output_folder: Path,
+    *,
+    normaliser: str,
+    entities: bool,
+    max_batch_s: float,
+    device: str,
 ) -> dict[str, Any]:
-    """The summary of a CTC model: the first two words are the intent, the WER is that of the others."""
+    """The summary of a CTC model: the first two words are the intent, the WER is that of the others' words."""
     model, processor = from_pretrained(folder, head="ctc", device=device), load_processor(folder)
     dataset = make_dataset(manifest, processor, normaliser=normaliser, unknown="drop")
     how = {"normaliser": normaliser, "max_batch_s": max_batch_s, "progress": False}
     read = evaluate(model, processor, dataset, **how).utterances
     pairs = {u.id: (u.reference.split(), u.hypothesis.split()) for u in read}
     found = {key: tuple(" ".join(words[:2]) for words in pair) for key, pair in pairs.items()}
-    references, hypotheses = ({key: " ".join(pair[i][2:]) for key, pair in pairs.items()} for i in range(2))
+    said = [{key: " ".join(pair[i][2:]) for key, pair in pairs.items()} for i in range(2)]
+    extra = {"intent": _intent(folder, manifest, found, ["scenario", "action"])}
+    if entities:
+        extra["entities"] = slu_f1({key: tuple(entities_in(texts[key]) for texts in said) for key in pairs})
+    references, hypotheses = ({key: plain_words(text) for key, text in texts.items()} for texts in said)
     summary = write_report(
         output_folder,
         score(references, hypotheses, durations_s={u.id: u.duration_s for u in read}),
@@ -89,7 +107,7 @@ def read_out(
         model=folder,
         decoder="greedy",
         split=manifest.stem,
-        extra={"intent": _intent(folder, manifest, found, ["scenario", "action"])},
+        extra=extra,
     )
     add_result(Path(folder), manifest.stem, summary)
     return summary

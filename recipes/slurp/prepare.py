@@ -6,6 +6,7 @@ action and the files of its recordings, which lie in {slurp_real,slurp_synth}/, 
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 OFFICIAL_COUNTS = {"train": 50_628, "train_synthetic": 69_253, "devel": 8_690, "test": 13_078}
 FILES = {"train": ["train", "train_synthetic"], "valid": ["devel"], "test": ["test"]}
 AUDIO_FOLDERS = ("slurp_real", "slurp_synth", "audio/slurp_real", "audio/slurp_synth")
+_MARKED = re.compile(r"\[\s*(\w+)\s*:\s*([^\[\]]*?)\s*\]")
 _WAY_OUT = (
     "The sentences are in github.com/pswietojanski/slurp, the audio (slurp_real.tar.gz, slurp_synth.tar.gz) in "
     "https://zenodo.org/record/4274930, and scripts/download_audio.sh gets it: pass the repository as --data_folder"
@@ -33,6 +35,7 @@ def prepare(
     *,
     synthetic: bool = True,
     joint: bool = False,
+    entities: bool = False,
     drop_bad_audio: bool = False,
     sets: Sequence[str] = tuple(FILES),
 ) -> dict[str, Path]:
@@ -40,10 +43,13 @@ def prepare(
 
     synthetic : the synthesised half of the training set too, as in the published results; without it the name ends in
         -real. joint : texts are "SCENARIO ACTION THE SENTENCE", for CTC, and not "scenario action".
+    entities : joint texts say the sentence's entities too, "... AT [TIME NINE AM]", and the name ends in -entities.
     drop_bad_audio : leave out files that are cut off or shorter than a frame, with a warning, and go on.
 
     Raises: UserError, naming what is missing or malformed: the folder, a file and its line, audio.
     """
+    if entities and not joint:
+        raise UserError("entities: expected joint: True beside it, for a class has no place for an entity's words.")
     root = Path(data_folder).absolute()
     if not (root / "dataset" / "slurp").is_dir():
         raise UserError(f"expected SLURP's sentences in {root / 'dataset' / 'slurp'}, but it is not there. {_WAY_OUT}.")
@@ -58,11 +64,13 @@ def prepare(
         missing = [file for file in recordings if file not in audio]
         expected = f"{len(recordings)} recordings in {' and '.join(AUDIO_FOLDERS[:2])} of {root}"
         refuse(name, expected, "missing", missing, f"{_WAY_OUT}.")
+        kind = "-entities" if entities else "-joint" if joint else ""
         real = "-real" if name == "train" and not synthetic else ""
-        manifests[name] = Path(output_folder) / "manifests" / f"{name}{real}{'-joint' if joint else ''}.json"
+        manifests[name] = Path(output_folder) / "manifests" / f"{name}{real}{kind}.json"
         chosen = {audio[file]: sentence for file, sentence in recordings.items()}
-        make = partial(_entries, name, chosen, joint=joint, drop_bad_audio=drop_bad_audio)
+        make = partial(_entries, name, chosen, joint=joint, entities=entities, drop_bad_audio=drop_bad_audio)
         settings = {"synthetic": synthetic, "joint": joint, "drop_bad_audio": drop_bad_audio, "counts_characters": True}
+        settings |= {"entities": True} if entities else {}
         prepare_once(manifests[name], [*files, *chosen], make, **settings)
     return manifests
 
@@ -90,6 +98,7 @@ def _sentences(path: Path) -> Iterator[dict]:
             row = json.loads(line)
             files = [recording["file"] for recording in row["recordings"]]
             sentence = {key: str(row[key]).strip() for key in ("slurp_id", "scenario", "action", "sentence")}
+            sentence |= {"annotation": row.get("sentence_annotation"), "place": f"{path}, line {number}"}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"
         else:
@@ -104,7 +113,9 @@ def _sentences(path: Path) -> Iterator[dict]:
         )
 
 
-def _entries(name: str, recordings: Mapping[Path, dict], *, joint: bool, drop_bad_audio: bool) -> dict[str, dict]:
+def _entries(
+    name: str, recordings: Mapping[Path, dict], *, joint: bool, entities: bool, drop_bad_audio: bool
+) -> dict[str, dict]:
     durations, faults = durations_s(recordings)
     cut_off = [path for path in durations if ends_early(path)]
     faults += [f"{path}: the audio is cut off" for path in cut_off]
@@ -115,12 +126,28 @@ def _entries(name: str, recordings: Mapping[Path, dict], *, joint: bool, drop_ba
     for path in durations.keys() - set(cut_off):
         sentence = recordings[path]
         labels = f"{sentence['scenario']} {sentence['action']}"
-        text = f"{labels} {spell_out(sentence['sentence'])}".strip().upper() if joint else labels
+        words = _spell_out_entities(sentence) if entities else spell_out(sentence["sentence"])
+        text = f"{labels} {words}".strip().upper() if joint else labels
         entry = {"audio": path, "duration_s": durations[path], "text": text, "slurp_id": sentence["slurp_id"]}
         # What CALD's code divides an intent's loss by.
         entry |= {} if joint else {"num_characters": len(sentence["sentence"])}
         entries[path.stem] = entry
     return entries
+
+
+def _spell_out_entities(sentence: Mapping[str, str]) -> str:
+    """The annotated sentence, "wake me at [time : nine am]", in the characters of joint texts and brackets."""
+    annotation = sentence["annotation"]
+    if not isinstance(annotation, str):
+        raise UserError(
+            f"{sentence['place']}: expected the sentence with its entities as sentence_annotation, such as 'wake me at "
+            f"[time : nine am]', got {annotation!r}. {_WAY_OUT}."
+        )
+    parts = _MARKED.split(annotation)  # words, type, filler, words, ...
+    spelled = [spell_out(parts[0])]
+    for kind, filler, after in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        spelled += [f"[{kind.upper()} {spell_out(filler)}]", spell_out(after)]
+    return " ".join(" ".join(spelled).split())
 
 
 def spell_out(sentence: str) -> str:

@@ -142,7 +142,7 @@ def test_borders_are_found_where_the_words_are_put(corpus, tmp_path):
     """An aligner that puts every word on 100 ms, one second apart, from 10 ms late on."""
 
     class Aligner:
-        def align(self, source, text):
+        def align(self, source, text, **options):
             number = len(text.split())
             late = 0.01 if number == len(all_words) else 0.0
             return [Word(word, place + late, place + late + 0.1, 1.0, ()) for place, word in enumerate(text.split())]
