@@ -33,6 +33,7 @@ FLOORS = {
     "evaluation": 6,
     "benchmarks": 6,
     "training": 7,
+    "serving": 7,
     "commands": 8,
     "recipes": 8,
 }
@@ -47,6 +48,7 @@ THIRD_PARTY = {
     "training": {"tensorboard"},
     "evaluation": {"matplotlib", "lm_eval"},
     "benchmarks": {"matplotlib", "fla", "causal_conv1d"},
+    "serving": {"fastapi", "starlette", "uvicorn", "python_multipart"},
     "commands": {"click"},
 }
 INSIDE_A_FUNCTION = {
@@ -54,6 +56,7 @@ INSIDE_A_FUNCTION = {
     "data": {"datasets", "pyarrow", "lhotse"},  # of the extras `data` and `lhotse`
     "evaluation": {"lm_eval"},  # of the extra `text`
     "benchmarks": {"fla", "causal_conv1d"},  # peers, where they are installed
+    "serving": {"fastapi", "starlette", "uvicorn", "python_multipart"},  # of the extra `serve`
 }
 BACKEND_FOLDERS = {"triton"}  # a backend's package: only in the folders of ops/ that are named after it
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))

@@ -29,6 +29,7 @@ JOBS: Mapping[str, Mapping[str, Job]] = {
         "transcribe": Job(f"{_HERE}.transcribe:transcribe", "Transcribe audio of any length, in one exact pass."),
         "align": Job(f"{_HERE}.transcribe:align", "Find when the words of a known text are said."),
         "stream": Job(f"{_HERE}.stream:stream", "Write words while the audio arrives."),
+        "serve": Job(f"{_HERE}.serve:serve", "Serve a model: OpenAI's transcriptions, live words, a page."),
     },
     "Measure a model": {
         "evaluate": Job(f"{_HERE}.evaluate:evaluate", "WER and CER on the utterances of a manifest."),

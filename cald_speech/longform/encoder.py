@@ -75,7 +75,8 @@ def encode_long(
     storage : a folder for the buffers, as files mapped into memory; None keeps them in memory on the model's device.
         The files have no names and are gone when the result is, or the program.
     do_normalize : as in the model's feature extractor: True brings the audio to mean 0 and variance 1.
-    progress : called again and again with the fraction done, from 0 to 1.
+    progress : called after every block of every stage with the fraction done, from 0 to 1. What it raises ends the
+        work.
 
     Returns
     -------
@@ -136,7 +137,7 @@ def stream_logits(
     [(0, (512, 32)), (512, (487, 32))]
     """
     family_of(model).head(model)  # before the work: a model without a head ends here
-    return _logits(*_encode(model, source, chunk_s, dtype, storage, do_normalize, progress))
+    return _logits(*_encode(model, source, chunk_s, dtype, storage, do_normalize, progress), progress)
 
 
 def predicted_peak_bytes(
@@ -174,13 +175,19 @@ def predicted_peak_bytes(
 
 
 def _logits(
-    model: PreTrainedModel, family: SpeechFamily, frames: Frames, num_frames: int
+    model: PreTrainedModel,
+    family: SpeechFamily,
+    frames: Frames,
+    num_frames: int,
+    progress: Callable[[float], None] | None,
 ) -> Iterator[tuple[int, Tensor]]:
     head, norm, squeeze = family.head(model), family.final_norm(model), family.front_end(model).squeeze
     for block in frames.blocks():
         with torch.no_grad():
             logits = head(norm(frames.read(frames.x, block)))[0]
         yield block.start * squeeze, logits.float().cpu()
+        if progress is not None:
+            progress(1.0)
     start = frames.num_frames * squeeze
     if num_frames > start:
         with torch.no_grad():
@@ -204,7 +211,7 @@ def _encode(
     family = family_of(model, SpeechFamily)
     family.context(model).forget()
     front, layers = family.front_end(model), family.layers(model)
-    statistics = measure(source, front, normalise=do_normalize)
+    statistics = measure(source, front, normalise=do_normalize, progress=progress)
     num_frames, width = front.num_frames(statistics.num_samples), family.base(model).config.hidden_size
     sizes = BlockSizes.of(model.device, front, chunk_s)
     done = Progress(progress, num_frames * FRONT_END_IN_LAYERS + num_frames // front.squeeze * len(layers))
@@ -214,7 +221,7 @@ def _encode(
         buffers.reserve(num_frames, width + -(-sum(spare) // front.squeeze))
         frames = Frames(num_frames, width, spare, sizes.layers, buffers, model.device, front.squeeze)
         fill(frames, front, source, statistics, sizes.convolutions, lambda n: done(FRONT_END_IN_LAYERS * n))
-        add_positions(frames, front, sizes.positions)
+        add_positions(frames, front, sizes.positions, done)
         for layer in layers:
             run_layer(model, family, layer, frames, done)
     return model, family, frames, num_frames

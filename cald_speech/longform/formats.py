@@ -35,16 +35,22 @@ def cues(words: Iterable[Word]) -> Iterator[Cue]:
     >>> [cue.lines for cue in cues([Word("ONE", 0.0, 0.5, 1.0, ()), Word("TWO", 0.6, 0.9, 1.0, ())])]
     [('ONE TWO',)]
     """
+    for group in cue_groups(words):
+        yield Cue(group[0].start_s, group[-1].end_s, _lines(group))
+
+
+def cue_groups(words: Iterable[Word]) -> Iterator[list[Word]]:
+    """The words of each subtitle."""
     pending: list[Word] = []
     for word in words:
         if pending:
             paused = word.start_s - pending[-1].end_s >= CUE_PAUSE_S
             if paused or word.end_s - pending[0].start_s > CUE_S or len(_lines([*pending, word])) > CUE_LINES:
-                yield Cue(pending[0].start_s, pending[-1].end_s, _lines(pending))
+                yield pending
                 pending = []
         pending.append(word)
     if pending:
-        yield Cue(pending[0].start_s, pending[-1].end_s, _lines(pending))
+        yield pending
 
 
 def _lines(words: list[Word]) -> tuple[str, ...]:

@@ -27,11 +27,22 @@ SAMPLES_PER_READ = 2**18
 INPUT_EPS = 1e-7
 
 
-def measure(source: AudioSource, front: FrontEnd, *, normalise: bool) -> "AudioStatistics":
-    """The first pass: how much audio there is, and what must be known of all of it."""
+def measure(
+    source: AudioSource,
+    front: FrontEnd,
+    *,
+    normalise: bool,
+    progress: Callable[[float], None] | None = None,
+) -> "AudioStatistics":
+    """The first pass: how much audio there is, and what must be known of all of it.
+
+    ``progress`` is called with 0 after every block: nothing counts as done yet, but what it raises ends the work.
+    """
     statistics = AudioStatistics.for_model(front, normalise=normalise)
     for samples in source.blocks(SAMPLES_PER_READ):
         statistics.add(samples)
+        if progress is not None:
+            progress(0.0)
     statistics.finish()
     return statistics
 
@@ -187,7 +198,7 @@ def fill(
         done(stop - start)
 
 
-def add_positions(frames: Frames, front: FrontEnd, block: int) -> None:
+def add_positions(frames: Frames, front: FrontEnd, block: int, done: Callable[[int], None]) -> None:
     """Add the positional convolution's output in place, and apply the norm behind it; ``frames`` are then the layers'.
 
     A piece's own zero padding counts at the ends of the audio alone; elsewhere it falls into the halo that is cut off.
@@ -204,4 +215,5 @@ def add_positions(frames: Frames, front: FrontEnd, block: int) -> None:
         before = torch.cat([before, frames.x[start:stop]])
         before = before[max(0, len(before) - reach) :]
         frames.x[start // squeeze : stop // squeeze] = front.input_norm(front.with_positions(seen)[:, own])[0]
+        done(0)  # its work is counted with the convolutions'
     frames.squeeze(squeeze)
