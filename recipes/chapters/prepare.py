@@ -18,6 +18,7 @@ from cald_speech.data.readers.folders import read_librispeech
 from cald_speech.data.readers.records import Columns
 from cald_speech.data.readers.tables import rows_of
 from cald_speech.errors import UserError
+from cald_speech.files import settle, sweep
 from cald_speech.recipes.general.prepare import CORPORA
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def _read(data_folder: Path) -> tuple[list[Path], list[_Said]]:
 def _join(by_chapter: dict[str, list[_Said]], folder: Path) -> dict[str, dict]:
     _, faults = durations_s(path for said in by_chapter.values() for _, _, path in said)
     refuse("chapters", "readable audio for each utterance", "files that cannot be used", faults, _WAY_OUT)
+    sweep(folder / "audio")
     entries = {}
     for chapter, said in by_chapter.items():
         parts, path, start = [read_audio(audio) for _, _, audio in said], _file(folder, chapter), 0
@@ -97,4 +99,5 @@ def _join(by_chapter: dict[str, list[_Said]], folder: Path) -> dict[str, dict]:
             times = {"start_s": start / SAMPLE_RATE, "duration_s": len(part) / SAMPLE_RATE}
             entries[key] = {"audio": path, **times, "text": text, "speaker": key.split("-")[0]}
             start += len(part)
+    settle()
     return entries

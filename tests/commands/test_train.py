@@ -38,7 +38,7 @@ def test_help_lists_every_key_with_its_meaning_and_default(call, capsys):
     [
         (["nowhere.yaml"], "error: no experiment file nowhere.yaml"),
         (["hparams/mamba.yaml", "--depth", "3"], "unknown key 'depth'"),
-        (["hparams/mamba.yaml", "--recipe", "cooking"], "recipe: expected one of align, asr, coffee_orders"),
+        (["hparams/mamba.yaml", "--recipe", "cooking"], "recipe: expected one of align, an4, asr, chapters"),
         ([], "Missing argument 'EXPERIMENT'"),
     ],
     ids=["no such file", "no such key", "no such recipe", "nothing"],

@@ -10,6 +10,8 @@ import soundfile
 import torch
 
 from cald_speech.data.audio import write_audio
+from cald_speech.recipes.an4 import prepare as an4
+from cald_speech.recipes.chapters.prepare import prepare as chapters
 from cald_speech.recipes.coffee_orders.prepare import prepare as coffee_orders
 from cald_speech.recipes.digits import prepare as digits
 from cald_speech.recipes.general.prepare import prepare as general
@@ -17,10 +19,14 @@ from cald_speech.recipes.glue.prepare import prepare as glue
 from cald_speech.recipes.librispeech.prepare import prepare as librispeech
 from cald_speech.recipes.pile.prepare import prepare as pile
 from cald_speech.recipes.slurp.prepare import prepare as slurp
+from cald_speech.recipes.speechocean762 import prepare as speechocean762
 from cald_speech.recipes.tedlium.prepare import prepare as tedlium
 from cald_speech.recipes.voxceleb.prepare import prepare as voxceleb
+from tests.recipes.test_an4 import write_an4
+from tests.recipes.test_chapters import write_librispeech
 from tests.recipes.test_general import write_corpora
 from tests.recipes.test_slurp import write_slurp
+from tests.recipes.test_speechocean762 import write_openslr
 from tests.recipes.test_tedlium import write_tedlium
 from tests.recipes.test_voxceleb import write_voxceleb
 from tests.training.miniature import SPLITS, write_corpus
@@ -67,6 +73,16 @@ def prepare_digits(data_folder: Path, output_folder: Path) -> None:
         digits.prepare(data_folder, output_folder, num_train=6, num_valid=4)
 
 
+def prepare_an4(data_folder: Path, output_folder: Path) -> None:
+    with mock.patch.object(an4, "OFFICIAL_COUNTS", {"train": 30, "test": 4}):
+        an4.prepare(data_folder, output_folder)
+
+
+def prepare_speechocean762(data_folder: Path, output_folder: Path) -> None:
+    with mock.patch.object(speechocean762, "OFFICIAL_COUNTS", {"train": 49, "test": 14}):
+        speechocean762.prepare(data_folder, output_folder)
+
+
 def preparations(place: Path) -> dict[str, Callable[[Path], object]]:
     """Each as a function of the folder that it writes to; the corpora are written below ``place``, once."""
     texts = write_texts(place / "reviews")
@@ -77,6 +93,9 @@ def preparations(place: Path) -> dict[str, Callable[[Path], object]]:
         "slurp": partial(slurp, write_slurp(place / "slurp")),
         "voxceleb": partial(voxceleb, write_voxceleb(place / "voxceleb")),
         "general": partial(general, write_corpora(place / "general")),
+        "an4": partial(prepare_an4, write_an4(place / "an4")),
+        "chapters": partial(chapters, write_librispeech(place / "chapters")),
+        "speechocean762": partial(prepare_speechocean762, write_openslr(place / "speechocean762")),
         "coffee_orders": partial(coffee_orders, write_orders(place / "orders")),
         "digits": partial(prepare_digits, write_digits(place / "digits")),
         "glue": partial(glue, texts, task="imdb"),
