@@ -15,11 +15,17 @@ from cald_speech.commands.transcribe import DECODING, FORMAT, MARGINS, MODEL
 from cald_speech.families import family_of
 from cald_speech.longform import AudioSource, Recogniser, latency_s
 from cald_speech.longform.formats import FORMATS
-from cald_speech.longform.front_end import measure
+from cald_speech.longform.front_end import AudioStatistics, measure
 from cald_speech.longform.source import SAMPLE_RATE
 from cald_speech.longform.words import Margins
 
 BYTES = 2  # of a sample
+STATISTICS = click.option(
+    "--statistics",
+    type=Path,
+    help="A recording of the same kind, by which the input is normalised. Default: what was heard so far. Models with "
+    "GroupNorm (wav2vec2-base) need one.",
+)
 
 
 @options.command()
@@ -40,12 +46,7 @@ BYTES = 2  # of a sample
     show_default=True,
     help="Of audio on the standard input, in Hz.",
 )
-@click.option(
-    "--statistics",
-    type=Path,
-    help="A recording of the same kind, by which the input is normalised. Default: what was heard so far. Models with "
-    "GroupNorm (wav2vec2-base) need one.",
-)
+@STATISTICS
 @FORMAT
 @DECODING
 @MARGINS
@@ -82,10 +83,6 @@ def stream(
     )
     recogniser = Recogniser.of(model, dtype=dtype, device=device, force=True, target_lang=target_lang)
     behind_s = latency_s(recogniser.model, lookahead_s)
-    measured = None
-    if statistics is not None:
-        front = family_of(recogniser.model).front_end(recogniser.model)
-        measured = measure(AudioSource.open(statistics), front, normalise=recogniser.do_normalize)
     audio = None if source == "-" else AudioSource.open(source)
     if audio is None:
         chunks = resampled(_raw(click.get_binary_stream("stdin"), round(chunk_s * rate)), rate, SAMPLE_RATE)
@@ -94,7 +91,7 @@ def stream(
     words = recogniser.live(
         chunks,
         lookahead_s=lookahead_s,
-        statistics=measured,
+        statistics=measured(recogniser, statistics),
         decoding=decoding,
         beam_width=beam_width,
         margins=Margins(lead_s, tail_s),
@@ -106,6 +103,14 @@ def stream(
         return 0
     click.echo(f"warning: {source}: only the first {audio.fault.time_s:.2f} s: {audio.fault.message}", err=True)
     return 1
+
+
+def measured(recogniser: Recogniser, recording: Path | None) -> AudioStatistics | None:
+    """What --statistics stands for."""
+    if recording is None:
+        return None
+    front = family_of(recogniser.model).front_end(recogniser.model)
+    return measure(AudioSource.open(recording), front, normalise=recogniser.do_normalize)
 
 
 def _raw(file: BinaryIO, samples: int) -> Iterator[Tensor]:

@@ -7,5 +7,6 @@ is one client who is speaking; ``app`` has the addresses, and runs the server. N
 
 from cald_speech.serving.app import Settings, create_app, run_server
 from cald_speech.serving.asked import Refused
+from cald_speech.serving.live import LiveSettings
 
-__all__ = ["Refused", "Settings", "create_app", "run_server"]
+__all__ = ["LiveSettings", "Refused", "Settings", "create_app", "run_server"]

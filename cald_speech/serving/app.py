@@ -14,7 +14,8 @@ from typing import Any
 from cald_speech.errors import UserError
 from cald_speech.longform import Recogniser
 from cald_speech.serving.asked import Refused, check_model, read_fields
-from cald_speech.serving.transcripts import answer, transcript
+from cald_speech.serving.live import LiveSettings, Speaker, check_start, fault_of, ready
+from cald_speech.serving.transcripts import answer, transcript, word_times
 from cald_speech.serving.upload import ClientLeft, read_form
 from cald_speech.serving.work import Line
 
@@ -26,6 +27,9 @@ PAGE_HEADERS = {
     "connect-src 'self' ws: wss:; media-src blob:; worker-src blob:; img-src data:"
 }
 SHUTDOWN_S = 2
+FIRST_MESSAGE_S = 30.0
+# Of RFC 6455 and its registry: a message that is refused, a fault of the server, too many clients.
+REFUSED, FAILED, TRY_AGAIN = 1008, 1011, 1013
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ class Settings:
     max_queue : recordings that may wait beside the one that is read.
     max_upload_mb : megabytes that a recording may have.
     upload_folder : where recordings are while they are read, without a name; None is the system's.
-    options : of :func:`~cald_speech.longform.transcribe`: decoding, margins, chunk_s, dtype, storage.
+    decoding : how words are found, live too: decoding, beam_width, margins.
+    options : of :func:`~cald_speech.longform.transcribe`: chunk_s, dtype, storage.
+    live : how live audio is read.
     """
 
     model_name: str
@@ -47,7 +53,9 @@ class Settings:
     max_queue: int = 32
     max_upload_mb: float = 4096
     upload_folder: Path | None = None
+    decoding: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    live: LiveSettings = field(default_factory=LiveSettings)
 
 
 def create_app(recogniser: Recogniser, settings: Settings) -> Any:
@@ -56,16 +64,19 @@ def create_app(recogniser: Recogniser, settings: Settings) -> Any:
     Raises: UserError where the extra `serve` is not installed.
     """
     check_installed()
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI, Request, WebSocket
     from fastapi.responses import JSONResponse, PlainTextResponse, Response
     from starlette.exceptions import HTTPException
 
-    line = Line(settings.max_queue)
+    line, not_live = Line(settings.max_queue), fault_of(recogniser, settings.live)
+    speakers: set[Speaker] = set()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         line.close()
+        for speaker in speakers:
+            speaker.leave()
 
     # Without the pages about itself, which load scripts from elsewhere.
     app = FastAPI(title="cald-speech", docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -94,6 +105,7 @@ def create_app(recogniser: Recogniser, settings: Settings) -> Any:
         """Whether the server is up, and how busy."""
         waiting = line.inside - line.running
         counts = {"running": line.running, "waiting": waiting, "served": line.served, "ended": line.ended}
+        counts["live"] = len(speakers)
         return {"status": "ok", "model": settings.model_name, "max_queue": settings.max_queue} | counts
 
     described = {"id": settings.model_name, "object": "model", "created": 0, "owned_by": "cald-speech"}
@@ -121,7 +133,7 @@ def create_app(recogniser: Recogniser, settings: Settings) -> Any:
             )
             try:
                 asked = read_fields(form.fields, settings.model_name, settings.language)
-                work = partial(transcript, recogniser, form.path, form.name, **settings.options)
+                work = partial(transcript, recogniser, form.path, form.name, **settings.decoding, **settings.options)
                 found = await line.run(work, partial(_left, request.receive))
             finally:
                 form.close()
@@ -131,7 +143,89 @@ def create_app(recogniser: Recogniser, settings: Settings) -> Any:
             return JSONResponse(verbose, headers=headers)
         return PlainTextResponse(text, headers=headers)
 
+    @app.websocket("/v1/live")
+    async def live(client: WebSocket) -> None:
+        """Audio in, words out; docs/howto/serve.md has the messages."""
+        await client.accept()
+        try:
+            check_origin(client.headers)
+            if not_live is not None:
+                raise Refused(400, " ".join(not_live.split()))
+            check_start(await _first_message(client), settings.model_name)
+            if len(speakers) >= settings.live.max_live:
+                raise Refused(503, f"{len(speakers)} clients speak, as many as may at once (--max_live): try later")
+            speaker = Speaker(recogniser, settings.live, **settings.decoding)
+            speakers.add(speaker)
+            try:
+                await client.send_json(ready(recogniser, settings.live))
+                await _converse(client, speaker)
+            finally:
+                speaker.leave()
+                speakers.discard(speaker)
+        except ClientLeft:
+            return
+        except Refused as error:
+            await _say_last(client, {"type": "error", **error.body}, TRY_AGAIN if error.status == 503 else REFUSED)
+        except Exception:
+            logger.exception("a live client's audio could not be read")
+            message = "the server failed at this audio, by its own fault: its log says how"
+            await _say_last(client, {"type": "error", **Refused(500, message).body}, FAILED)
+
     return app
+
+
+async def _first_message(client: Any) -> str | None:
+    """The text of a client's first message, None where it is bytes."""
+    try:
+        message = await asyncio.wait_for(client.receive(), FIRST_MESSAGE_S)
+    except TimeoutError:
+        raise Refused(408, f"expected a first message, but nothing came for {FIRST_MESSAGE_S:g} s") from None
+    if message["type"] == "websocket.disconnect":
+        raise ClientLeft
+    return message.get("text")
+
+
+async def _converse(client: Any, speaker: Speaker) -> None:
+    """Until the client says that it has ended and has all words, or leaves (ClientLeft)."""
+
+    async def listen() -> None:
+        ended = False
+        while (message := await client.receive())["type"] != "websocket.disconnect":
+            data, text = message.get("bytes"), message.get("text")
+            if ended:
+                raise Refused(400, "expected nothing more after the end, got another message")
+            if data is not None:
+                await speaker.hear(data)
+            elif text is not None and "".join(text.split()) == '{"type":"end"}':
+                speaker.end()
+                ended = True
+            else:
+                raise Refused(400, f'expected samples as bytes, or {{"type": "end"}}, got {(text or "")[:40]!r}')
+        raise ClientLeft
+
+    async def tell() -> None:
+        async for word in speaker.words():
+            await client.send_json({"type": "word", **word_times(word), "joined": word.joined})
+        await _say_last(client, {"type": "done"}, 1000)
+
+    tasks = [asyncio.create_task(listen()), asyncio.create_task(tell())]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in sorted(done, key=tasks.index, reverse=True):
+        task.result()
+
+
+async def _say_last(client: Any, message: dict, code: int) -> None:
+    """Send it and close the connection, unless the client has done so."""
+    try:
+        await client.send_json(message)
+        await client.close(code)
+    except (RuntimeError, OSError):  # starlette and uvicorn, of a connection that is closed
+        logger.debug("a live client left before its last message")
 
 
 def run_server(recogniser: Recogniser, settings: Settings, listening: socket.socket) -> None:
