@@ -3,20 +3,27 @@
 python recipes/demo/compare.py --steps 100 --steps 400
 
 Every run is `make demo`'s guided student, but for its mixer, steps and seed; the schedule ends with the steps. A run
-that stands in results/demo/compare is not repeated. The last line is the rows as JSON.
+that stands in results/demo/compare is not repeated, and compare.png there has all runs that stand there. The last line
+is the rows as JSON.
 """
 
 import json
 import subprocess
 import time
+from itertools import product
+from pathlib import Path
 
 import click
 
 from cald_speech.commands import options
 from cald_speech.evaluation.report import format_table, read_result
-from cald_speech.recipes.demo.run import RESULTS, ROOT, recipe
+from cald_speech.recipes.demo.figure import draw_steps
+from cald_speech.recipes.demo.run import RESULTS, ROOT, TEACHER, recipe
 from cald_speech.recipes.demo.synthesis import synthesise_corpus
 from cald_speech.recipes.grid import MIXERS
+from cald_speech.tasks.wer import compare
+
+FOLDER = RESULTS / "compare"
 
 
 @options.command()
@@ -27,27 +34,52 @@ from cald_speech.recipes.grid import MIXERS
 def main(steps: tuple[int, ...], seed: tuple[int, ...], mixer: tuple[str, ...], calibrate: int) -> None:
     """Train and test a student for each number of steps, seed and mixer."""
     synthesise_corpus(RESULTS / "data")
-    rows = [run(name, count, one, calibrate) for count in steps for one in seed for name in mixer or MIXERS]
+    for count, one, name in product(steps, seed, mixer or MIXERS):
+        run(name, count, one, calibrate)
+    evaluate(TEACHER, FOLDER / "teacher")
+    rows = [row(folder_of(*asked, calibrate)) for asked in product(mixer or MIXERS, steps, seed)]
+    tested = [row(report.parent) for report in sorted(FOLDER.glob("*/report"))]
+    uncalibrated = [one for one in tested if not one["calibrated on"]]
+    if uncalibrated:
+        draw_steps(uncalibrated, read_result(FOLDER / "teacher", "test").words.rate, FOLDER / "compare.png")
     click.echo(format_table(rows))
     click.echo(json.dumps(rows))
 
 
-def run(mixer: str, steps: int, seed: int, calibrate: int) -> dict[str, object]:
-    """One row."""
-    folder = RESULTS / f"compare/{mixer}-{steps}-{seed}{f'-calibrated-{calibrate}' if calibrate else ''}"
-    report = folder / "report"
-    if not (report / "row.json").exists():
-        start = time.perf_counter()
-        words = (*arguments(mixer, steps, seed, calibrate), "--output_folder", folder)
-        recipe("train.py", "hparams/demo/students.yaml", *words)
-        data = ("--data_folder", RESULTS / "data", "--split", "test", "--output_folder", report)
-        recipe("evaluate.py", folder / "model", *data)
-        facts = {"minutes": round((time.perf_counter() - start) / 60, 1), "commit": commit()}
-        (report / "row.json").write_text(json.dumps(facts))
-    result = read_result(report, "test")
-    (low, high), facts = result.interval(), json.loads((report / "row.json").read_text())
-    row = {"mixer": mixer, "calibrated on": calibrate, "steps": steps, "seed": seed}
-    return row | {"WER %": result.words.rate, "low": low, "high": high} | facts
+def folder_of(mixer: str, steps: int, seed: int, calibrate: int) -> Path:
+    """Where a student lives."""
+    return FOLDER / f"{mixer}-{steps}-{seed}{f'-calibrated-{calibrate}' if calibrate else ''}"
+
+
+def run(mixer: str, steps: int, seed: int, calibrate: int) -> None:
+    """Train and test one student, once."""
+    folder = folder_of(mixer, steps, seed, calibrate)
+    if (folder / "report/row.json").exists():
+        return
+    start = time.perf_counter()
+    words = (*arguments(mixer, steps, seed, calibrate), "--output_folder", folder)
+    recipe("train.py", "hparams/demo/students.yaml", *words)
+    evaluate(folder / "model", folder / "report")
+    facts = {"mixer": mixer, "calibrated on": calibrate, "steps": steps, "seed": seed}
+    facts |= {"minutes": round((time.perf_counter() - start) / 60, 1), "commit": commit()}
+    (folder / "report/row.json").write_text(json.dumps(facts))
+
+
+def evaluate(model: Path, report: Path) -> None:
+    """Test a model, once."""
+    if not report.is_dir():
+        recipe("evaluate.py", model, "--data_folder", RESULTS / "data", "--split", "test", "--output_folder", report)
+
+
+def row(folder: Path) -> dict[str, object]:
+    """What is known of a student that was tested; differences are paired over the utterances."""
+    result, teacher = (read_result(report, "test") for report in (folder / "report", FOLDER / "teacher"))
+    facts = json.loads((folder / "report/row.json").read_text())
+    minutes, commit = facts.pop("minutes"), facts.pop("commit")
+    (low, high), (difference, *interval) = result.interval(), compare(result, teacher)
+    facts |= {"WER %": result.words.rate, "low": low, "high": high, "minus teacher": difference}
+    facts |= dict(zip(("diff low", "diff high"), interval, strict=True))
+    return facts | {"minutes": minutes, "commit": commit}
 
 
 def commit() -> str:
