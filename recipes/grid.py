@@ -4,7 +4,6 @@ A recipe's cells.py makes the cells, its compare.py trains them (`train_all`) an
 (grid_table.py). A student that has ended is not trained again, one that was killed goes on from its checkpoint.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,8 +13,7 @@ from typing import Any
 
 from cald_speech.errors import UserError
 from cald_speech.evaluation.recognition import evaluate_folder
-from cald_speech.files import whole_file
-from cald_speech.recipes import train_apart
+from cald_speech.recipes import train_once
 from cald_speech.recipes.grid_table import Student
 
 # Of Bidirectional, a mixer and what else is asked for.
@@ -125,17 +123,12 @@ class Grid:
                 future.result()
 
     def train_one(self, name: str, seed: int) -> None:
-        """One student in a process of its own; its time and memory go to ``run.json``, which says that it has ended."""
+        """One student in a process of its own, once."""
         folder, cell = self.folder_of(name, seed), self.cells[name]
-        if (folder / "run.json").is_file():
-            return
         words = [f"--data_folder={self.data_folder}", f"--output_folder={folder}", *cell.arguments(seed)]
         if cell.student is not None:
             words.append(f"--student={self.folder_of(cell.student, seed) / 'model'}")
-        spent = train_apart(self.experiment, folder, words)
-        with whole_file(folder / "run.json") as unfinished:
-            unfinished.write_text(json.dumps(spent._asdict()))
-        print(f"{name}, seed {seed}: {spent.seconds:.0f} s", flush=True)
+        train_once(self.experiment, folder, words)
 
     def evaluated(self, test: Path) -> Iterator[Student]:
         """Every student that is a row, scored on the manifest ``test``, if it was not yet."""

@@ -12,6 +12,7 @@ import numpy as np
 from cald_speech.evaluation.recognition import evaluate_folder
 from cald_speech.evaluation.report import format_table, read_result
 from cald_speech.files import whole_file
+from cald_speech.recipes import SPENT
 from cald_speech.recipes.grid_figures import draw_curves, draw_distances, training_seconds
 from cald_speech.tasks.bootstrap import bootstrap_interval, paired_bootstrap
 from cald_speech.tasks.wer import EvaluationResult
@@ -38,7 +39,7 @@ class Student:
     @property
     def runs(self) -> list[dict[str, float]]:
         """Seconds and peak memory of its trainings."""
-        return [json.loads((f / "run.json").read_text()) for f in (self.before, self.folder) if f is not None]
+        return [json.loads((f / SPENT).read_text()) for f in (self.before, self.folder) if f is not None]
 
     @property
     def result(self) -> EvaluationResult:

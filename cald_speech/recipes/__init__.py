@@ -4,6 +4,7 @@ In a checkout they lie in its top-level folder ``recipes``; where the package wa
 number of them can be used in one process, and one can use another.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -13,9 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cald_speech.errors import UserError
+from cald_speech.files import whole_file
 from cald_speech.shipped import recipes_folder
 
 __path__ = [str(recipes_folder())]
+
+SPENT = "spent.json"
+"""What a training took, beside its model once it has ended: run.json is there from its start."""
 
 
 class Spent(NamedTuple):
@@ -44,3 +49,13 @@ def train_apart(experiment: str | Path, folder: Path, words: Sequence[str]) -> S
     if status:
         raise UserError(f"the training of {folder.name} failed; see {folder / 'log.txt'}")
     return Spent(time.perf_counter() - began, usage.ru_maxrss / 2**20)
+
+
+def train_once(experiment: str | Path, folder: Path, words: Sequence[str]) -> None:
+    """`train_apart`, unless it has ended before; what it took stays in ``folder``/spent.json."""
+    if (folder / SPENT).is_file():
+        return
+    spent = train_apart(experiment, folder, words)
+    with whole_file(folder / SPENT) as unfinished:
+        unfinished.write_text(json.dumps(spent._asdict()))
+    print(f"{folder.name}: {spent.seconds:.0f} s", flush=True)

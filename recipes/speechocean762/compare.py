@@ -18,8 +18,7 @@ from cald_speech.commands.options import command
 from cald_speech.data.manifests import read_manifest
 from cald_speech.evaluation.labels import classify_folder
 from cald_speech.evaluation.report import format_table
-from cald_speech.files import whole_file
-from cald_speech.recipes import train_apart
+from cald_speech.recipes import train_once
 from cald_speech.recipes.paired_labels import label_rows
 from cald_speech.recipes.speechocean762.prepare import LABELS, prepare
 
@@ -60,16 +59,11 @@ def folder_of(label: str, mode: str | None = None, seed: int = 0) -> Path:
 
 
 def train_one(data_folder: Path, label: str, mode: str | None = None, seed: int = 0) -> None:
-    """In a process of its own; ``run.json`` says that it has ended, and what it took."""
+    """In a process of its own, once."""
     folder = folder_of(label, mode, seed)
-    if (folder / "run.json").is_file():
-        return
     words = [f"--data_folder={data_folder}", f"--label={label}", f"--output_folder={folder}"]
     words += [] if mode is None else [f"--guidance={mode}", f"--seed={seed}"]
-    spent = train_apart(f"hparams/speechocean762/{'teacher' if mode is None else 'student'}.yaml", folder, words)
-    with whole_file(folder / "run.json") as unfinished:
-        unfinished.write_text(json.dumps(spent._asdict()))
-    print(f"{folder.name}: {spent.seconds:.0f} s", flush=True)
+    train_once(f"hparams/speechocean762/{'teacher' if mode is None else 'student'}.yaml", folder, words)
 
 
 if __name__ == "__main__":

@@ -66,10 +66,13 @@ def test_what_has_ended_is_not_trained_again_and_what_fails_is_named(tmp_path, m
     assert folder.name == "target-random-seed2"
     with pytest.raises(UserError, match=r"target-random-seed2 failed; see .*log\.txt"):
         grid.train_one(name, 2)
-    assert "--initialise=random" in commands[0] and not (folder / "run.json").exists()
-    (folder / "run.json").write_text("{}")
+    assert "--initialise=random" in commands[0]
+    (folder / "run.json").write_text("{}")  # which a training writes when it starts
+    with pytest.raises(UserError, match="failed"):
+        grid.train_one(name, 2)
+    (folder / recipes.SPENT).write_text("{}")
     grid.train_one(name, 2)
-    assert len(commands) == 1
+    assert len(commands) == 2
 
 
 def test_the_table_and_the_figures(tmp_path, monkeypatch):
@@ -92,7 +95,7 @@ def test_the_table_and_the_figures(tmp_path, monkeypatch):
             folder = tmp_path / "grid" / f"{name}-seed{seed}"
             said = references | {f"t{i}": "ONE SIX" for i in range(wrong + seed)}
             write_report(folder / "report", score(references, said), **about)
-            (folder / "run.json").write_text(json.dumps({"seconds": 10.0 + seed, "peak_gib": 1.0 + seed}))
+            (folder / recipes.SPENT).write_text(json.dumps({"seconds": 10.0 + seed, "peak_gib": 1.0 + seed}))
             lines = [{"step": 9, "layer_distance/00": 0.5 * (name == "target")}, {"step": 9, "valid/WER": 20.0}]
             lines += [{"step": 19, "valid/WER": 10.0}]
             (folder / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

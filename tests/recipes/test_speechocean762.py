@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from cald_speech import recipes
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
@@ -169,7 +170,7 @@ def test_teacher_and_student(corpus, tmp_path):
 def test_every_run_is_an_experiment(tmp_path, monkeypatch):
     started = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compare, "train_apart", lambda *arguments: started.append(arguments) or Spent(1.0, 1.0))
+    monkeypatch.setattr(recipes, "train_apart", lambda *arguments: started.append(arguments) or Spent(1.0, 1.0))
     for mode, seed in ((None, 0), ("unguided", 2), ("unguided", 2)):
         compare.train_one(Path("x"), "speaker", mode, seed)
     assert len(started) == 2  # what has ended is not trained again
