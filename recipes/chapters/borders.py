@@ -55,13 +55,18 @@ def _middle(word: Word) -> float:
 
 
 def border_row(model: str, found: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Medians of the absolute errors, in milliseconds.
+    """Medians of the absolute errors, and of the errors (positive: late), in milliseconds.
 
     Example
     -------
-    >>> border_row("student", {"start": [0.02, -0.04], "end": [0.0], "alone": [0.0, 0.3, 0.0], "own": [1.0, 1.0, 0.0]})
-    {'model': 'student', 'utterances': 2, 'words': 3, 'start ms': 30.0, 'end ms': 0.0, 'alone ms': 0.0, 'own %': 66.7}
+    >>> found = {"start": [0.02, -0.04], "end": [0.0], "alone": [0.0, 0.3, 0.0], "own": [1.0, 1.0, 0.0]}
+    >>> row = border_row("student", found)
+    >>> row["start ms"], row["start late ms"], row["alone ms"], row["own %"]
+    (30.0, -10.0, 0.0, 66.7)
     """
     row = {"model": model, "utterances": len(found["start"]), "words": len(found["own"])}
-    row |= {f"{key} ms": round(float(np.median(1_000 * np.abs(found[key]))), 1) for key in ("start", "end", "alone")}
+    for key in ("start", "end", "alone"):
+        errors_ms = 1_000 * np.array(found[key])
+        row |= {f"{key} ms": round(float(np.median(np.abs(errors_ms))), 1)}
+        row |= {f"{key} late ms": round(float(np.median(errors_ms)), 1)}
     return row | {"own %": round(100 * float(np.mean(found["own"])), 1)}

@@ -61,7 +61,7 @@ def chapter_rows(
     for chapter, of in chapters.items():
         long, whole, teacher = (readings[system][chapter] for system in (LONG, WHOLE, TEACHER))
         row = {"chapter": chapter, "minutes": sum(entry["duration_s"] for entry in of.values()) / 60}
-        row |= {"whole - long form": f"{unlike[chapter]:.1e}", "same words": long.get("text") == whole.get("text")}
+        row |= {"whole - long form": f"{unlike[chapter]:.1e}", "same words": _split(long) == _split(whole)}
         for name, reading in (("long form", long), ("whole", whole), ("teacher, whole", teacher)):
             row |= {f"{name} s": reading.get("seconds"), f"{name} GiB": _gib(reading)}
         for to in (TEACHER, ALONE):
@@ -109,6 +109,10 @@ def _likeness(
         return None
     pair = [{name: normalise(readings[one][name]["text"], NORMALISER) for name in names} for one in (to, system)]
     return score(*pair).characters.rate
+
+
+def _split(reading: Reading) -> list[str]:
+    return reading.get("text", "").split()
 
 
 def _gib(reading: Reading) -> float | None:
