@@ -59,7 +59,7 @@ def drift(output_folder: Path, **what: Any) -> None:
 @click.option("--mixer", help=f"Untrained mixer: class name or JSON.  [default: {layer_importance.MIXER}]")
 @click.option(
     "--initialise",
-    type=click.Choice(STARTS),
+    type=click.Choice(list(STARTS)),
     default="attention",
     show_default=True,
     help="Start of untrained mixers.",

@@ -2,8 +2,9 @@
 
 ``layer_map`` says which layer gets which mixer, ``schedule`` at which step of a training, ``replace`` puts the mixers
 in, ``convert`` does so for a pretrained model and reports on every parameter, ``classes`` makes the Hugging Face
-classes of converted models, ``model_card`` writes what is known of one beside it. Importing this package registers the
-classes with transformers' Auto classes.
+classes of converted models (``converted`` what of them runs), ``modeling_file`` the file by which transformers alone
+loads a folder, ``bundle`` any such file out of sources, ``model_card`` writes what is known of one beside it.
+Importing this package registers the classes with transformers' Auto classes.
 """
 
 from cald_speech.conversion.classes import (

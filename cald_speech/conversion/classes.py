@@ -2,7 +2,8 @@
 
 A converted model has a ``model_type`` and a class of its own, whose ``__init__`` builds the base model and converts it.
 In a folder that said ``wav2vec2``, transformers alone would load random attention and only mention it; with
-``cald_wav2vec2`` it fails loudly, and after ``import cald_speech`` the Auto classes and ``pipeline`` work.
+``cald_wav2vec2`` it fails loudly, or asks whether it may run the folder's own file (``modeling_file.py``). After
+``import cald_speech`` the Auto classes and ``pipeline`` work.
 
 A converted class is called ``Cald`` and its base class's name: ``CaldWav2Vec2ForCTC`` is ``Wav2Vec2ForCTC`` with
 mixers. No file has a ``class`` line for it. :func:`converted_class` makes it, its config's class comes from
@@ -10,21 +11,20 @@ mixers. No file has a ``class`` line for it. :func:`converted_class` makes it, i
 """
 
 import copy
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, SequenceFeatureExtractor
-from transformers.modeling_utils import _CAN_RECORD_REGISTRY
 from transformers.utils import PushToHubMixin
 
+from cald_speech.conversion.converted import declare_shared, make_config_class, make_model_class
 from cald_speech.conversion.layer_map import LayerMap
-from cald_speech.conversion.replace import replace_layers
+from cald_speech.conversion.modeling_file import ConvertedConfig, ConvertedModel
 from cald_speech.errors import UserError
 from cald_speech.families import Family, families, family_of
 from cald_speech.families.hub import read_config
 from cald_speech.families.languages import speak
-from cald_speech.mixers import SCAN_PARAMETERS
 
 
 @cache
@@ -33,53 +33,13 @@ def config_class(family: Family) -> type[PretrainedConfig]:
 
     Its ``layer_map`` (as JSON values) says which layer has which mixer.
     """
-    body = {"model_type": f"cald_{family.model_type}", "__annotations__": {"layer_map": dict | None}, "layer_map": None}
-    return type(f"Cald{family.config_class.__name__}", (family.config_class,), body | {"__module__": __name__})
+    return make_config_class(family, __name__, ConvertedConfig)
 
 
 @cache
 def converted_class(family: Family, base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The class of ``base`` models that have been converted, e.g. CaldWav2Vec2ForCTC."""
-
-    def __init__(self, config: PretrainedConfig, *args, **kwargs):
-        base.__init__(self, config, *args, **kwargs)
-        if config.layer_map is None:
-            raise UserError(
-                "a converted model's config.json needs a layer_map, and this one has none: expected a folder written "
-                "by cald_speech. Load an unconverted model with its own model_type"
-            )
-        try:
-            layer_map = LayerMap.from_dict(config.layer_map)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"the layer_map in the model's config.json cannot be read: {error}") from error
-        # transformers' generic heads build their base model by its config, so that it is a converted one by now.
-        if not any(family.mixer(layer) for layer in family.layers(self)):
-            replace_layers(self, family, layer_map.factories(len(family.layers(self))), initialise="random")
-        declare_shared(self)
-
-    @wraps(base.forward)
-    def forward(self, *args, **kwargs):
-        return family.settled(self, base.forward(self, *args, **kwargs))
-
-    def tie_weights(self, **kwargs):
-        base.tie_weights(self, **kwargs)  # in the CTC classes it is about adapters alone
-        PreTrainedModel.tie_weights(self, **kwargs)
-
-    body = {
-        "__init__": __init__,
-        "forward": forward,
-        "tie_weights": tie_weights,
-        "__doc__": f"A {base.__name__} with linear-time mixers in its layers; built from its config's ``layer_map``.",
-        "__module__": __name__,
-        "config_class": config_class(family),
-        "_keep_in_fp32_modules_strict": {*(base._keep_in_fp32_modules_strict or ()), *SCAN_PARAMETERS},
-        "_is_stateful": family.causal,  # a scan's state cannot be taken back, as assisted generation would
-    }
-    cls = type(f"Cald{base.__name__}", (base,), body)
-    # transformers looks up here, by class, which outputs (hidden states) a model can be asked for. Its __init__ enters
-    # them, which does not run where a model is converted in place.
-    dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), cls._can_record_outputs)
-    return cls
+    return make_model_class(family, base, config_class(family), __name__, ConvertedModel)
 
 
 def adopt(model: PreTrainedModel, family: Family, layer_map: LayerMap) -> None:
@@ -109,18 +69,6 @@ def adopt(model: PreTrainedModel, family: Family, layer_map: LayerMap) -> None:
     for module in model.modules():
         if getattr(module, "config", None) is plain:
             module.config = config
-
-
-def declare_shared(model: PreTrainedModel) -> None:
-    """Tell transformers which parameters mixers share: a folder then holds them once, and loading shares them again."""
-    names: dict[int, str] = {}
-    shared = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        first = names.setdefault(id(parameter), name)
-        if first != name and ".mixer." in name:
-            shared[name] = first
-    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}
-    model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}
 
 
 def register() -> None:

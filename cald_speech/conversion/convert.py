@@ -52,7 +52,7 @@ def convert(model: PreTrainedModel, layer_map: LayerMap, *, initialise: str = "a
     before = {name: p.numel() for name, p in model.named_parameters()}
     factories = layer_map.factories(len(family.layers(model)))
     check_converted(model, family, factories)
-    copied = replace_layers(model, family, factories, initialise=initialise)
+    copied = replace_layers(model, family, factories, start=STARTS[initialise])
     after = {name: p.numel() for name, p in model.named_parameters()}
     in_mixers = {name for name in after.keys() - before.keys() if ".mixer." in name}
     if any(factories):

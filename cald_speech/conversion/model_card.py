@@ -56,11 +56,14 @@ A {model} by [CALD](https://arxiv.org/abs/2410.06846), written by `cald_speech` 
 ## Use
 
 ```python
-import cald_speech  # registers the model class; transformers alone refuses this folder
+import cald_speech  # registers the model class, with kernels for CPUs and GPUs
 from transformers import pipeline
 
 run = pipeline("{pipeline}", model="{name}")
 ```
+
+Without `cald_speech`, transformers loads it by this folder's own `modeling_cald.py`, in torch alone:
+`pipeline("{pipeline}", model="{name}", trust_remote_code=True)`.
 """
 
 

@@ -4,6 +4,7 @@ It is below both ways to a converted model: :func:`~cald_speech.conversion.conve
 the converted classes replace in a model that is being built to load a folder into it.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,17 +13,27 @@ from transformers import PreTrainedModel
 from cald_speech.conversion.layer_map import type_name
 from cald_speech.errors import UserError
 from cald_speech.families import Family
-from cald_speech.mixers import CausalMixer, MixerFactory, check_options, describe_factory
+from cald_speech.mixers import AttentionWeights, CausalMixer, Mixer, MixerFactory, check_options, describe_factory
 
-STARTS = ("attention", "random")
+# What sets a mixer's parameters by the attention that stood in its place, and returns the names of those that it set.
+Start = Callable[[Mixer, AttentionWeights], frozenset[str]]
+
+
+def start_from_attention(mixer: Mixer, weights: AttentionWeights) -> frozenset[str]:
+    """The mixer's own start."""
+    return mixer.init_from_attention(weights)
+
+
+# By the name that an experiment gives it; None leaves a mixer as it was made.
+STARTS: dict[str, Start | None] = {"attention": start_from_attention, "random": None}
 
 
 def replace_layers(
-    model: PreTrainedModel, family: Family, factories: list[MixerFactory | None], *, initialise: str
+    model: PreTrainedModel, family: Family, factories: list[MixerFactory | None], *, start: Start | None = None
 ) -> set[str]:
     """Put the mixers in; returns the names of the parameters that now hold attention weights.
 
-    A layer that is converted already keeps its mixer.
+    A layer that is converted already keeps its mixer. ``start`` is one of :data:`STARTS`.
     """
     family.prepare(model)
     if family.causal:
@@ -45,9 +56,9 @@ def replace_layers(
         except (TypeError, ValueError) as error:
             raise UserError(f"layer_map: cannot build the mixer of layer {index}: {error}") from error
         mixer.to(weights.q.dtype)
-        if initialise == "attention":
+        if start is not None:
             try:
-                held[mixer] = mixer.init_from_attention(weights)
+                held[mixer] = start(mixer, weights)
             except ValueError as error:
                 raise UserError(f"layer {index}: {error} (initialise: random)") from error
         first = firsts.setdefault(repr(describe_factory(factory)), mixer)

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cald_speech.conversion import from_pretrained, load_config, replace_layers
+from cald_speech.conversion import STARTS, from_pretrained, load_config, replace_layers
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.manifests import manifest_hash
 from cald_speech.data.text import normalise
@@ -197,7 +197,7 @@ def converted_alone(
     factories[index] = factory
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        replace_layers(model, family, factories, initialise=initialise)
+        replace_layers(model, family, factories, start=STARTS[initialise])
     return model.eval()
 
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from cald_speech.mixers.base import AttentionWeights, DistanceKeys, Mixer, MixerFactory, PositionBias, Sweep
 from cald_speech.mixers.bidirectional import Bidirectional
-from cald_speech.mixers.factory import check_options, describe_factory, factory_from
+from cald_speech.mixers.factory import check_options, describe_factory, factory_classes, factory_from
 from cald_speech.mixers.gated_delta_net import GatedDeltaNet
 from cald_speech.mixers.gated_linear_attention import GatedLinearAttention
 from cald_speech.mixers.hydra import Hydra
@@ -44,5 +44,6 @@ __all__ = [
     "WindowedAttention",
     "check_options",
     "describe_factory",
+    "factory_classes",
     "factory_from",
 ]

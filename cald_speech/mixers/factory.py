@@ -54,6 +54,19 @@ def describe_factory(factory: MixerFactory) -> dict[str, Any]:
     return {"mixer": func.__name__, "arguments": described}
 
 
+def factory_classes(factory: MixerFactory) -> set[type[Mixer]]:
+    """The mixer class that a factory builds, and those that it names in its options.
+
+    Example
+    -------
+    >>> from cald_speech.mixers import Bidirectional, Mamba2
+    >>> sorted(cls.__name__ for cls in factory_classes(partial(Bidirectional, mixer=Mamba2)))
+    ['Bidirectional', 'Mamba2']
+    """
+    func, keywords = (factory.func, factory.keywords) if isinstance(factory, partial) else (factory, {})
+    return {func}.union(*(factory_classes(v) for v in keywords.values() if callable(v)))
+
+
 def factory_from(description: Mapping[str, Any], depth: int = 1) -> MixerFactory:
     """The factory that :func:`describe_factory` described, whose options have been checked.
 

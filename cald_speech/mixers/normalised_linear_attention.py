@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cald_speech.mixers import averages
 from cald_speech.mixers.attention_heads import AttentionHeads
+from cald_speech.mixers.averages import NO_KEYS, joined, packed, unpacked
 from cald_speech.mixers.base import AttentionWeights, Projection, projected
 from cald_speech.mixers.scan import STEP_OF_ONE, CausalMixer, Scan, Streams
 from cald_speech.mixers.windowed_attention import Band, banded_attention_parts
@@ -54,7 +54,7 @@ class FeatureScan(Scan):
 
     Its streams are queries' features (B, T, H, features), the parts of :class:`Frames`, and queries (B, T, H, P) where
     there is a window. What it puts out are sums of values and weights, (B, T, H (P + 1)), and with a window averages
-    and totals as :func:`averages.packed` makes them.
+    and totals as :func:`~cald_speech.mixers.averages.packed` makes them.
 
     Arguments
     ---------
@@ -110,7 +110,7 @@ class FeatureScan(Scan):
         y, total = _average(y)
         # Features' products are 1 / (their number) in the mean.
         total = total + self.gain_log.float() + math.log(query_features.size(-1))
-        return averages.packed(*averages.joined(*near, y, total), own.values.dtype), state
+        return packed(*joined(*near, y, total), own.values.dtype), state
 
     def _scan(
         self, query_features: Tensor, frames: Frames, lengths: Tensor | None, state: Tensor | None, reverse: bool
@@ -154,7 +154,7 @@ class FeatureScan(Scan):
         band = Band.over(q.size(1), keys.size(2), *near, first)
         there = band.keys(values[:, :1, :, -1:])[..., 0][:, :, None] > 0  # (B * tiles, 1, 1, width)
         allowed = band.allowed(q.device).repeat(q.size(0), 1, 1)[:, None] & there
-        bias = torch.zeros((), device=q.device).where(allowed, averages.NO_KEYS)
+        bias = torch.zeros((), device=q.device).where(allowed, NO_KEYS)
         y, total = banded_attention_parts(q.transpose(1, 2), keys, values[..., :-1], band, bias)
         return y.transpose(1, 2), total[..., 0].transpose(1, 2)
 
@@ -162,9 +162,9 @@ class FeatureScan(Scan):
         """Sums are added; averages are weighed by their totals."""
         if not self.window:
             return past + future
-        parts = (averages.unpacked(part, self.num_heads) for part in (past, future))
+        parts = (unpacked(part, self.num_heads) for part in (past, future))
         (y, total), (other, other_total) = parts
-        return averages.packed(*averages.joined(y, total, other, other_total), past.dtype)
+        return packed(*joined(y, total, other, other_total), past.dtype)
 
     def average_(self, y: Tensor) -> Tensor:
         """Sums to averages in place, (B, T, H (P + 1)): what without gradients takes no memory. Not with a window."""
@@ -176,7 +176,7 @@ class FeatureScan(Scan):
     def averaged(self, y: Tensor) -> Tensor:
         """What the scan, or two joined, have put out to averages (B, T, H, P)."""
         if self.window:
-            return averages.unpacked(y, self.num_heads)[0].to(y.dtype)
+            return unpacked(y, self.num_heads)[0].to(y.dtype)
         return _average(y.unflatten(-1, (self.num_heads, -1)))[0].to(y.dtype)
 
 
@@ -263,7 +263,7 @@ def _average(y: Tensor) -> tuple[Tensor, Tensor]:
     y = y.to(torch.promote_types(y.dtype, torch.float32))
     weight = y[..., -1]
     safe = weight.clamp(min=floor)
-    return y[..., :-1] / safe[..., None], safe.log().where(weight > 0, averages.NO_KEYS)
+    return y[..., :-1] / safe[..., None], safe.log().where(weight > 0, NO_KEYS)
 
 
 def _least(dtype: torch.dtype) -> float:

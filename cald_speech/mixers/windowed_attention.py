@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cald_speech.mixers import averages
 from cald_speech.mixers.attention_heads import AttentionHeads
+from cald_speech.mixers.averages import joined, packed, unpacked
 from cald_speech.mixers.base import AttentionWeights, DistanceKeys, PositionBias, Sweep
 from cald_speech.ops import mask_padding
 
@@ -109,7 +109,7 @@ class WindowedAttention(AttentionHeads):
         band = Band.over(q.size(2), k.size(2), -self.window, 0, first)
         y, total = banded_attention_parts(self._asking(q), k, v, band, self._bias(x, q, band))
         last = max(0, k.size(2) - self.window)
-        past = averages.packed(y.transpose(1, 2), total[..., 0].transpose(1, 2), x.dtype)
+        past = packed(y.transpose(1, 2), total[..., 0].transpose(1, 2), x.dtype)
         return past, KeysValues(k[:, :, last:], v[:, :, last:])
 
     def _finish_with_future(self, x: Tensor, partial: Tensor, state: KeysValues | None) -> tuple[Tensor, KeysValues]:
@@ -118,8 +118,8 @@ class WindowedAttention(AttentionHeads):
             k, v = torch.cat([k, state.keys], dim=2), torch.cat([v, state.values], dim=2)
         band = Band.over(q.size(2), k.size(2), 1, self.window)
         future, total = banded_attention_parts(self._asking(q), k, v, band, self._bias(x, q, band))
-        past = averages.unpacked(partial, self.num_heads)
-        y, _ = averages.joined(*past, future.transpose(1, 2), total[..., 0].transpose(1, 2))
+        past = unpacked(partial, self.num_heads)
+        y, _ = joined(*past, future.transpose(1, 2), total[..., 0].transpose(1, 2))
         out = self.out_proj(y.to(x.dtype).flatten(2))
         return out, KeysValues(k[:, :, : self.window], v[:, :, : self.window])
 
