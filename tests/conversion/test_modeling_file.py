@@ -170,7 +170,7 @@ def test_the_package_never_runs_a_folders_file(tmp_path):
     student = from_pretrained(tmp_path / "plain")
     config = json.loads((tmp_path / "plain" / "config.json").read_text()) | {"model_type": "evil"}
     (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="Python of its own"):
         from_pretrained(tmp_path / "plain")
     # What is saved again has our file, whatever the folder said before.
     convert(student, LayerMap(Mamba2))
