@@ -59,13 +59,14 @@ assert not {"torch", "transformers", "numpy"} & {*sys.modules}, "the package its
 from transformers import LlamaModel, AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(folder)
 """
-# In a folder that said `llama`, transformers alone would load random attention and only mention it.
+# In a folder that said `llama`, transformers alone would load random attention and only mention it; it may not run the
+# file of this one either.
 TRANSFORMERS_FIRST = """
 from transformers import AutoModelForCausalLM
 try:
     AutoModelForCausalLM.from_pretrained(folder)
 except ValueError as error:
-    assert "cald_llama" in str(error)
+    assert "trust_remote_code" in str(error)
 else:
     raise AssertionError("transformers alone has to fail loudly")
 import cald_speech
