@@ -130,8 +130,8 @@ def check_config(source: str) -> None:
         raise UserError(f"{path}: model_type: expected the name of an architecture, got {_shown(model_type)}")
     if values.get("auto_map") is not None and model_type not in CONFIG_MAPPING:
         raise UserError(
-            f"{path}: model_type: expected an architecture that is known here, got {_shown(model_type)}. The folder has "
-            "Python of its own for it (auto_map), which is not run"
+            f"{path}: model_type: expected an architecture that is known here, got {_shown(model_type)}. The folder "
+            "has Python of its own for it (auto_map), which is not run"
         )
     architectures = values.get("architectures")
     if architectures is not None and not (
