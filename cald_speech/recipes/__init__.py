@@ -23,6 +23,15 @@ SPENT = "spent.json"
 """What a training took, beside its model once it has ended: run.json is there from its start."""
 
 
+def commit() -> str:
+    """Of this checkout, with a mark where files were changed since; empty where there is none."""
+    asked = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(asked, cwd=recipes_folder().parent, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git
+        return ""
+
+
 class Spent(NamedTuple):
     """What a training took: seconds by the clock, and the most memory it had."""
 

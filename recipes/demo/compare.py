@@ -8,7 +8,6 @@ is the rows as JSON.
 """
 
 import json
-import subprocess
 import time
 from itertools import product
 from pathlib import Path
@@ -19,6 +18,8 @@ from cald_speech.commands import options
 from cald_speech.evaluation.report import format_table, read_result
 from cald_speech.recipes.demo.figure import draw_steps
 from cald_speech.recipes.demo.run import RESULTS, ROOT, TEACHER, recipe
+from cald_speech.recipes import commit
+from cald_speech.recipes.demo.run import RESULTS, recipe
 from cald_speech.recipes.demo.synthesis import synthesise_corpus
 from cald_speech.recipes.grid import MIXERS
 from cald_speech.tasks.wer import compare
@@ -80,12 +81,6 @@ def row(folder: Path) -> dict[str, object]:
     facts |= {"WER %": result.words.rate, "low": low, "high": high, "minus teacher": difference}
     facts |= dict(zip(("diff low", "diff high"), interval, strict=True))
     return facts | {"minutes": minutes, "commit": commit}
-
-
-def commit() -> str:
-    """Of this checkout, with a mark where files were changed since; empty where there is none."""
-    asked = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def arguments(mixer: str, steps: int, seed: int, calibrate: int) -> list[str]:
