@@ -32,6 +32,15 @@ def commit() -> str:
         return ""
 
 
+def stamped(folder: Path) -> str:
+    """The commit at which the training in a folder began, written down there once."""
+    path = folder / "commit.txt"
+    if not path.is_file():
+        with whole_file(path) as unfinished:
+            unfinished.write_text(commit() + "\n")
+    return path.read_text().strip()
+
+
 class Spent(NamedTuple):
     """What a training took: seconds by the clock, and the most memory it had."""
 

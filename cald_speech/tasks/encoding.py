@@ -1,20 +1,24 @@
-"""No task at all: an encoder that follows its teacher on audio alone, to be fine-tuned for many tasks later."""
+"""No task at all: an encoder that follows its teacher on audio or text alone, to be fine-tuned for many tasks later."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
-from transformers import SequenceFeatureExtractor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, SequenceFeatureExtractor
 from transformers.utils import ModelOutput
 
 from cald_speech.data.dataset import labelled_dataset
 from cald_speech.data.manifests import read_manifest
+from cald_speech.data.tables import Sentences, TokenisedTable
 from cald_speech.ops import mask_padding
 from cald_speech.tasks.base import Task
-from cald_speech.tasks.processors import feature_extractor
+from cald_speech.tasks.processors import check_positions, check_vocabulary, feature_extractor, tokenizer_of
+
+TEXT = "text"  # the label of every row of a table that has no labels
 
 
 class Encoding(Task):
@@ -70,3 +74,30 @@ class Encoding(Task):
     def score(self, results: Mapping[str, tuple[float, float]]) -> float:
         distance, size = (sum(of_kind) for of_kind in zip(*results.values(), strict=True))
         return 100 * distance / size
+
+
+class TextEncoding(Encoding):
+    """The same for an encoder of text: sets are tables whose rows all have the label ``text``.
+
+    ``max_tokens`` of an input, special tokens counted; what is longer is cut, and counted in the log.
+    """
+
+    modality = Sentences()
+
+    def __init__(self, max_tokens: int = 512):
+        self.max_tokens = max_tokens
+
+    def processor(
+        self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str
+    ) -> PreTrainedTokenizerBase:
+        return tokenizer_of(places, required)
+
+    def dataset(
+        self, manifest: Path, processor: PreTrainedTokenizerBase, *, normaliser: str, unknown: str
+    ) -> TokenisedTable:
+        return TokenisedTable(manifest, processor, {TEXT: 0}, max_tokens=self.max_tokens)
+
+    def head_options(self, start: str, config: PretrainedConfig, processor: PreTrainedTokenizerBase) -> dict[str, Any]:
+        check_vocabulary(start, config, processor)
+        check_positions(start, config, self.max_tokens)
+        return {}

@@ -17,6 +17,7 @@ from transformers import (
 
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.errors import UserError
+from cald_speech.families import TextFamily, family_of
 from cald_speech.families.folder import check_processor
 from cald_speech.families.hub import check_source, has_vocabulary, load_processor_part
 
@@ -101,4 +102,14 @@ def check_vocabulary(start: str, config: PretrainedConfig, tokenizer: PreTrained
         raise UserError(
             f"the model of {start!r} has embeddings for {config.vocab_size} tokens, and the tokenizer has "
             f"{len(tokenizer)}: expected at least as many. Give the model's own tokenizer with --processor"
+        )
+
+
+def check_positions(start: str, config: PretrainedConfig, max_tokens: int) -> None:
+    """Raise UserError for inputs of more tokens than a model of text has positions for."""
+    positions = family_of(config, TextFamily).max_tokens(config)
+    if max_tokens > positions:
+        raise UserError(
+            f"max_tokens: expected at most {positions}, the positions of {start!r}, got {max_tokens}. Give a lower one "
+            "with --max_tokens"
         )

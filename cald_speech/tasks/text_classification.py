@@ -7,10 +7,8 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cald_speech.data.tables import Sentences, TokenisedTable
-from cald_speech.errors import UserError
-from cald_speech.families import TextFamily, family_of
 from cald_speech.tasks.classification import Classification
-from cald_speech.tasks.processors import check_vocabulary, tokenizer_of
+from cald_speech.tasks.processors import check_positions, check_vocabulary, tokenizer_of
 
 
 class TextClassification(Classification):
@@ -50,10 +48,5 @@ class TextClassification(Classification):
     def head_options(self, start: str, config: PretrainedConfig, processor: PreTrainedTokenizerBase) -> dict[str, Any]:
         """The model must know the same labels, every token, and as many positions as an input may have."""
         check_vocabulary(start, config, processor)
-        positions = family_of(config, TextFamily).max_tokens(config)
-        if self.max_tokens > positions:
-            raise UserError(
-                f"max_tokens: expected at most {positions}, the positions of {start!r}, got {self.max_tokens}. Give a "
-                "lower one with --max_tokens"
-            )
+        check_positions(start, config, self.max_tokens)
         return super().head_options(start, config, processor)

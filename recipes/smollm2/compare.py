@@ -19,7 +19,7 @@ from cald_speech.errors import UserError
 from cald_speech.evaluation.language import Perplexity, check_generation, perplexity_of
 from cald_speech.evaluation.report import format_table
 from cald_speech.files import whole_file
-from cald_speech.recipes import commit, train_apart
+from cald_speech.recipes import stamped, train_apart
 from cald_speech.recipes.smollm2.importance import chosen_layers, layer_costs
 from cald_speech.recipes.smollm2.prepare import prepare
 from cald_speech.tasks.bootstrap import paired_bootstrap
@@ -72,16 +72,6 @@ def main(experiment: Path, layers: str, choices: str, num_steps: int | None, see
         found.append(measured(str(folder / "model"), sets["test"], folder / "test.json", how["prompts"]) | of)
         print(format_table(summarise(found)), flush=True)
     print(json.dumps({"costs": costs, "rows": summarise(found), "command": "recipes/smollm2/compare.py"}))
-
-
-def stamped(folder: Path) -> str:
-    """The commit that this student's training began at, written down once."""
-    path = folder / "commit.txt"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as unfinished:
-            unfinished.write_text(commit() + "\n")
-    return path.read_text().strip()
 
 
 def measured(model: str, tokens: Path, record: Path, prompts: int) -> dict[str, Any]:

