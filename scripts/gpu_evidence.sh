@@ -20,6 +20,6 @@ mkdir -p "$OUT" || exit 1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 unset TRITON_INTERPRET
 HOW=(--device cuda)
-[ -n "${DRY_RUN:-}" ] && HOW=(--device cpu --size tiny)
+[ -n "${DRY_RUN:-}" ] && HOW=(--device cpu --size tiny --budget 3600)
 
 "$PYTHON" -m cald_speech.benchmarks.gpu_evidence "${HOW[@]}" --output_folder "$OUT" "$@" 2>&1 | tee "$OUT/evidence_log.txt"
