@@ -16,10 +16,9 @@ import click
 
 from cald_speech.commands import options
 from cald_speech.evaluation.report import format_table, read_result
-from cald_speech.recipes.demo.figure import draw_steps
-from cald_speech.recipes.demo.run import RESULTS, ROOT, TEACHER, recipe
 from cald_speech.recipes import commit
-from cald_speech.recipes.demo.run import RESULTS, recipe
+from cald_speech.recipes.demo.figure import draw_steps
+from cald_speech.recipes.demo.run import RESULTS, TEACHER, recipe
 from cald_speech.recipes.demo.synthesis import synthesise_corpus
 from cald_speech.recipes.grid import MIXERS
 from cald_speech.tasks.wer import compare
