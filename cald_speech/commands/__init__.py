@@ -40,7 +40,7 @@ JOBS: Mapping[str, Mapping[str, Job]] = {
         "word-times": Job(
             "cald_speech.recipes.digits.word_times:main", "How far the times of words are off, on digits."
         ),
-        "report": Job(f"{_HERE}.evaluate:report", "Compare evaluations: intervals and paired differences."),
+        "report": Job(f"{_HERE}.evaluate:report", "Compare evaluations, and look at them and at runs in one page."),
     },
     "Choose what to convert": {
         "drift": Job(f"{_HERE}.layers:drift", "How far fine-tuning moved each layer, and the guidance for that."),

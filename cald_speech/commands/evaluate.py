@@ -14,6 +14,7 @@ from cald_speech.evaluation.figures import draw_by_length
 from cald_speech.evaluation.labels import classify_folder, group_names, summarise
 from cald_speech.evaluation.language import evaluate_language
 from cald_speech.evaluation.lookahead import evaluate_lookaheads
+from cald_speech.evaluation.page import write_page
 from cald_speech.evaluation.recognition import evaluate_folder
 from cald_speech.evaluation.report import compare_reports, error_rates, format_table
 from cald_speech.tasks.reading import READERS
@@ -45,14 +46,39 @@ def evaluate(model: str, manifest: Path, output_folder: Path, dtype: torch.dtype
 
 @options.command()
 @click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=Path)
-@click.option("--split", help="Which of the folders' reports. Default: the only one.")
-def report(folders: tuple[Path, ...], split: str | None) -> None:
-    """A table of evaluations, each FOLDER the --output_folder of one.
+@click.option("--split", help="Which of the folders' reports. Default: the only one; with --html: all.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write this page instead of a table.")
+@click.option(
+    "--utterances",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="With --html: of each set at most, the worst.",
+)
+@click.option(
+    "--audio_mib",
+    type=click.FloatRange(min=0),
+    default=8.0,
+    show_default=True,
+    help="With --html: of the page, for the sound of the worst utterances.",
+)
+def report(folders: tuple[Path, ...], split: str | None, html: Path | None, **page: Any) -> None:
+    """A table of evaluations, each FOLDER the --output_folder of one; or, with --html, a page to look at.
 
     Beside every WER stands its 95 % interval, by bootstrap over utterances, and its difference from the first folder's,
     paired over the same utterances: where the interval of a difference includes 0, the two are not told apart. The last
     line is the table as JSON.
+
+    With --html FILE each FOLDER may also be that of a training run, what drift, layers, by-length or lookahead wrote,
+    or a folder around such. The page is one file that needs no network: curves, the table, every utterance's edits
+    with its sound, figures of layers. The last line is what is in it, as JSON.
     """
+    options.refuse_idle(**dict.fromkeys(page, (html is not None, "--html")))
+    if html is not None:
+        written = write_page(folders, html, split=split, **page)
+        click.echo(f"{html}: {written['bytes'] / 2**20:.1f} MiB; open it in a browser")
+        click.echo(json.dumps(written))
+        return
     rows = compare_reports(folders, split)
     click.echo(format_table(rows))
     click.echo(json.dumps(rows))

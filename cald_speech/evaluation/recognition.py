@@ -77,7 +77,10 @@ def evaluate_folder(
             model=str(source),
             decoder=decoder_name,
             split=split,
-            extra=run_facts(model, device, dtype, perf_counter() - start),
+            extra={
+                "manifest": str(Path(manifest).absolute()),
+                **run_facts(model, device, dtype, perf_counter() - start),
+            },
         )
         add_result(Path(source), split, summary)
     return summary

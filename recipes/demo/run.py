@@ -6,7 +6,7 @@ does the same where the package was installed (`pip install 'cald-speech[demo]'`
 
 It synthesises a corpus of spoken commands, converts the small teacher that ships beside this file with the LibriSpeech
 recipe, once by its task alone and once guided by the teacher, and compares the three on voices and sentences that
-training never heard. The last line is one JSON object.
+training never heard. It ends with a page to look at, results/demo/report.html; the last line is one JSON object.
 """
 
 import json
@@ -23,6 +23,7 @@ from cald_speech.benchmarks.stopwatch import measure, peak_rss_gib
 from cald_speech.data.audio import SAMPLE_RATE, read_audio
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError, error_epilogue
+from cald_speech.evaluation.page import write_page
 from cald_speech.evaluation.report import format_table, read_result
 from cald_speech.recipes.demo.figure import draw
 from cald_speech.recipes.demo.synthesis import synthesise_corpus
@@ -70,6 +71,7 @@ def main() -> None:
         for label, seconds in (("s/min at 10 s", 10), ("s/min at 10 min", 600)):
             rows[-1][label] = seconds_per_minute(model, audio[: seconds * SAMPLE_RATE])
     plot = draw(rows, RESULTS / "demo.png")
+    page = write_page([*reports.values(), RESULTS / "unguided", RESULTS / "student"], RESULTS / "report.html")["html"]
     difference, low, high = compare(results["unguided"], results["student"])
     print(format_table(rows))
     verdict = "which includes 0: on this run the two cannot be told apart" if low <= 0 <= high else "which excludes 0"
@@ -77,7 +79,8 @@ def main() -> None:
     summary = {f"{name}_wer": round(results[name].words.rate, 3) for name in NAMES}
     summary |= {"unguided_minus_student": [round(v, 3) for v in (difference, low, high)]}
     summary |= {"minutes": round((time.perf_counter() - start) / 60, 2), "peak_rss_gib": round(peak_rss_gib(), 2)}
-    print(json.dumps(summary | {"plot": str(plot)}))
+    print(f"curves, and every utterance with its edits and its sound: {page}")
+    print(json.dumps(summary | {"plot": str(plot), "report": page}))
 
 
 def say(text: str) -> None:

@@ -33,6 +33,10 @@ def test_evaluations_are_reported_and_compared(call, place, tmp_path):
     assert [second["low"], second["high"]] == summary["wer_interval"]
     assert len([line for line in done.stdout.splitlines() if line.startswith("|")]) == 4
     assert last_line(call("report", *folders, "--split", "manifest")) == [first, second]
+    written = last_line(call("report", tmp_path, "--html", tmp_path / "page.html"))
+    assert (written["evaluations"], written["audio"]["embedded"]) == (2, len(DURATIONS_S))
+    assert written["bytes"] == (tmp_path / "page.html").stat().st_size
+    assert "does nothing here" in call("report", *folders, "--utterances", 5, status=2).stderr
 
 
 def test_reports_that_cannot_be_compared(call, place, tmp_path):
