@@ -135,7 +135,7 @@ class Grid:
         for name, cell in self.cells.items():
             for seed in self.seeds if cell.is_result else ():
                 folder = self.folder_of(name, seed)
-                if not (folder / "report").is_dir():
+                if not (folder / "report" / "test.json").is_file():
                     evaluate_folder(folder / "model", test, folder / "report", split="test", progress=False)
                 before = None if cell.student is None else self.folder_of(cell.student, seed)
                 earlier = 0 if cell.student is None else self.cells[cell.student].steps

@@ -11,6 +11,7 @@ from cald_speech import from_pretrained
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.data.manifests import manifest_hash, read_manifest
 from cald_speech.errors import UserError
+from cald_speech.evaluation.report import read_result
 from cald_speech.recipes.an4 import compare
 from cald_speech.recipes.an4 import prepare as recipe
 from cald_speech.recipes.an4.cells import candidates, make_cells
@@ -144,6 +145,7 @@ def test_its_experiments_run(corpus, tmp_path):
     assert student.optimizer_step == teacher.optimizer_step == 2 and student.skipped.count == 0
     assert type(from_pretrained(tmp_path / "student" / "model")).__name__ == "CaldWav2Vec2ForCTC"
     assert (tmp_path / "data" / "manifests" / "train-0.5.json").is_file()
+    assert read_result(tmp_path / "student" / "reports", "test").words.count == 8
 
 
 @pytest.mark.wide

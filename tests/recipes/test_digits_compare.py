@@ -9,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cald_speech import recipes
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import write_report
+from cald_speech.recipes import grid as recipes_grid
 from cald_speech.recipes import grid_figures, grid_table
 from cald_speech.recipes.digits import compare
 from cald_speech.recipes.grid import Grid, with_stages
@@ -73,6 +74,17 @@ def test_what_has_ended_is_not_trained_again_and_what_fails_is_named(tmp_path, m
     (folder / recipes.SPENT).write_text("{}")
     grid.train_one(name, 2)
     assert len(commands) == 2
+
+
+def test_a_report_that_was_not_finished_is_made_again(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(recipes_grid, "evaluate_folder", lambda model, test, folder, **how: made.append(folder))
+    grid = Grid("x.yaml", {"target": compare.make_cells(200)["target"]}, (0, 1), tmp_path, tmp_path)
+    for seed, name in enumerate(("test.json", ".test.lock")):
+        (tmp_path / f"target-seed{seed}" / "report").mkdir(parents=True)
+        (tmp_path / f"target-seed{seed}" / "report" / name).touch()
+    assert [student.seed for student in grid.evaluated(tmp_path)] == [0, 1]
+    assert made == [tmp_path / "target-seed1" / "report"]
 
 
 def test_the_table_and_the_figures(tmp_path, monkeypatch):
