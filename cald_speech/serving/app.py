@@ -65,7 +65,7 @@ def create_app(recogniser: Recogniser, settings: Settings) -> Any:
     """
     check_installed()
     from fastapi import FastAPI, Request, WebSocket
-    from fastapi.responses import JSONResponse, PlainTextResponse, Response
+    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
     from starlette.exceptions import HTTPException
 
     line, not_live = Line(settings.max_queue), fault_of(recogniser, settings.live)
@@ -107,6 +107,12 @@ def create_app(recogniser: Recogniser, settings: Settings) -> Any:
         counts = {"running": line.running, "waiting": waiting, "served": line.served, "ended": line.ended}
         counts["live"] = len(speakers)
         return {"status": "ok", "model": settings.model_name, "max_queue": settings.max_queue} | counts
+
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def front() -> Response:
+        return HTMLResponse(page, headers=PAGE_HEADERS)
 
     described = {"id": settings.model_name, "object": "model", "created": 0, "owned_by": "cald-speech"}
 
