@@ -93,5 +93,7 @@ def declare_shared(model: PreTrainedModel) -> None:
         first = names.setdefault(id(parameter), name)
         if first != name and ".mixer." in name:
             shared[name] = first
+    if not shared:  # None stays None: PEFT asks models that tie weights for embeddings, which speech encoders lack
+        return
     model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}
     model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}

@@ -230,13 +230,15 @@ class NormalisedLinearAttention(AttentionHeads, CausalMixer):
     def _values_with_ones(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, H, P + 1) in one product: a copy of all values would cost as much as their scan."""
         heads = (self.num_heads, self.head_dim)
+        if not isinstance(self.v_proj, Projection):  # an adapter's, which does more than multiply by its weight
+            return F.pad(self.v_proj(x).unflatten(-1, heads), (0, 1), value=1.0)
         weight = F.pad(self.v_proj.weight.unflatten(0, heads), (0, 0, 0, 1)).flatten(0, 1)
         bias = weight.new_zeros(heads) if self.v_proj.bias is None else self.v_proj.bias.unflatten(0, heads)
         bias = F.pad(bias, (0, 1), value=1.0).flatten()
         return projected(x, weight, bias).unflatten(-1, (self.num_heads, -1))
 
     def finish(self, y: Tensor, gate: None) -> Tensor:
-        if self.scan.window or torch.is_grad_enabled():
+        if self.scan.window or torch.is_grad_enabled() or not isinstance(self.out_proj, Projection):
             return self.out_proj(self.scan.averaged(y).flatten(2))
         # In place, and with the ones, which nothing is made of: new memory costs as much as a third of the scan.
         heads = (self.num_heads, self.head_dim)
