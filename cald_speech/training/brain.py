@@ -272,7 +272,8 @@ class CaldBrain(Brain):
             self.store.facts |= {"phases": phases} if phases else {}
             recovered = self.checkpointer.recovered
             in_epoch = recovered is not None and not recovered.meta["end-of-epoch"]
-            self.step_log = StepLog(self.store.folder, self.optimizer_step, in_epoch=in_epoch)
+            options = {"in_epoch": in_epoch, "logger": self.settings.logger}
+            self.step_log = StepLog(self.store.folder, self.optimizer_step, **options)
         if self.bar is not None:
             self.bar.initial = self.bar.n = min(self.optimizer_step, self.settings.num_steps)
         if self.optimizer_step:

@@ -41,6 +41,7 @@ from cald_speech.files import put, sync, whole_file, whole_folder
 from cald_speech.tasks.base import Processor
 from cald_speech.training.distributed import gathered, is_main, rank, world_size
 from cald_speech.training.guards import SkippedSteps
+from cald_speech.training.loggers import Logger
 
 UNFINISHED = "unfinished+"
 OLD_RECONSTRUCT = "numpy.core.multiarray._reconstruct"  # its name before numpy 2
@@ -244,7 +245,7 @@ class StepLog:
 
     Lines at or after ``first_step``, left by a run that was killed after its last checkpoint, are dropped, and so is
     a last line that it did not finish. ``in_epoch`` says that the run is taken up inside an epoch, whose validation is
-    done again even if it stands in the log as that of the step before.
+    done again even if it stands in the log as that of the step before. ``logger`` gets the same numbers.
 
     Raises
     ------
@@ -261,7 +262,7 @@ class StepLog:
     '{"step": 0, "loss/task": 3.5}\\n'
     """
 
-    def __init__(self, folder: Path, first_step: int, *, in_epoch: bool = False):
+    def __init__(self, folder: Path, first_step: int, *, in_epoch: bool = False, logger: Logger | None = None):
         self.path = folder / "train_log.jsonl"
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines(True) if line.endswith("\n")]
@@ -275,6 +276,9 @@ class StepLog:
             with whole_file(self.path) as unfinished:
                 unfinished.write_text("".join(kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self.logger = logger
+        if logger is not None:
+            logger.begin(folder, resumed=first_step > 0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log the values of one step."""
@@ -284,6 +288,8 @@ class StepLog:
                 stream.write(json.dumps({"step": step, **rounded}) + "\n")
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+            if self.logger is not None:
+                self.logger.write(step, values)
         except OSError as error:
             raise UserError(
                 f"cannot write {self.path}: {error}. The last good checkpoint is still there: make room and start the "

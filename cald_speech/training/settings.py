@@ -29,6 +29,7 @@ from cald_speech.experiment_yaml import build, check
 from cald_speech.shipped import hparams_folder, model_folder
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.ctc import CTC
+from cald_speech.training.loggers import Logger
 from cald_speech.training.schedules import WarmupSchedule
 
 MODELS = {"teacher", "student", "source", "processor"}
@@ -135,6 +136,11 @@ class Settings:
         0, "keep the model so often, for waypoint guidance; 0: never", at_least=0, free=True
     )
     log_every_steps: int = option(10, "steps between two lines of the log", at_least=1, free=True)
+    logger: Logger | None = option(
+        None,
+        "where the log goes too, of cald_speech.training.loggers: WeightsAndBiases or MLflow; default: nowhere else",
+        free=True,
+    )
     score_test_sets: bool = option(
         False, "whether the best model is scored, at the end, on the sets beside train and valid", free=True
     )
@@ -178,6 +184,11 @@ class Settings:
             for of in (settings, settings.guidance):
                 check_values(of)
             settings.guidance.check(settings.num_steps)
+            if not isinstance(settings.logger, Logger | None):
+                raise ValueError(
+                    "logger: expected `!new:cald_speech.training.loggers.WeightsAndBiases {project: name}` or MLflow, "
+                    f"got {settings.logger!r}"
+                )
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
         _refuse_nan(path, values)

@@ -2,13 +2,20 @@
 
 import json
 import re
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cald_speech.errors import UserError
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.checkpointing import StepLog
-from cald_speech.training.run import run
+from cald_speech.training.loggers import MLflow
+from cald_speech.training.run import parse, run
+
+LOGGERS = "cald_speech.training.loggers"
 
 
 def lines(folder):
@@ -67,3 +74,83 @@ def test_progress_is_one_line_over_the_whole_run(experiment, capsys):
         lines = [line for line in shown if line.startswith("step ")]
         assert re.match(rf"step {steps} of {steps} \|.*\| 00:00 left, learning rate 0\.001, loss \d", lines[-1])
         assert not [line for line in shown if "it/s" in line]
+
+
+@pytest.fixture
+def services(monkeypatch):
+    """wandb and mlflow as this package calls them; what was called, in order."""
+    called = []
+
+    def run(**options):
+        called.append(("init", options))
+        return SimpleNamespace(log=lambda values, step: called.append((step, values)))
+
+    def start(**options):
+        called.append(("init", options))
+        return SimpleNamespace(info=SimpleNamespace(run_id="m1"))
+
+    class DownError(Exception):
+        pass
+
+    def log(values, step):
+        if step > 3:
+            raise DownError("no route")
+        called.append((step, values))
+
+    made = {
+        "wandb": {"init": run, "errors": SimpleNamespace(Error=DownError)},
+        "mlflow": {"start_run": start, "log_metrics": log, "exceptions": SimpleNamespace(MlflowException=DownError)}
+        | {
+            name: lambda value, name=name: called.append((name, value))
+            for name in ("set_tracking_uri", "set_experiment")
+        },
+    }
+    for name, parts in made.items():
+        module = ModuleType(name)
+        vars(module).update(parts, __spec__=ModuleSpec(name, None))
+        monkeypatch.setitem(sys.modules, name, module)
+    return called
+
+
+def test_a_logger_gets_what_the_log_gets(experiment, start, services):
+    """By the yaml; and a run that is taken up goes on in its own run there."""
+    path = experiment(log_every_steps=1, num_steps=2)
+    path.write_text(path.read_text() + f"logger: !new:{LOGGERS}.WeightsAndBiases {{project: p, mode: offline}}\n")
+    folder = start(path).store.folder
+    first = services[0][1]
+    assert (first["project"], first["mode"], first["resume"]) == ("p", "offline", "allow")
+    assert [step for step, _ in services[1:]] == [line["step"] for line in lines(folder)] == [0, 1, 1]
+    assert services[1][1].keys() | {"step"} == lines(folder)[0].keys()
+    before = len(services)
+    start(path, "run", "--num_steps", "3")
+    assert services[before][1]["id"] == first["id"] and services[before + 1][0] == 2
+
+
+def test_mlflow(tmp_path, services):
+    for resumed_at, known in ((0, {"run_name": tmp_path.name}), (2, {"run_id": "m1"})):
+        log = StepLog(tmp_path, resumed_at, logger=MLflow("e", "file:/x"))
+        log.write(resumed_at, {"loss/task": 1.0})
+        log.board.close()
+        begun = [("set_tracking_uri", "file:/x"), ("set_experiment", "e"), ("init", known)]
+        assert services == [*begun, (resumed_at, {"loss/task": 1.0})]
+        services.clear()
+    with pytest.raises(UserError, match=r"MLflow does not answer: no route.*goes on from the last checkpoint"):
+        log.write(4, {"loss/task": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("logger", "told"),
+    [
+        (f"!new:{LOGGERS}.WeightsAndBiases {{project: p}}", "pip install wandb"),
+        (f"!new:{LOGGERS}.MLflow {{experiment: p}}", "pip install mlflow"),
+        ("wandb", "logger: expected `!new:cald_speech.training.loggers"),
+        ("!new:wandb.init {}", "the tag !new:wandb.init is not one"),
+    ],
+)
+def test_a_logger_that_there_is_not(experiment, monkeypatch, logger, told):
+    monkeypatch.setattr("cald_speech.training.loggers.find_spec", lambda name: None)
+    path = experiment()
+    path.write_text(f"{path.read_text()}logger: {logger}\n")
+    with pytest.raises(UserError) as error:
+        parse([str(path)])
+    assert told in str(error.value) and "\n" not in str(error.value)
