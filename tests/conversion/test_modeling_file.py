@@ -118,6 +118,7 @@ def save_text(kind: str, place: Path, layer_map: LayerMap, head: str | None = No
     save(model, place, case.family.auto_classes[head].__name__, text(), generated)
 
 
+@pytest.mark.slow
 def test_outputs_without_the_package(tmp_path):
     folders = tmp_path / "folders"
     every, causal = concrete(Mixer), concrete(CausalMixer)
