@@ -44,7 +44,7 @@ def convert(
     calibrate: Path | None,
     target_lang: str | None,
 ) -> None:
-    """Convert MODEL (a folder or hub id) to normalised linear attention, untrained, into FOLDER.
+    """Convert MODEL (a folder or hub id) to Mamba-2, untrained, into FOLDER.
 
     It goes both ways, unless the model is causal. Mixers of another kind are what a yaml's layer_map names.
     """

@@ -20,7 +20,7 @@ from cald_speech.mixers.normalised_linear_attention import NormalisedLinearAtten
 from cald_speech.mixers.scan import SCAN_PARAMETERS, CausalMixer
 from cald_speech.mixers.windowed_attention import WindowedAttention
 
-DEFAULT = partial(Bidirectional, mixer=NormalisedLinearAttention, share_projections=True)
+DEFAULT = partial(Bidirectional, mixer=Mamba2, share_projections=True)
 """The mixer of a conversion that names none: docs/results/mixers.md says why. A causal model gets its ``mixer``."""
 
 __all__ = [
