@@ -45,7 +45,9 @@ def folder(tmp_path_factory):
         (made / "data" / f"module{number}.py").write_text(MODULE.format(number))
     train_tokenizer(sorted((made / "data").glob("*.py")), 300, made / "encoder")
     torch.manual_seed(0)
-    BertModel(BertConfig(**SMALL, max_position_embeddings=64, pad_token_id=1)).save_pretrained(made / "encoder")
+    BertModel(BertConfig(**SMALL, max_position_embeddings=64, pad_token_id=1, initializer_range=0.4)).save_pretrained(
+        made / "encoder"
+    )
     return made
 
 
@@ -83,8 +85,8 @@ def test_what_is_no_python_has_no_docstrings(tmp_path):
 
 def test_a_student_follows_its_teacher_without_labels(folder, tables):
     keys = {"data_folder": folder / "data", "prepare_folder": folder, "output_folder": folder / "student"}
-    keys |= {"teacher": folder / "teacher", "model": folder / "encoder", "num_steps": 8}
-    keys |= {"max_batch_tokens": 200, "log_every_steps": 1, "learning_rate": 0.01}
+    keys |= {"teacher": folder / "teacher", "model": folder / "encoder", "num_steps": 24}
+    keys |= {"max_batch_tokens": 200, "log_every_steps": 1, "learning_rate": 0.003}
     text = {"base": str(ROOT / "hparams/minilm/student.yaml")} | {
         key: value if isinstance(value, int | float) else str(value) for key, value in keys.items()
     }
@@ -92,10 +94,10 @@ def test_a_student_follows_its_teacher_without_labels(folder, tables):
     own = yaml.safe_dump(text) + "task: !new:cald_speech.tasks.encoding.TextEncoding {max_tokens: 64}\n"
     path.write_text(own + "corpus: {held_out_share: 0.1}\n")
     brain = run([str(path), "--noprogressbar"], prepare.prepare)
-    assert brain.optimizer_step == 8 and brain.skipped.count == 0
+    assert brain.optimizer_step == 24 and brain.skipped.count == 0
     lines = [json.loads(line) for line in (folder / "student" / "train_log.jsonl").read_text().splitlines()]
     followed = [line["loss/layers"] for line in lines if "loss/layers" in line]
-    assert followed[-1] < followed[2]
+    assert sum(followed[-6:]) < sum(followed[6:12])
     sentences = [row["text"] for row in read_table(tables["test"]).values()]
     pairs = json.loads((folder / "manifests" / "pairs.json").read_text())
     own, student = (
