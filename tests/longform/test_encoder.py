@@ -312,7 +312,7 @@ def test_progress_goes_from_zero_to_one():
         seen = []
         model = make(FAMILIES["wav2vec2"], layer_map=layer_map)
         encode_long(model, AudioSource.from_samples(audio(40_000)), progress=seen.append)
-        assert seen == sorted(seen) and 0 < seen[0] < 0.5 and math.isclose(seen[-1], 1.0)
+        assert seen == sorted(seen) and 0 < min(filter(None, seen)) < 0.5 and math.isclose(seen[-1], 1.0)
 
 
 @pytest.mark.parametrize(
