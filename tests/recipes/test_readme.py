@@ -147,8 +147,9 @@ def test_another_command_takes_what_it_is_given(words):
 
 
 @pytest.mark.slow
-def test_evaluated_folders_are_those_that_training_writes():
+def test_evaluated_folders_are_those_that_training_or_a_command_writes():
     written = {f"{load(words).output_folder}/model" for words in CELLS if guidance_of(words) != "waypoint"}
+    written |= {words[words.index("--save_to") + 1] for words in OTHERS if "--save_to" in words}
     read = set()
     for words in OTHERS:
         if words[1].endswith("/evaluate.py"):
