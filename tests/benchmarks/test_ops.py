@@ -124,6 +124,7 @@ def test_peak_memory_is_what_was_held(mib):
     assert abs(cpu_peak(hold, mib) / MIB - held) < 0.05 * held + 2
 
 
+@pytest.mark.slow  # processes of their own
 @needs_linux
 def test_what_cannot_be_measured_is_told_apart():
     with pytest.raises(OutOfMemory, match=r"needs more than .* GiB: .*allocate memory"):

@@ -173,6 +173,7 @@ def test_offsets_of_a_gated_delta_past_2_31_elements(monkeypatch):
     assert_same(*results, TOLERANCE["float16"])
 
 
+@pytest.mark.slow  # the interpreter at real sizes
 def test_real_sizes_of_a_selective_scan():
     """The contract's chunks are short."""
     inputs, lengths = of(SELECTIVE, 18, batch=2, channels=5, d_state=3), torch.tensor([18, 7])
@@ -284,6 +285,7 @@ def test_warmups_run_every_direction(monkeypatch):
     warmup_short_conv(8, dtype=torch.float16, device=TRITON_DEVICE, padded=(False, True))
 
 
+@pytest.mark.slow  # a Python process of its own
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled where there is a GPU")
 def test_the_interpreter_is_mended_by_importing_the_kernels():
     """A loop over chunks ends, in a process that nobody else has prepared."""

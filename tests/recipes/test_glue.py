@@ -237,6 +237,7 @@ def test_every_guidance_mode(start, teacher, guidance):
     assert all(torch.equal(value, brain.plain.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow  # trains on every corpus
 @pytest.mark.parametrize("task", ["qnli", "qqp", "imdb"])
 def test_every_corpus(start, teacher, task):
     own = start("teacher", f"{task}-teacher", glue_task=task, waypoint_every_steps=0)

@@ -39,6 +39,7 @@ def moving(fine_tuned, teachers) -> Callable[..., dict]:
     return keys
 
 
+@pytest.mark.slow  # several trainings
 @pytest.mark.parametrize("mode", ["trajectory", "waypoint"])
 def test_killed_and_resumed_to_the_bit(moving, experiment, start, whole, monkeypatch, mode):
     keys = moving(mode, num_steps=9, **RESTLESS)

@@ -93,6 +93,7 @@ def order(monkeypatch) -> dict[int, list[list[str]]]:
     return record_order(monkeypatch)
 
 
+@pytest.mark.slow  # several trainings
 @pytest.mark.parametrize("kill", [kill_after_step, kill_inside_step], ids=["between steps", "inside a step"])
 def test_killed_in_epoch_3(experiment, start, whole, monkeypatch, order, kill):
     """Hybrid guidance: target guided where it is killed and resumed, the task loss alone at the end."""

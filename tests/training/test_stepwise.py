@@ -21,6 +21,7 @@ def layers_of(folder):
     return ConversionReport.of(from_pretrained(folder)).layers
 
 
+@pytest.mark.slow  # several trainings
 @pytest.mark.parametrize("step", [1, 2, *(pytest.param(step, marks=pytest.mark.wide) for step in (3, 4))])
 def test_a_run_that_is_stopped_anywhere_goes_on_to_the_bit(experiment, start, whole, monkeypatch, step):
     """Before the step at which a layer is due, and after it."""
