@@ -16,11 +16,12 @@ import click
 
 from cald_speech.commands import options
 from cald_speech.evaluation.report import format_table, read_result
+from cald_speech.files import whole_file
 from cald_speech.recipes import commit
 from cald_speech.recipes.demo.figure import draw_steps
 from cald_speech.recipes.demo.run import RESULTS, TEACHER, recipe
 from cald_speech.recipes.demo.synthesis import synthesise_corpus
-from cald_speech.recipes.grid import MIXERS
+from cald_speech.recipes.grid import MIXERS, schedule
 from cald_speech.tasks.wer import compare
 
 FOLDER = RESULTS / "compare"
@@ -38,7 +39,7 @@ def main(steps: tuple[int, ...], seed: tuple[int, ...], mixer: tuple[str, ...], 
         run(name, count, one, calibrate)
     evaluate(TEACHER, FOLDER / "teacher")
     rows = [row(folder_of(*asked, calibrate)) for asked in product(mixer or MIXERS, steps, seed)]
-    tested = [row(report.parent) for report in sorted(FOLDER.glob("*/report"))]
+    tested = [row(facts.parent.parent) for facts in sorted(FOLDER.glob("*/report/row.json"))]
     uncalibrated = [one for one in tested if not one["calibrated on"]]
     if uncalibrated:
         draw_steps(uncalibrated, read_result(FOLDER / "teacher", "test").words.rate, FOLDER / "compare.png")
@@ -62,12 +63,13 @@ def run(mixer: str, steps: int, seed: int, calibrate: int) -> None:
     evaluate(folder / "model", folder / "report")
     facts = {"mixer": mixer, "calibrated on": calibrate, "steps": steps, "seed": seed}
     facts |= {"minutes": round((time.perf_counter() - start) / 60, 1), "commit": commit()}
-    (folder / "report/row.json").write_text(json.dumps(facts))
+    with whole_file(folder / "report/row.json") as unfinished:
+        unfinished.write_text(json.dumps(facts))
 
 
 def evaluate(model: Path, report: Path) -> None:
     """Test a model, once."""
-    if not report.is_dir():
+    if not (report / "test.json").is_file():  # the folder may be there without, where a run was killed
         recipe("evaluate.py", model, "--data_folder", RESULTS / "data", "--split", "test", "--output_folder", report)
 
 
@@ -84,12 +86,11 @@ def row(folder: Path) -> dict[str, object]:
 
 def arguments(mixer: str, steps: int, seed: int, calibrate: int) -> list[str]:
     """Words for train.py: what is not as hparams/demo/students.yaml has it."""
-    schedule = f"{{warmup_steps: 20, decay_steps: {steps - 20}, shape: cosine, floor: 0.02}}"
     layer_map = f"{{default: !name:cald_speech.mixers.{MIXERS[mixer]}}}"
     return [
         *("--guidance", "target", "--num_steps", str(steps), "--seed", str(seed)),
         *("--calibrate", str(calibrate)),
-        *("--schedule", f"!new:cald_speech.training.schedules.WarmupSchedule {schedule}"),
+        *("--schedule", schedule(steps)),
         *("--layer_map", f"!new:cald_speech.conversion.LayerMap {layer_map}"),
     ]
 
