@@ -4,14 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from torch.utils.tensorboard import SummaryWriter
 
 from cald_speech import recipes
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import write_report
+from cald_speech.mixers import describe_factory
 from cald_speech.recipes import grid as recipes_grid
 from cald_speech.recipes import grid_figures, grid_table
-from cald_speech.recipes.digits import compare
+from cald_speech.recipes.digits import compare, mixers
 from cald_speech.recipes.grid import Grid, with_stages
 from cald_speech.tasks.wer import score
 from cald_speech.training.run import parse
@@ -34,6 +36,25 @@ def test_every_cell_is_an_experiment(tmp_path):
         assert cell.needs_teacher == (name not in ("trajectory", "unguided from source")), name
         schedule = settings.schedule
         assert settings.guidance.align_steps + schedule.warmup_steps + schedule.decay_steps == cell.steps, name
+
+
+def test_an_experiment_is_trained_with_each_mixer_and_seed(tmp_path, monkeypatch):
+    trained = {}
+
+    def train_one(grid, name, seed):
+        words = ["--data_folder=x", *grid.cells[name].arguments(seed)]
+        trained[name, seed] = parse([grid.experiment, *words])[0]
+
+    monkeypatch.setattr(Grid, "train_one", train_one)
+    words = [str(ROOT / "hparams" / "digits/cue.yaml"), "--steps=60", "--seed=0", "--seed=2", "--mixer=hydra"]
+    result = CliRunner().invoke(mixers.main, [*words, "--mixer=window_16", f"--output_folder={tmp_path}"])
+    assert not result.exception, result.output
+    names = [(name, seed) for name in ("hydra", "window_16") for seed in (0, 2)]
+    assert list(trained) == names
+    assert json.loads(result.output) == [str(tmp_path / f"{name}-seed{seed}" / "model") for name, seed in names]
+    for (name, seed), settings in trained.items():
+        assert settings.seed == seed and settings.num_steps == 60 and settings.schedule.decay_steps == 40
+        assert name.split("_")[0] in str(describe_factory(settings.layer_map.default)).lower()
 
 
 def test_a_stage_comes_before_those_that_go_on_from_it(tmp_path, monkeypatch):

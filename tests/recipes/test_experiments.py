@@ -25,7 +25,7 @@ EXPERIMENTS = [path for path in sorted((ROOT / "hparams").glob("*.yaml")) if pat
 EXPERIMENTS += sorted((ROOT / "hparams" / "demo").glob("*.yaml"))
 EXPERIMENTS += [
     ROOT / "hparams" / "digits" / f"{name}.yaml"
-    for name in ("student", "grid", "teacher", "teacher_start", "cue", "cue_teacher")
+    for name in ("student", "grid", "teacher", "teacher_start", "cue", "cue_teacher_start", "cue_teacher")
 ]
 FAMILIES = {"hubert": {"family": "hubert"}, "wavlm": {"family": "wavlm", "letters": ascii_lowercase}}
 DEPTHS = {key: {"layers": 24} for key in ("hybrid_layers", "windowed_layers")}
@@ -96,7 +96,8 @@ def test_experiment(path, keys, corpus, clips, digits, tmp_path):
     assert all(torch.equal(value, brain.plain.state_dict()[name]) for name, value in model.state_dict().items())
     kept = sum(layer == "attention" for layer in brain.models.conversion.layers)
     expected = {"hparams/hybrid_layers": 4, "hparams/teacher": 2, "demo/teacher": 4, "digits/teacher_start": 4}
-    expected |= {"demo/teacher_more": 2, "digits/teacher": 2, "digits/cue_teacher": 2}
+    expected |= {"demo/teacher_more": 2, "digits/teacher": 2}
+    expected |= {"digits/cue_teacher_start": 2, "digits/cue_teacher": 2}
     assert kept == expected.get(f"{path.parent.name}/{path.stem}", 0)
     manifest = tmp_path / "data" / "manifests" / "valid.json"
     options = {"split": "valid", "normaliser": brain.settings.normaliser, "progress": False}
