@@ -133,6 +133,7 @@ def perplexity(model: str, tokens: Path, max_batch_tokens: int, device: str) -> 
     show_default=True,
     help="In one forward pass, the same in bounded memory, or cut into overlapping pieces.",
 )
+@click.option("--only", default="", help="The conditions with these words in their names alone: 'pauses to 0.5 s'.")
 @options.normaliser()
 @options.output_folder("results/by_length")
 @options.device()

@@ -17,7 +17,7 @@ from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.data.joining import Recording, join_recording, recordings
 from cald_speech.data.manifests import read_manifest
 from cald_speech.data.text import normalise
-from cald_speech.errors import moved
+from cald_speech.errors import UserError, moved
 from cald_speech.families.hub import load_processor
 from cald_speech.tasks.reading import READERS, Reader
 from cald_speech.tasks.wer import score
@@ -39,6 +39,7 @@ def evaluate_by_length(
     joins: Sequence[int],
     utterances: int,
     readers: Sequence[str] = ("long-form",),
+    only: str = "",
     normaliser: str = "librispeech",
     device: str = "cpu",
     progress: bool = True,
@@ -51,19 +52,23 @@ def evaluate_by_length(
     joins : how many utterances make a recording.
     readers : of `cald_speech.tasks.reading.READERS`: ``whole`` in one forward pass, ``long-form`` the same in bounded
         memory, ``chunks`` cut into overlapping pieces.
+    only : the conditions whose names have these words in them.
 
     Raises
     ------
     UserError
-        for a manifest or model that cannot be used.
+        for a manifest or model that cannot be used, or if no condition has the words of ``only``.
     """
+    wanted = {name: condition for name, condition in conditions(joins).items() if only in name}
+    if not wanted:
+        raise UserError(f"only: expected words of one of {', '.join(conditions(joins))}, got {only!r}")
     entries = list(read_manifest(manifest).values())
     heard_by: dict[str, Reader] = {}
     for source in sources:
         model, processor = from_pretrained(source, head="ctc", device=device), load_processor(source)
         heard_by |= {f"{source} ({name})": READERS[name](model, processor) for name in readers}
     rows = []
-    for name, condition in tqdm(conditions(joins).items(), unit="condition", disable=not progress):
+    for name, condition in tqdm(wanted.items(), unit="condition", disable=not progress):
         made = condition.make(entries, max(1, utterances // condition.joined))
         found = evaluate_condition(heard_by, made, normaliser)
         rows += [{"condition": name, "joined": condition.joined} | row for row in found]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cald_speech.data.audio import SAMPLE_RATE, write_audio
+from cald_speech.errors import UserError
 from cald_speech.evaluation import by_length
 from cald_speech.evaluation.by_length import BURST_LEVEL, STRESS, STRESS_UTTERANCES
 from tests.training.miniature import write_model
@@ -82,5 +83,9 @@ def test_whole_and_long_form_read_alike(manifest, tmp_path):
     options = {"joins": [1, 2], "utterances": 4, "readers": ["whole", "long-form", "chunks"], "progress": False}
     rows = by_length.evaluate_by_length([str(model)], manifest, **options)
     assert {row["condition"] for row in rows} == set(by_length.conditions([1, 2]))
+    short = by_length.evaluate_by_length([str(model)], manifest, **options, only="x 2, pauses to 0.5 s")
+    assert short == [row for row in rows if row["condition"] == "x 2, pauses to 0.5 s"]
+    with pytest.raises(UserError, match=r"only: expected words of one of x 1, pauses .*, got 'pauses to 9 s'"):
+        by_length.evaluate_by_length([str(model)], manifest, **options, only="pauses to 9 s")
     pairs = zip(*([row for row in rows if reader in row["model"]] for reader in ("whole", "long")), strict=True)
     assert all(a["WER %"] == b["WER %"] for a, b in pairs)
