@@ -11,6 +11,7 @@ import os
 import pydoc
 import re
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -119,6 +120,11 @@ def _may_be_named(name: str, place: str) -> bool:
         found = pydoc.locate(name)
     except pydoc.ErrorDuringImport as error:
         raise UserError(f"{place}: {name} cannot be imported: {error.value}") from error
+    if found is None and root == "peft" and find_spec(root) is None:
+        raise UserError(
+            f"{place}: {name} needs the package peft, which is not installed: pip install 'cald-speech[peft]', or "
+            "leave the adapters out"
+        )
     if found is None:
         raise UserError(f"{place}: there is no {name}: expected the name of a class or function, such as {EXAMPLE}")
     return RULES[root](found)

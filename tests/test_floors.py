@@ -45,14 +45,14 @@ THIRD_PARTY = {
     "data": {"speechbrain", "soundfile", "torchaudio", "tqdm", "tokenizers", "datasets", "pyarrow", "lhotse"},
     "tasks": {"jiwer"},
     "experiment_yaml": {"hyperpyyaml", "ruamel"},
-    "training": {"tensorboard", "wandb", "mlflow"},
+    "training": {"tensorboard", "wandb", "mlflow", "peft"},
     "evaluation": {"matplotlib", "lm_eval"},
     "benchmarks": {"matplotlib", "fla", "causal_conv1d"},
     "serving": {"fastapi", "starlette", "uvicorn", "python_multipart"},
     "commands": {"click"},
 }
 INSIDE_A_FUNCTION = {
-    "training": {"wandb", "mlflow"},  # where a logger of theirs is chosen
+    "training": {"wandb", "mlflow", "peft"},  # where a logger of theirs, or adapters, are chosen
     "tasks": {"speechbrain"},  # its beam search takes seconds to import, and greedy decoding does without it
     "data": {"datasets", "pyarrow", "lhotse"},  # of the extras `data` and `lhotse`
     "evaluation": {"lm_eval"},  # of the extra `text`

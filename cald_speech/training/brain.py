@@ -19,6 +19,7 @@ from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from cald_speech.distillation import LossWeights
 from cald_speech.errors import UserError, some_of
@@ -145,7 +146,7 @@ class CaldBrain(Brain):
             self._log_step(step, losses, {"gradient_norm": norm, "learning_rate": learning_rate})
         if self.settings.waypoint_every_steps and self.optimizer_step % self.settings.waypoint_every_steps == 0:
             self._check_weights()
-            self.store.save(f"waypoints/step-{self.optimizer_step:07d}", self.plain)
+            self.store.save(f"waypoints/step-{self.optimizer_step:07d}", self._whole_student())
         if self._asked_to_stop():
             self._save_intra_epoch_ckpt()
             self._stop("a checkpoint is saved: the same command goes on from it")
@@ -220,6 +221,10 @@ class CaldBrain(Brain):
         raise SystemExit(128 + (self.interruption.signal or signal.SIGTERM))
 
     # --- what is kept -----------------------------------------------------------------------------------------------
+
+    def _whole_student(self) -> PreTrainedModel:
+        """The student as its folder has it: adapters are merged into its weights."""
+        return self.plain if self.models.adapters is None else self.models.adapters.merged()
 
     def _checkpoint(self, *, end_of_epoch: bool, meta: dict[str, float | bool], **keep) -> None:
         """A checkpoint, which holds no weight that is not finite, in place of those before it.
@@ -339,7 +344,9 @@ class CaldBrain(Brain):
         if metric <= self.progress.best_metric:
             self._check_weights()
             self.progress.best_metric = metric
-            self.store.save("model", self.plain, valid={name: metric, "step": self.optimizer_step})
+            self.store.save("model", self._whole_student(), valid={name: metric, "step": self.optimizer_step})
+            if self.models.adapters is not None:
+                self.models.adapters.save(self.store.folder / "adapter")
             if self.teacher_training is not None:
                 self.store.save("teacher", self.teacher, teacher="none: it is the teacher, fine-tuned in the same run")
         # The log first: of a run that is killed in between, the line is written again, and not lost.

@@ -12,11 +12,14 @@ from speechbrain.utils.checkpoints import Checkpointer
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cald_speech.conversion import ConversionReport, from_pretrained, load_config
+from cald_speech.conversion.classes import config_class, converted_class
 from cald_speech.errors import UserError
 from cald_speech.evaluation.calibration import calibrate
 from cald_speech.families import Family, SpeechFamily, family_of
 from cald_speech.families.languages import write_in
 from cald_speech.tasks.base import Processor
+from cald_speech.training.adapters import Adapters, check_kind
+from cald_speech.training.checkpointing import ModelStore
 from cald_speech.training.distributed import sum_gradients
 from cald_speech.training.optimiser import make_optimiser, parameters_of, set_learning_rate, step_if_finite
 from cald_speech.training.settings import Settings
@@ -35,6 +38,7 @@ class Models:
     processor: Processor
     conversion: ConversionReport
     stepwise: StepwiseConversion | None = None  # None: the student is given, converted or not
+    adapters: Adapters | None = None  # None: every parameter trains
 
 
 def build_models(settings: Settings, train: Path) -> Models:
@@ -52,6 +56,8 @@ def build_models(settings: Settings, train: Path) -> Models:
         where a model is missing from the settings, cannot be loaded, or does not fit the other.
     """
     guidance, start = settings.guidance, _start(settings)
+    if settings.adapters is not None:
+        _check_adapters(settings)
     processor = load_processor(settings, train)
     student = _load_student(start, settings, processor)
     teacher = None
@@ -79,6 +85,52 @@ def build_models(settings: Settings, train: Path) -> Models:
     if settings.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     return Models(family_of(student), student, teacher, processor, report, stepwise)
+
+
+def put_on_adapters(settings: Settings, models: Models, store: ModelStore, *, anew: bool) -> None:
+    """Let the adapters of the settings train, and nothing of the student beside them; without any, do nothing.
+
+    Arguments
+    ---------
+    store : writes the model that they are put on into ``before_adapters``, where that is in no folder yet.
+    anew : False for a run that is taken up: the folder is there.
+    """
+    if settings.adapters is None:
+        return
+    student, start = models.student, _start(settings)
+    new_head = _head_is_new(start, models.family, settings.task.head)
+    converted_here = settings.student is None and isinstance(student.config, config_class(models.family))
+    base = str(Path(start).absolute()) if isinstance(start, str) and Path(start).exists() else start
+    if new_head or converted_here:
+        base = str(store.folder.absolute() / "before_adapters")
+        if anew:
+            store.save("before_adapters", student)
+    models.adapters = Adapters(settings.adapters, student, base=base, new_head=new_head)
+    mixers = [models.family.mixer(layer) for layer in models.family.layers(student)]
+    parameters = [p for mixer in mixers if mixer is not None for p in mixer.parameters()]
+    if settings.guidance.align_steps and not any(p.requires_grad for p in parameters):
+        raise UserError(
+            "align_steps: expected adapters inside of mixers, or modules_to_save: [mixer], since slot alignment trains "
+            "mixers alone, got adapters elsewhere"
+        )
+    store.facts |= models.adapters.facts
+
+
+def _check_adapters(settings: Settings) -> None:
+    check_kind(settings.adapters)
+    if settings.conversion_schedule is not None:
+        raise UserError(
+            "adapters: expected a model that is converted before the first step, got a conversion_schedule. Leave one "
+            "of the two out"
+        )
+
+
+def _head_is_new(start: str | PretrainedConfig, family: Family, head: str) -> bool:
+    """Whether the student's head has no weights of what it starts from."""
+    config = start if isinstance(start, PretrainedConfig) else load_config(start)
+    plain = family.class_with(head)
+    known = {plain.__name__, converted_class(family, plain).__name__}
+    return head != "base" and (config is start or not known & {*(config.architectures or ())})
 
 
 def _start(settings: Settings) -> str | PretrainedConfig:
@@ -157,7 +209,7 @@ def _freeze(model: PreTrainedModel, settings: Settings) -> None:
         return
     for parameter in family.constants(model):
         parameter.requires_grad_(False)
-    if settings.freeze_front_end:
+    if settings.freeze_front_end or settings.adapters is not None:
         family.freeze_front_end(model)
 
 

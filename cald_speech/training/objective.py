@@ -120,7 +120,7 @@ class Objective:
 
     def aligned_parameters(self) -> list[nn.Parameter]:
         """What trains during slot alignment."""
-        return [p for mixer in self.mixers.values() for p in mixer.parameters()]
+        return [p for mixer in self.mixers.values() for p in mixer.parameters() if p.requires_grad]
 
     # --- student and teacher ----------------------------------------------------------------------------------------
 

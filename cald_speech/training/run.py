@@ -25,7 +25,7 @@ from cald_speech.tasks.base import Processor
 from cald_speech.training import command_line, distributed
 from cald_speech.training.brain import CaldBrain
 from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore
-from cald_speech.training.models import Models, build_models
+from cald_speech.training.models import Models, build_models, put_on_adapters
 from cald_speech.training.record import RunRecord, resolved_yaml
 from cald_speech.training.scoring import LEARNT_FROM, score_test_sets
 from cald_speech.training.settings import Settings
@@ -183,9 +183,10 @@ def make_brain(settings: Settings, data: Mapping[str, Path], models: Models, run
         facts["normaliser"] = settings.normaliser
     if isinstance(start := settings.teacher or settings.source, str) and (base := base_model_of(start)):
         facts["base_model"] = base
-    store = ModelStore(folder, models.processor, facts)
+    store, checkpointer = ModelStore(folder, models.processor, facts), AtomicCheckpointer(folder / "checkpoints")
+    put_on_adapters(settings, models, store, anew=checkpointer.newest() is None)
     try:
-        return CaldBrain(models, settings, store, AtomicCheckpointer(folder / "checkpoints"), run_opts)
+        return CaldBrain(models, settings, store, checkpointer, run_opts)
     except ValueError as error:
         raise UserError(f"precision: {error}") from error
 

@@ -87,6 +87,11 @@ class Settings:
     conversion_schedule: ConversionSchedule | None = option(
         None, "at which optimiser steps the layers are converted, a group at a time; default: all before the first step"
     )
+    adapters: object | None = option(
+        None,
+        "a config of PEFT's, as !new:peft.LoraConfig {r: 8, target_modules: ...}: adapters alone train, and what its "
+        "modules_to_save names (mixer: the mixers); default: every parameter trains",
+    )
     # objective
     task: Task = option(meaning="from head output to loss, hypothesis and metric", make=CTC)
     guidance: str | Guidance = option(

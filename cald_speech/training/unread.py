@@ -105,6 +105,9 @@ def _found(settings: Settings) -> Iterator[tuple[str, str, str]]:
             f"give --guidance {' or '.join(others)} (a processor of its own is --processor)",
         )
 
+    if settings.adapters is not None:
+        yield "freeze_front_end", "adapters train alone, wherever they are put", "leave the adapters out"
+
     # of task and data
     task = settings.task
     for key in task.unread:
