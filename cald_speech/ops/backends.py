@@ -186,7 +186,7 @@ def why_not_native(request: Request) -> str | None:
     """
     if request.device.type != "cpu":
         return f"it is compiled for CPUs, and the tensors are on {request.device}: pass backend='auto' or 'torch'."
-    if request.dtype != torch.float32:
+    if request.dtype == torch.float64:
         return f"its arithmetic is float32, and the input is {request.dtype}: pass backend='torch'."
     reason = importlib.import_module("cald_speech.ops.native").why_not_built()
     return reason and f"{reason} Or pass backend='torch'."

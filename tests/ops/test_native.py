@@ -413,7 +413,7 @@ def test_without_it_auto_is_torch_and_asking_for_it_says_why(monkeypatch):
     ("request_", "said"),
     [
         (Request(torch.device("cuda"), torch.float32), "it is compiled for CPUs, and the tensors are on cuda"),
-        (Request(torch.device("cpu"), torch.bfloat16), "its arithmetic is float32, and the input is torch.bfloat16"),
+        (Request(torch.device("cpu"), torch.float64), "its arithmetic is float32, and the input is torch.float64"),
     ],
 )
 def test_what_it_does_not_run(request_, said):

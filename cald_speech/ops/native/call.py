@@ -1,7 +1,9 @@
 """Handing tensors to the C kernels: a structure of sizes and addresses, and scratch for each thread."""
 
 import ctypes
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +92,32 @@ class Call:
         scratch = torch.zeros(size, dtype=torch.uint8, device="cpu")  # whatever the process's default device is
         start = scratch.data_ptr() + -scratch.data_ptr() % CACHE_LINE
         getattr(kernels, f"cald_{self.op}_{name}")(arguments, ctypes.c_void_p(start))
+
+
+def with_half_precision(stream: int = 0, *, casts_state: bool = False) -> Callable[[Callable], Callable]:
+    """A decorator of an op's function in float32: bfloat16 and float16 come in, and y goes out, rounded once.
+
+    Arguments
+    ---------
+    stream : the place of the argument whose dtype is y's; the function itself takes the others in any.
+    casts_state : True gives the final state the same dtype, where it holds nothing but inputs.
+    """
+
+    def decorate(run: Callable) -> Callable:
+        @wraps(run)
+        def wrapped(*tensors: Any, **options: Any) -> Any:
+            dtype = tensors[stream].dtype
+            if dtype == torch.float32:
+                return run(*tensors, **options)
+            found = run(*tensors[:stream], tensors[stream].float(), *tensors[stream + 1 :], **options)
+            if isinstance(found, Tensor):
+                return found.to(dtype)
+            y, state = found
+            return y.to(dtype), state.to(dtype) if casts_state else state
+
+        return wrapped
+
+    return decorate
 
 
 def padded(size: int) -> int:

@@ -11,7 +11,7 @@ import ctypes
 import torch
 from torch.autograd.function import once_differentiable
 
-from cald_speech.ops.native.call import Call, Strided, padded, parts_of
+from cald_speech.ops.native.call import Call, Strided, padded, parts_of, with_half_precision
 
 CHUNK_SIZE = 32  # the fastest at head and state sizes of 64: cald-speech benchmark ops
 MOST_CHUNK_SIZE = 256
@@ -30,6 +30,7 @@ class _Delta(ctypes.Structure):
 
 
 @torch.compiler.disable  # torch.compile cannot look into C: it breaks its graph here, and goes on after it
+@with_half_precision(stream=2)
 def gated_delta_native(q, k, v, beta, g, *, lengths, reverse, initial_state, return_final_state, chunk_size):
     """:func:`cald_speech.ops.gated_delta`, which documents arguments and result."""
     tensors = (q, k, v, beta, g, initial_state)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch.autograd.function import once_differentiable
 
-from cald_speech.ops.native.call import Call, Strided, parts_of
+from cald_speech.ops.native.call import Call, Strided, parts_of, with_half_precision
 
 STRIP = 64  # of selective_scan.h
 # Numbers of a block's decays, and as many of its states: together a quarter of a core's second cache.
@@ -34,6 +34,7 @@ class _Selective(ctypes.Structure):
 
 
 @torch.compiler.disable  # torch.compile cannot look into C: it breaks its graph here, and goes on after it
+@with_half_precision()
 def selective_scan_native(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):
     """:func:`cald_speech.ops.selective_scan`, which documents arguments and result."""
     tensors = (x, dt, A, B, C, D, initial_state)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cald_speech.ops.native.call import Call, Strided, padded
+from cald_speech.ops.native.call import Call, Strided, padded, with_half_precision
 
 FRAMES_PER_TASK = 128  # the backward pass computes K-1 frames more for each, and writes K+1 rows of sums
 STRIP_CHANNELS = 1024  # a tile's rows, some 30 in the backward pass, stay in a core's second cache
@@ -33,6 +33,7 @@ class _Convolution(ctypes.Structure):
     ]
 
 
+@with_half_precision(casts_state=True)
 def short_conv_native(x, weight, bias, *, lengths, reverse, initial_state, return_final_state, activation):
     """:func:`cald_speech.ops.short_conv`, which documents arguments and result."""
     y, state = _convolve(x, weight, bias, initial_state, lengths, reverse, activation == "silu")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cald_speech.ops.native.call import Call, Strided, padded, parts_of
+from cald_speech.ops.native.call import Call, Strided, padded, parts_of, with_half_precision
 from cald_speech.ops.ssd.two_scans import pair_by
 
 CHUNK_SIZE = 32  # the fastest at head and state sizes of 64 and 128: docs/results/scans.md
@@ -34,12 +34,14 @@ class _Scan(ctypes.Structure):
     ]
 
 
+@with_half_precision()
 def ssd_native(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):
     """:func:`cald_speech.ops.ssd`, which documents arguments and result."""
     y, state = _scan(x, dt[:, :, None], A[None], B, C, D, initial_state, lengths, (reverse,), chunk_size)
     return (y, state) if return_final_state else y
 
 
+@with_half_precision()
 def ssd_bidirectional_native(x, dt, A, B, C, D, *, lengths, chunk_size):
     """One scan, and the other added to it where it lies."""
     return _scan(x, dt, A, B, C, D, None, lengths, (False, True), chunk_size)[0]
