@@ -39,12 +39,14 @@ class RunRecord:
     settings : of this start.
     text : the same as yaml, from :func:`resolved_yaml`.
     argv : the words of the command, after the program's name.
-    go_on : True lets a run go on under other settings.
+    go_on : True lets a run go on under other settings. Where they are what they were it is no fault: a command that
+        was cut short is started again as it stands.
 
     Raises
     ------
     UserError
-        where the folder has a checkpoint of a run with other settings, and ``go_on`` is False.
+        where the folder has a checkpoint of a run with other settings, and ``go_on`` is False; where it has none, and
+        ``go_on`` is True.
     """
 
     def __init__(self, settings: Settings, text: str, argv: Sequence[str], *, go_on: bool):
@@ -52,6 +54,11 @@ class RunRecord:
         self.changed: dict[str, tuple[Any, Any]] = {}
         self.data: str | None = None
         before = self.folder / SETTINGS
+        if go_on and not self._can_resume():
+            raise UserError(
+                f"--go_on: expected the checkpoint of a run in {self.folder}, but there is none to go on from. Leave "
+                "--go_on out to start a run there, or give the --output_folder of the run that is to go on"
+            )
         if self._can_resume() and before.is_file():  # a run may be older than its record
             try:
                 known = YAML().load(before.read_text(encoding="utf-8"))

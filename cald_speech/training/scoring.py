@@ -56,8 +56,10 @@ def score_test_sets(settings: Settings, data: Mapping[str, Path], *, device: str
 
     Raises: UserError, as the commands do, for a set that the model cannot be scored on.
     """
-    score, command = next((found for kind, found in SCORES.items() if isinstance(settings.task, kind)), (None, None))
+    score, command = _way_to_score(settings.task)
     sets = [TestSet(name, path, settings, device, progress) for name, path in data.items() if name not in LEARNT_FROM]
+    if settings.score_test_sets and not sets:
+        logger.warning("score_test_sets: nothing is scored, since the corpus has no set beside train and valid")
     summaries = {}
     for one in sets if score is not None else ():
         if not settings.score_test_sets:
@@ -149,3 +151,12 @@ SCORES: Mapping[type[Task], tuple[Callable[[TestSet], dict[str, Any]], str | Non
     LanguageModelling: (_perplexity, "perplexity"),
 }
 """How each kind of task is scored, and the command that does the same; the first that fits is taken."""
+
+
+def _way_to_score(task: Task) -> tuple[Callable[[TestSet], dict[str, Any]] | None, str | None]:
+    return next((found for kind, found in SCORES.items() if isinstance(task, kind)), (None, None))
+
+
+def can_score(task: Task) -> bool:
+    """Whether there is a figure of a test set under this task."""
+    return _way_to_score(task)[0] is not None

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from cald_speech.data.batching import Text
 from cald_speech.distillation import LossForm, derived_modes, every_option, options_of
 from cald_speech.errors import UserError
+from cald_speech.training.scoring import can_score
 from cald_speech.training.settings import Settings, experiment_text
 
 OF_LAYERS = ("layer_distance", "layer_normalise", "layer_weights", "layer_reduce", "final_norm_on_last")
@@ -112,6 +113,8 @@ def _found(settings: Settings) -> Iterator[tuple[str, str, str]]:
     task = settings.task
     for key in task.unread:
         yield key, f"{type(task).__name__.lower()} takes labels and texts as they stand", "mend the data"
+    if not can_score(task):
+        yield "score_test_sets", f"{type(task).__name__.lower()} has no figure of a test set", "take a task with labels"
     if isinstance(task.modality, Text):
         yield "freeze_front_end", "a model of text has no front end", "train speech with it"
     for key in {"max_batch_s", "max_batch_tokens"} - {task.modality.batch_limit}:
@@ -123,6 +126,8 @@ def _found(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield "short_first_s", "no step has short utterances alone", "give --short_first_steps"
     if settings.checkpoint_every_steps:
         yield "checkpoint_every_minutes", "checkpoints are made by --checkpoint_every_steps", "leave that out"
+    if not settings.weight_decay:
+        yield "decay", "no matrix has weight decay", "give a --weight_decay above 0"
     if settings.schedule.shape == "constant":
         for key in ("schedule.decay_steps", "schedule.floor"):
             yield key, "a constant schedule does not decay", "give it another shape"

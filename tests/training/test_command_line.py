@@ -13,9 +13,10 @@ from cald_speech.distillation import Guidance, LossForm, Target, Trajectory, Ung
 from cald_speech.distillation.guidance import Hybrid, Waypoint
 from cald_speech.distillation.options import is_numeric, meanings
 from cald_speech.errors import UserError
+from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training import loggers
 from cald_speech.training.command_line import RUN_OPTIONS, WAYS_OUT
-from cald_speech.training.run import parse
+from cald_speech.training.run import parse, run
 from cald_speech.training.schedules import WarmupSchedule
 from cald_speech.training.settings import Settings
 
@@ -105,10 +106,17 @@ def test_every_run_option_acts(path, name, monkeypatch):
     assert name in options.overridden_args
 
 
-def test_run_options_reach_the_brain(experiment, start):
-    brain = start(experiment(num_steps=1), "run", "--eval_precision", "bf16", "--max_grad_norm=0.25", "--device=cpu")
+def test_run_options_reach_the_brain(experiment, start, capsys):
+    path = experiment(num_steps=1)
+    brain = start(path, "run", "--eval_precision", "bf16", "--max_grad_norm=0.25", "--device=cpu")
     assert (brain.eval_precision, brain.precision, brain.noprogressbar, brain.device) == ("bf16", "fp32", True, "cpu")
     assert brain.settings.max_grad_norm == 0.25
+    # A run that has ended has a bar too, which says so.
+    folder = ["--output_folder", str(brain.store.folder), "--max_grad_norm=0.25"]
+    for words, shown in ((["--noprogressbar"], False), ([], True)):
+        capsys.readouterr()
+        run([str(path), *folder, *words], prepare)
+        assert ("step 1 of 1" in capsys.readouterr().err) is shown
 
 
 def test_all_of_speechbrains_options_are_keys_or_act_or_are_refused():

@@ -104,5 +104,7 @@ def test_a_run_without_a_checkpoint_starts_anew_under_any_settings(experiment, s
         for file in checkpoint.iterdir():
             file.unlink()
         checkpoint.rmdir()
+    with pytest.raises(UserError, match=r"--go_on: expected the checkpoint of a run in .*run, but there is none"):
+        start(experiment(num_steps=1, learning_rate=0.002), "run", "--go_on")
     assert start(experiment(num_steps=1, learning_rate=0.002)).optimizer_step == 1
     assert len(starts(folder)) == 1

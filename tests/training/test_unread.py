@@ -141,6 +141,7 @@ def path(tmp_path):
 
 
 LM = f"--task=!new:{TASKS}.language_modelling.CausalLM {{}}"
+ENCODING = f"--task=!new:{TASKS}.encoding.Encoding {{}}"
 MAP = "!new:cald_speech.conversion.LayerMap {}"
 CONSTANT = "!new:cald_speech.training.schedules.WarmupSchedule {floor: 0.1}"
 WHOLE = "!new:cald_speech.distillation.Hybrid {switch_step: 3}"
@@ -160,6 +161,8 @@ REFUSED = {
     "source": (["--source=s"], "--source: .*starts from its teacher's weights.* trajectory or unguided or waypoint"),
     "labels": ([LM, "--normaliser=lower"], "--normaliser: .*takes labels and texts as they stand"),
     "text": ([LM, "--max_batch_s=3"], "--max_batch_s: .*give --max_batch_tokens"),
+    "no figure": ([ENCODING, "--score_test_sets=True"], "--score_test_sets: .*encoding has no figure of a test set"),
+    "no decay": (["--weight_decay=0", "--decay=mixers"], "--decay: .*no matrix has weight decay.* --weight_decay"),
     "no front end": ([LM, "--freeze_front_end=False"], "--freeze_front_end: .*has no front end"),
     "audio": (["--max_batch_tokens=3"], "--max_batch_tokens: .*give --max_batch_s"),
     "two clocks": (["--checkpoint_every_steps=3", "--checkpoint_every_minutes=3"], "--checkpoint_every_minutes: "),
