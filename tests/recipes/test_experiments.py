@@ -72,7 +72,8 @@ def models_for(path, folder) -> dict[str, str]:
 
 
 AT_STEPS = {"conversion_schedule": {"steps": [0, 1]}}  # of two layers
-CASES = [(path, AT_STEPS if path.stem == "schedule" else {}) for path in EXPERIMENTS]
+OWN = {"schedule": AT_STEPS, **{key: {"accumulation": 1} for key in DEPTHS}}  # of many layers, all in one batch
+CASES = [(path, OWN.get(path.stem, {})) for path in EXPERIMENTS]
 CASES += [(ROOT / "hparams" / "mamba.yaml", {"guidance": "unguided"})]
 CASES += [(ROOT / "hparams" / "linformer.yaml", {"layer_map": {"default": {"sharing": "layer"}}})]
 CASES += [(ROOT / "hparams" / "digits/student.yaml", {"guidance": "hybrid", "switch_step": 1})]

@@ -96,9 +96,15 @@ def teacher(request, texts, tmp_path_factory):
     return request.param, brain.store.folder
 
 
-# Every mode with a causal and with a masked model; of the others, the one that evaluates and the one that trains two.
-CASES = [(name, mode) for name in ("GPT-NeoX to Mamba-2", "RoBERTa to Linformer") for mode in MODES]
-CASES += [(name, mode) for name in MODELS if (name, MODES[0]) not in CASES for mode in ("target", "trajectory")]
+# Every mode with a causal model; of a masked one two that take most. The others stand for mixers and
+# layouts, which no mode knows of: the mode that evaluates.
+CASES = [("GPT-NeoX to Mamba-2", mode) for mode in MODES]
+CASES += [("RoBERTa to Linformer", mode) for mode in ("target", "trajectory")]
+CASES += [(name, "target") for name in MODELS if (name, "target") not in CASES]
+WIDE = [(name, mode) for name in ("RoBERTa to Linformer",) for mode in MODES if (name, mode) not in CASES]
+WIDE += [(name, "trajectory") for name in MODELS if (name, "trajectory") not in CASES]
+CASES += [pytest.param(*case, marks=pytest.mark.wide) for case in WIDE]
+CAUSAL = [*(f"GPT-NeoX{more}" for more in (" to Mamba", ", sequential")), "Llama to Mamba-2"]  # as GPT-NeoX to Mamba-2
 
 
 @pytest.mark.parametrize(("teacher", "mode"), CASES, indirect=["teacher"])
@@ -125,6 +131,11 @@ def test_a_model_is_converted_in_every_mode(teacher, texts, tmp_path, mode):
             assert summary["generation"]["step_error"] < 1e-5 and summary["generation"]["same_padded"] == 1
 
 
+@pytest.mark.parametrize(
+    "teacher",
+    ["GPT-NeoX to Mamba-2", "RoBERTa to Linformer", *(pytest.param(name, marks=pytest.mark.wide) for name in CAUSAL)],
+    indirect=True,
+)
 def test_gradient_checkpointing_changes_nothing_but_memory(teacher, texts, tmp_path):
     model, folder = teacher
     weights = []
@@ -273,14 +284,18 @@ def task_files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow  # lm-eval is imported
-def test_a_local_task_by_lm_eval(student, task_files, texts, tmp_path, monkeypatch):
+@pytest.fixture
+def own_tasks(monkeypatch):
+    """The thousands of tasks that come with lm-eval take seconds to list: a test of the wide ones does."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'cald-speech[text]'")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    # The thousands of tasks that come with it take seconds to list: the test below does.
     tasks = importlib.import_module("lm_eval.tasks")
     monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+
+
+@pytest.mark.slow  # lm-eval is imported
+def test_a_local_task_by_lm_eval(student, own_tasks, task_files, texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     tokens = recipe.prepare(texts, tmp_path / "data", **CORPUS, tokenizer=str(student))["test"]
     arguments = [str(student), "--tasks=counting", f"--include_path={task_files}", f"--tokens={tokens}"]
     result = CliRunner().invoke(evaluate.main, [*arguments, f"--output_folder={tmp_path / 'out'}"])
@@ -291,13 +306,20 @@ def test_a_local_task_by_lm_eval(student, task_files, texts, tmp_path, monkeypat
     assert json.loads((tmp_path / "out" / "language.json").read_text()) == summary
 
 
-@pytest.mark.slow  # thousands of tasks are listed
-def test_tasks_that_are_not_known(student, tmp_path):
+@pytest.mark.slow  # lm-eval is imported
+def test_tasks_that_are_not_known(student, own_tasks, task_files, tmp_path):
+    with pytest.raises(UserError, match="tasks: lm-eval knows no nonsense:"):
+        run_tasks(str(student), ["counting", "nonsense"], include_path=task_files)
+    with pytest.raises(UserError, match="include_path: expected a folder of task files"):
+        run_tasks(str(student), ["nonsense"], include_path=tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+@pytest.mark.wide  # thousands of tasks are listed
+def test_the_papers_tasks_are_known(student):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'cald-speech[text]'")
     with pytest.raises(UserError, match="tasks: lm-eval knows no nonsense:"):
         run_tasks(str(student), [*PAPER_TASKS, "nonsense"])
-    with pytest.raises(UserError, match="include_path: expected a folder of task files"):
-        run_tasks(str(student), ["nonsense"], include_path=tmp_path / "nowhere")
 
 
 def test_tokens_that_the_model_does_not_know(student, tmp_path):
