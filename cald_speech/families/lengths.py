@@ -74,14 +74,15 @@ class AudioLengths(Lengths):
         if mask is None:
             return
         lengths = mask.long().sum(-1)  # a mask of floats or booleans counts the same
-        # One device sync for each forward pass: it tells padded from unpadded, and left from right.
-        if bool((lengths == mask.size(-1)).all()):
-            return
-        if not torch.equal(valid_frames(lengths, mask.size(-1)), mask.bool()):
-            raise ValueError(
-                "attention_mask: expected ones and then zeros in each row (right padding), got another pattern. "
-                "Pad on the right: feature_extractor.padding_side = 'right'"
-            )
+        if not torch.compiler.is_compiling():  # a graph has no values yet: any mask is one of padding on the right
+            # One device sync for each forward pass: it tells padded from unpadded, and left from right.
+            if bool((lengths == mask.size(-1)).all()):
+                return
+            if not torch.equal(valid_frames(lengths, mask.size(-1)), mask.bool()):
+                raise ValueError(
+                    "attention_mask: expected ones and then zeros in each row (right padding), got another pattern. "
+                    "Pad on the right: feature_extractor.padding_side = 'right'"
+                )
         self.samples = lengths
         self.frames = self.frames_of(lengths)
 
@@ -153,6 +154,10 @@ class TokenLengths(Lengths):
     def read(self, mask: Tensor) -> None:
         """The lengths of the tokens that ``mask`` (B, T) tells valid from padded, of any dtype."""
         lengths, num_tokens = mask.long().sum(-1), mask.size(-1)
+        if torch.compiler.is_compiling():  # a graph has no values yet: it takes padding on either side
+            self.frames = lengths
+            self.starts = mask.int().argmax(-1) if self.left_padding else None
+            return
         # One device sync for each forward pass tells padded from unpadded; a second, for padded ones, right from left.
         if bool((lengths == num_tokens).all()):
             return

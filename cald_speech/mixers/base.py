@@ -165,6 +165,8 @@ def projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # a compiler chooses for itself, and an exported program goes elsewhere
+        return False
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
     if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False

@@ -182,7 +182,9 @@ class CausalMixer(Mixer):
 
 
 def in_pieces(x: Tensor) -> bool:
-    """Whether ``x`` (B, T, D) is more than inference on a CPU handles at once."""
+    """Whether ``x`` (B, T, D) is more than inference on a CPU handles at once; never where a graph is traced."""
+    if torch.compiler.is_compiling():
+        return False
     return x.device.type == "cpu" and not torch.is_grad_enabled() and x.size(0) * x.size(1) > FRAMES_AT_ONCE
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from cald_speech.ops.backends import check_is_tensor, device_of, values_are_checked
+from cald_speech.ops.backends import check_is_tensor, device_of, values_are_checked, values_can_be_seen
 from cald_speech.ops.lengths import check_lengths, valid_frames
 
 # Others that torch calls floating have no arithmetic of their own.
@@ -60,7 +60,7 @@ def check_scan(
     check_tensors(x, expected)
     check_lengths_of(x, lengths)
     check_chunk_size(chunk_size)
-    if values_are_checked() and device_of(x).type != "meta":
+    if values_can_be_seen(x) and values_are_checked():
         check_signs(dt, A, lengths)
 
 
@@ -128,7 +128,7 @@ def check_lengths_of(x: Tensor, lengths: Tensor | None, *, of: str = "x") -> Non
         return
     if (there := device_of(lengths)) != device_of(x) and there.type != "cpu":
         raise ValueError(f"lengths: expected on {device_of(x)} like {of}, or on the CPU, got {there}")
-    if isinstance(x, FakeTensor) and not isinstance(lengths, FakeTensor):
+    if device_of(x).type == "meta" and isinstance(x, FakeTensor) and not isinstance(lengths, FakeTensor):
         raise ValueError(f"lengths: expected of FakeTensorMode like {of}, got {type(lengths).__name__}")
 
 

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+
+from cald_speech.ops.operators import call_operator
 
 
 @dataclass(frozen=True)
@@ -51,25 +54,54 @@ class Backend:
 
 
 def run_op(
-    op: str, backend: str, backends: Mapping[str, Backend], request: Request, *tensors: Any, **options: Any
+    op: str,
+    backend: str,
+    backends: Mapping[str, Backend],
+    request: Callable[[], Request],
+    *tensors: Any,
+    **options: Any,
 ) -> Any:
     """Choose a backend and call it: the one way from an op to what implements it.
 
     Without autocast: a backend works in the dtypes that it is given, and says which these are. With lengths of its own
     on a CPU: whoever writes to the caller's before the backward pass would send that beyond its memory.
+
+    Under ``torch.compile`` and the transforms of ``torch.func`` it is the op's operator that is called, which chooses
+    when it runs; under ``torch.export``, whatever backend is asked for, steps of torch alone.
     """
+    device = (tensors[0] if isinstance(tensors[0], Tensor) else tensors[0][0]).device
+    if is_exported():
+        check_known(op, backend, backends)
+        with without_autocast(device):
+            return importlib.import_module("cald_speech.ops.traced").TRACED[op](*tensors, **options)
+    if torch.compiler.is_compiling() or (backend != "naive" and is_transformed((*tensors, *options.values()))):
+        check_known(op, backend, backends)
+        return call_operator(op, backend, *tensors, **options)
+    request = request()
     name = choose_backend(op, backend, backends, request)
     if not backends[name].differentiable_forwards and any(map(has_tangent, (*tensors, options.get("initial_state")))):
         raise ValueError(
             f"backend: {op} has no forward-mode derivative with {name!r}, and an input carries a tangent. "
             "Pass backend='naive', which has, or differentiate backwards."
         )
-    device = (tensors[0] if isinstance(tensors[0], Tensor) else tensors[0][0]).device
     if (lengths := options.get("lengths")) is not None:
         options["lengths"] = lengths.to(device, copy=device.type == "cpu")
     tensors, options = _as_written(tensors), {key: _as_written(v) for key, v in options.items()}
-    with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+    with without_autocast(device):
         return backends[name].load(f"{op}_{name}")(*tensors, **options)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """For tensors on a device; nothing at all where autocast is off, so that a graph stays in one piece.
+
+    Example
+    -------
+    >>> with torch.autocast("cpu", torch.bfloat16), without_autocast(torch.device("cpu")):
+    ...     torch.is_autocast_enabled("cpu")
+    False
+    """
+    kind = "cpu" if device.type == "meta" else device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _as_written(v: Any) -> Any:
@@ -103,7 +135,8 @@ def device_of(x: Tensor) -> torch.device:
     >>> device_of(torch.ones(1, device="meta")), device_of(torch.ones(1))
     (device(type='meta'), device(type='cpu'))
     """
-    return torch.device("meta") if isinstance(x, FakeTensor) else x.device
+    # What traces a graph of it will have values.
+    return torch.device("meta") if isinstance(x, FakeTensor) and not torch.compiler.is_compiling() else x.device
 
 
 def has_tangent(v: Any) -> bool:
@@ -117,6 +150,43 @@ def has_tangent(v: Any) -> bool:
     if isinstance(v, tuple | list):
         return any(map(has_tangent, v))
     return isinstance(v, Tensor) and forward_ad.unpack_dual(v).tangent is not None
+
+
+def is_exported() -> bool:
+    """Whether ``torch.export`` traces: ``torch.compiler.is_exporting()`` is True under torch.compile too.
+
+    Example
+    -------
+    >>> is_exported()
+    False
+    """
+    return torch.compiler._is_exporting_flag
+
+
+def is_transformed(v: Any) -> bool:
+    """Whether a tensor, or one of some, is in a transform of ``torch.func``, such as vmap.
+
+    Example
+    -------
+    >>> is_transformed(torch.ones(1)), torch.vmap(lambda x: x * is_transformed(x))(torch.ones(2))
+    (False, tensor([1., 1.]))
+    """
+    if torch._C._functorch.peek_interpreter_stack() is None:  # no transform runs: every call of an op asks
+        return False
+    if isinstance(v, tuple | list):
+        return any(map(is_transformed, v))
+    return isinstance(v, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(v)
+
+
+def values_can_be_seen(v: Tensor) -> bool:
+    """Whether there are values, and looking at them ends no graph that is being traced.
+
+    Example
+    -------
+    >>> values_can_be_seen(torch.ones(1)), values_can_be_seen(torch.ones(1, device="meta"))
+    (True, False)
+    """
+    return not torch.compiler.is_compiling() and device_of(v).type != "meta" and not is_transformed(v)
 
 
 def choose_backend(op: str, asked: str, backends: Mapping[str, Backend], request: Request) -> str:
@@ -137,14 +207,19 @@ def choose_backend(op: str, asked: str, backends: Mapping[str, Backend], request
         if (name := next(fit, None)) is None:
             raise ValueError(f"backend: {op} has none that 'auto' takes on {request.device}: pass backend='torch'.")
         return name
-    if not isinstance(asked, str) or asked not in backends:
+    check_known(op, asked, backends)
+    if reason := backends[asked].why_not(request):
+        raise ValueError(f"backend: {op} cannot run with {asked!r} here: {reason}")
+    return asked
+
+
+def check_known(op: str, asked: str, backends: Mapping[str, Backend]) -> None:
+    """Raise ValueError for a backend that this op does not have."""
+    if not isinstance(asked, str) or (asked != "auto" and asked not in backends):
         raise ValueError(
             f"backend: {op} expected one of {', '.join(('auto', *backends))}, got {asked!r}. "
             "The torch backend runs on every device."
         )
-    if reason := backends[asked].why_not(request):
-        raise ValueError(f"backend: {op} cannot run with {asked!r} here: {reason}")
-    return asked
 
 
 def why_not_torch(request: Request) -> str | None:

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from cald_speech.ops.backends import check_is_tensor, device_of
+from cald_speech.ops.backends import check_is_tensor, values_can_be_seen
 
 
 def check_lengths(lengths: Tensor | None, batch: int, num_frames: int) -> None:
     """Raise ValueError unless ``lengths`` is None or a (batch,) integer tensor with values in [0, num_frames].
 
-    The values are looked at on a CPU only: on a GPU that would make every call wait for the device.
+    The values are looked at on a CPU only: on a GPU that would make every call wait for the device. While a graph is
+    traced there are none; under torch.compile they are looked at when it runs.
 
     Example
     -------
@@ -23,7 +24,8 @@ def check_lengths(lengths: Tensor | None, batch: int, num_frames: int) -> None:
             f"lengths: expected an integer tensor of shape ({batch},), "
             f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
         )
-    if device_of(lengths).type == "cpu" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= num_frames:
+    seen = values_can_be_seen(lengths) and lengths.device.type == "cpu"
+    if seen and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= num_frames:
         raise ValueError(f"lengths: expected values in [0, {num_frames}], got {lengths.tolist()}")
 
 

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from cald_speech.ops.bad_frames import all_finite, without, write_before
 from cald_speech.ops.lengths import mask_padding
+from cald_speech.ops.recurrence import in_groups
 
 CHUNK_SIZE = 64
 CHANNEL_CHUNK_SIZE = 32  # where every channel has its decay
@@ -99,8 +100,9 @@ def scan_piece(q, k, v, beta, g, state, chunk_size) -> tuple[Tensor, Tensor]:
     num_frames, heads = v.shape[1:3]
     groups = k.size(2)
     per_head = (groups, heads // groups)
-    q, k = (split(tensor, chunk_size, (groups, 1)) for tensor in (q, k))
-    v, beta, g = (split(tensor, chunk_size, per_head) for tensor in (v, beta, g))
+    chunks = (-(-num_frames // chunk_size), chunk_size)
+    q, k = (split(tensor, chunks, (groups, 1)) for tensor in (q, k))
+    v, beta, g = (split(tensor, chunks, per_head) for tensor in (v, beta, g))
     # In float64: differences of long float32 sums lose up to 1e-5 of the decay.
     log_decay = g.double().clamp(min=STRONGEST_LOG_DECAY).cumsum(-2)
     total = log_decay[..., -1:, :]
@@ -121,10 +123,9 @@ def scan_piece(q, k, v, beta, g, state, chunk_size) -> tuple[Tensor, Tensor]:
     return y.permute(0, 3, 4, 1, 2, 5).flatten(1, 2)[:, :num_frames].flatten(2, 3), state
 
 
-def split(v: Tensor, chunk_size: int, per_head: tuple[int, int]) -> Tensor:
+def split(v: Tensor, chunks: tuple[int, int], per_head: tuple[int, int]) -> Tensor:
     """(B, T, H, d) to (B, G, R, chunk, frame, d); a last, partial chunk is filled up with zeros."""
-    v = F.pad(v, (0, 0, 0, 0, 0, -v.size(1) % chunk_size))
-    return v.unflatten(1, (-1, chunk_size)).unflatten(3, per_head).permute(0, 3, 4, 1, 2, 5)
+    return in_groups(v, *chunks).unflatten(3, per_head).permute(0, 3, 4, 1, 2, 5)
 
 
 def products(q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:

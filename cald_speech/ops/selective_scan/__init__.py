@@ -92,5 +92,6 @@ def selective_scan(
     options = {"lengths": lengths, "initial_state": initial_state, "chunk_size": chunk_size}
     check_scan(x, dt, A, B, C, D, axes="(B, T, D_inner)", unit="channels", **options)
     options |= {"reverse": reverse, "return_final_state": return_final_state}
-    request = Request(device_of(x), x.dtype, {"d_state": B.size(3), "elements": max(x.numel(), B.numel())})
+    sizes = lambda: {"d_state": B.size(3), "elements": max(x.numel(), B.numel())}  # noqa: E731
+    request = lambda: Request(device_of(x), x.dtype, sizes())  # noqa: E731
     return run_op("selective_scan", backend, BACKENDS, request, x, dt, A, B, C, D, **options)

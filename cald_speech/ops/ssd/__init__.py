@@ -134,7 +134,7 @@ def ssd(
     check(x, dt, A, B, C, D, lengths=lengths, initial_state=initial_state, chunk_size=chunk_size)
     options = {"lengths": lengths, "reverse": reverse, "chunk_size": chunk_size}
     options |= {"initial_state": initial_state, "return_final_state": return_final_state}
-    return run_op("ssd", backend, BACKENDS, request_of(x, B), x, dt, A, B, C, D, **options)
+    return run_op("ssd", backend, BACKENDS, lambda: request_of(x, B), x, dt, A, B, C, D, **options)
 
 
 def ssd_bidirectional(
@@ -187,7 +187,7 @@ def ssd_bidirectional(
     options = {"lengths": lengths, "chunk_size": chunk_size}
     for direction in range(2):
         check(x, dt[:, :, direction], A[direction], B, C, D, **options)
-    return run_op("ssd_bidirectional", backend, BACKENDS, request_of(x, B), x, dt, A, B, C, D, **options)
+    return run_op("ssd_bidirectional", backend, BACKENDS, lambda: request_of(x, B), x, dt, A, B, C, D, **options)
 
 
 def ssd_pair(
@@ -235,7 +235,7 @@ def ssd_pair(
     options = {"lengths": lengths, "chunk_size": chunk_size}
     for scan in zip(x, dt, A, B, C, D or (None, None), strict=True):
         check(*scan, **options)
-    return run_op("ssd_pair", backend, BACKENDS, request_of(x[0], B[0]), x, dt, A, B, C, D, **options)
+    return run_op("ssd_pair", backend, BACKENDS, lambda: request_of(x[0], B[0]), x, dt, A, B, C, D, **options)
 
 
 def check(x, dt, A, B, C, D, **options) -> None:

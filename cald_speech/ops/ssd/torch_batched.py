@@ -14,26 +14,33 @@ compute. :mod:`~cald_speech.ops.ssd.torch_chunked` takes the same steps sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cald_speech.ops.lengths import mask_padding
+from cald_speech.ops.recurrence import in_groups
 from cald_speech.ops.ssd.torch_blocks import CHUNK_SIZE
 
 
 def ssd_batched(x, dt, A, B, C, D, *, lengths, reverse, initial_state, chunk_size):
     """y and the final state of :func:`cald_speech.ops.ssd`, which documents arguments and result."""
+    options = {"lengths": lengths, "reverse": reverse, "initial_state": initial_state}
+    chunk_size = max(1, min(chunk_size or CHUNK_SIZE, x.size(1)))
+    chunks = (-(-x.size(1) // chunk_size), chunk_size)
+    return scan_in_chunks(x, dt, A, B, C, D, **options, chunks=chunks, across=_across_chunks)
+
+
+def scan_in_chunks(x, dt, A, B, C, D, *, lengths, reverse, initial_state, chunks, across):
+    """The same, with so many chunks of so many frames, and a function for the third step."""
     batch, num_frames, heads, head_dim = x.shape
     groups, d_state = B.shape[2:]
     dtype = torch.promote_types(x.dtype, torch.float32)
     # A frame with dt = 0 and x = 0 leaves the state as it is: that is all padding needs, in either direction.
     x, dt, B, C = (mask_padding(v, lengths) for v in (x, dt, B, C))
-    chunk_size = max(1, min(chunk_size or CHUNK_SIZE, num_frames))
     # Split every tensor into (batch, group, head in group, chunk, frame in chunk, ...).
     per_head = (groups, heads // groups)
-    xs = _split(x.to(dtype), chunk_size, per_head)
-    dts = _split(dt.to(dtype)[..., None], chunk_size, per_head)
-    Bs = _split(B.to(dtype), chunk_size, (groups, 1))
-    Cs = _split(C.to(dtype), chunk_size, (groups, 1))
+    xs = _split(x.to(dtype), chunks, per_head)
+    dts = _split(dt.to(dtype)[..., None], chunks, per_head)
+    Bs = _split(B.to(dtype), chunks, (groups, 1))
+    Cs = _split(C.to(dtype), chunks, (groups, 1))
     log_decay = dts[..., 0] * A.to(dtype).reshape(1, *per_head, 1, 1)
     cum, total = _running_sum(log_decay, reverse)
 
@@ -46,7 +53,7 @@ def ssd_batched(x, dt, A, B, C, D, *, lengths, reverse, initial_state, chunk_siz
     state = initial_state
     if state is None:
         state = x.new_zeros(batch, heads, head_dim, d_state, dtype=dtype)
-    entering, state = _across_chunks(added, total.exp().to(dtype)[..., None], state.to(dtype), reverse)
+    entering, state = across(added, total, state.to(dtype), reverse)
     # 4. State to output.
     y = y + (Cs @ entering.transpose(-1, -2)) * cum.exp().to(dtype)[..., None]
     y = y.permute(0, 3, 4, 1, 2, 5).reshape(batch, -1, heads, head_dim)[:, :num_frames]
@@ -55,10 +62,9 @@ def ssd_batched(x, dt, A, B, C, D, *, lengths, reverse, initial_state, chunk_siz
     return mask_padding(y, lengths).to(x.dtype), state
 
 
-def _split(v: Tensor, chunk_size: int, per_head: tuple[int, int]) -> Tensor:
+def _split(v: Tensor, chunks: tuple[int, int], per_head: tuple[int, int]) -> Tensor:
     """(b, T, H, d) to (b, g, r, chunk, frame, d); a last, partial chunk is filled up with zeros."""
-    v = F.pad(v, (0, 0, 0, 0, 0, -v.size(1) % chunk_size))
-    return v.unflatten(1, (-1, chunk_size)).unflatten(3, per_head).permute(0, 3, 4, 1, 2, 5)
+    return in_groups(v, *chunks).unflatten(3, per_head).permute(0, 3, 4, 1, 2, 5)
 
 
 def _running_sum(log_decay: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
@@ -87,8 +93,12 @@ def _within_chunks(weighted: Tensor, B: Tensor, C: Tensor, cum: Tensor, reverse:
     return ((products.triu() if reverse else products.tril()) * decay) @ weighted
 
 
-def _across_chunks(added: Tensor, decay: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Carry the state over the chunks; returns it at the entry of each chunk, and after the last."""
+def _across_chunks(added: Tensor, log_decay: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """Carry the state over the chunks; returns it at the entry of each chunk, and after the last.
+
+    added (b, g, r, chunk, N, P) and log_decay (b, g, r, chunk, 1), of whole chunks.
+    """
+    decay = log_decay.exp().to(added.dtype)[..., None]
     state = state.reshape(added.shape[:3] + added.shape[4:])
     num_chunks = added.size(3)
     entering = [state] * num_chunks

@@ -29,7 +29,6 @@ class _Delta(ctypes.Structure):
     ]
 
 
-@torch.compiler.disable  # torch.compile cannot look into C: it breaks its graph here, and goes on after it
 @with_half_precision(stream=2)
 def gated_delta_native(q, k, v, beta, g, *, lengths, reverse, initial_state, return_final_state, chunk_size):
     """:func:`cald_speech.ops.gated_delta`, which documents arguments and result."""

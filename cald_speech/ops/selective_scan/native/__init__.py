@@ -33,7 +33,6 @@ class _Selective(ctypes.Structure):
     ]
 
 
-@torch.compiler.disable  # torch.compile cannot look into C: it breaks its graph here, and goes on after it
 @with_half_precision()
 def selective_scan_native(x, dt, A, B, C, D, *, lengths, reverse, initial_state, return_final_state, chunk_size):
     """:func:`cald_speech.ops.selective_scan`, which documents arguments and result."""

@@ -40,7 +40,6 @@ def short_conv_native(x, weight, bias, *, lengths, reverse, initial_state, retur
     return (y, state) if return_final_state else y
 
 
-@torch.compiler.disable  # torch.compile cannot look into C: it breaks its graph here, and goes on after it
 def _convolve(*arguments: Any) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in arguments):
         return _NativeShortConv.apply(*arguments)

@@ -50,7 +50,6 @@ def ssd_bidirectional_native(x, dt, A, B, C, D, *, lengths, chunk_size):
 ssd_pair_native = pair_by(ssd_native)  # each scan on all threads
 
 
-@torch.compiler.disable  # torch.compile cannot look into C: it breaks its graph here, and goes on after it
 def _scan(x, dt, A, B, C, D, initial_state, lengths, directions, chunk_size):
     """dt (B, T, K, H) and A (K, H) for K directions, each True for reverse; the state is the last one's."""
     tensors = (x, dt, A, B, C, D, initial_state)
