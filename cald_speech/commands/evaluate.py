@@ -29,7 +29,7 @@ from cald_speech.tasks.reading import READERS
 @options.target_lang()
 @options.max_batch_s()
 @options.device()
-@options.dtype()
+@options.dtype("Of the weights; int8: of the layers' linear maps, on a CPU.", int8=True)
 @options.progress()
 def evaluate(model: str, manifest: Path, output_folder: Path, dtype: torch.dtype, **how: Any) -> None:
     """WER and CER of MODEL (a folder or hub id) on the utterances of MANIFEST, a corpus in any format.

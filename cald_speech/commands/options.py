@@ -68,11 +68,11 @@ def device() -> Decorator:
     return click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
 
 
-def dtype(meaning: str = "Of the weights.") -> Decorator:
-    """``--dtype``; the argument ``dtype`` is a torch.dtype."""
+def dtype(meaning: str = "Of the weights.", *, int8: bool = False) -> Decorator:
+    """``--dtype``; the argument ``dtype`` is a torch.dtype, with ``int8`` one more."""
     return click.option(
         "--dtype",
-        type=click.Choice(DTYPES),
+        type=click.Choice([*DTYPES, "int8"] if int8 else DTYPES),
         default="float32",
         show_default=True,
         callback=lambda ctx, param, name: getattr(torch, name),

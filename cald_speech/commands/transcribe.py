@@ -65,7 +65,7 @@ OUTPUT = options.together(
 RUN = options.together(
     options.target_lang(),
     options.device(),
-    options.dtype("Of weights and buffers."),
+    options.dtype("Of weights and buffers; int8: of the layers' linear maps, on a CPU.", int8=True),
     click.option("--chunk_s", default=10.0, show_default=True, help="Seconds in the front end at once, at most."),
     click.option(
         "--storage", type=Path, help="Folder for buffers as long as the audio; they leave no file. Default: memory."

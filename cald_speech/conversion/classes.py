@@ -19,6 +19,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, Sequence
 from transformers.utils import PushToHubMixin
 
 from cald_speech.conversion.converted import declare_shared, make_config_class, make_model_class
+from cald_speech.conversion.int8 import INT8, in_int8
 from cald_speech.conversion.layer_map import LayerMap
 from cald_speech.conversion.modeling_file import ConvertedConfig, ConvertedModel
 from cald_speech.errors import UserError
@@ -98,7 +99,8 @@ def from_pretrained(
     ---------
     source : a folder, or a Hugging Face hub id.
     head : one that the family has: ``base``, ``classification``, ``ctc`` (speech), ``lm`` or ``masked_lm`` (text).
-    dtype : of the weights; A_log, dt_bias and D of converted models stay in float32.
+    dtype : of the weights; A_log, dt_bias and D of converted models stay in float32. torch.int8: the layers' linear
+        maps alone, on a CPU, for a model that is to run (:func:`~cald_speech.conversion.int8.in_int8`).
     device : where the model goes, such as ``cuda`` or ``cuda:1``.
     target_lang : the language of a model with an adapter for each (MMS); default: the one in the checkpoint.
     overrides : values for the config.
@@ -119,16 +121,19 @@ def from_pretrained(
     >>> model.config.model_type  # doctest: +SKIP
     'cald_wav2vec2'
     """
+    if dtype == INT8 and str(device) != "cpu":
+        raise UserError(f"dtype int8: expected a CPU, which alone has these kernels, got {device}. Use bfloat16 there")
     check_device(device)
     source = str(source)
     config = load_config(source)
     family = family_of(config)
     base = family.class_with(head)
     model_class = converted_class(family, base) if isinstance(config, config_class(family)) else base
-    model = family.load(source, model_class=model_class, dtype=dtype, **overrides).eval()
+    stored = torch.float32 if dtype == INT8 else dtype
+    model = family.load(source, model_class=model_class, dtype=stored, **overrides).eval()
     if target_lang is not None:
         speak(model, source, target_lang)
-    return model.to(device)
+    return in_int8(model) if dtype == INT8 else model.to(device)
 
 
 def check_device(device: str | torch.device) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cald_speech.conversion.int8 import count_parameters
 from cald_speech.data.encodings import read_text
 from cald_speech.errors import UserError
 from cald_speech.files import whole_file
@@ -88,7 +89,7 @@ def run_facts(model: nn.Module, device: str, dtype: torch.dtype, seconds: float)
     {'parameters': 9, 'device': 'cpu', 'dtype': 'float32', 'seconds': 1.23}
     """
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": count_parameters(model),
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "seconds": round(seconds, 2),

@@ -30,12 +30,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cald_speech.conversion.int8 import INT8, in_int8, is_int8
 from cald_speech.families import FrontEnd, SpeechFamily, family_of
 from cald_speech.longform.front_end import add_positions, fill, measure
 from cald_speech.longform.layers import Buffers, Frames, run_layer, spare_widths
 from cald_speech.longform.source import SAMPLE_RATE, AudioSource
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, INT8)
 # The convolutional front end costs as much as this many layers; for the progress alone.
 FRONT_END_IN_LAYERS = 4
 
@@ -71,7 +72,8 @@ def encode_long(
     source : the audio.
     chunk_s : seconds of audio that the convolutions take at once, at most (a CPU takes 1 s, which suits its caches). It
         changes memory and speed, not the result.
-    dtype : float32, bfloat16 or float16, of weights and buffers. Where the model's is another, a copy of it is made.
+    dtype : float32, bfloat16 or float16, of weights and buffers; int8, on a CPU: of the layers' linear maps, with
+        buffers in float32. Where the model's is another, a copy of it is made.
     storage : a folder for the buffers, as files mapped into memory; None keeps them in memory on the model's device.
         The files have no names and are gone when the result is, or the program.
     do_normalize : as in the model's feature extractor: True brings the audio to mean 0 and variance 1.
@@ -80,9 +82,9 @@ def encode_long(
 
     Returns
     -------
-    (T, D) in ``dtype``, on the model's device, or with ``storage`` in a mapped file. T counts the layers' frames, in
-    SEW half of those that come out; it is 0 for audio shorter than one (25 ms). Where the source meets a fault, these
-    are the frames up to it.
+    (T, D) in the buffers' dtype, on the model's device, or with ``storage`` in a mapped file. T counts the layers'
+    frames, in SEW half of those that come out; it is 0 for audio shorter than one (25 ms). Where the source meets a
+    fault, these are the frames up to it.
 
     Raises
     ------
@@ -163,7 +165,7 @@ def predicted_peak_bytes(
     1.0
     """
     family = family_of(model, SpeechFamily)
-    front, config, size = family.front_end(model), family.base(model).config, torch.finfo(dtype).bits // 8
+    front, config, size = family.front_end(model), family.base(model).config, torch.finfo(_of_buffers(dtype)).bits // 8
     weights = sum(p.numel() for p in model.parameters()) * size
     spare = sum(spare_widths(model, family))
     num_frames, columns = front.num_frames(int(duration_s * SAMPLE_RATE)), config.hidden_size + spare
@@ -215,7 +217,7 @@ def _encode(
     num_frames, width = front.num_frames(statistics.num_samples), family.base(model).config.hidden_size
     sizes = BlockSizes.of(model.device, front, chunk_s)
     done = Progress(progress, num_frames * FRONT_END_IN_LAYERS + num_frames // front.squeeze * len(layers))
-    buffers = Buffers(dtype, model.device, storage)
+    buffers = Buffers(_of_buffers(dtype), model.device, storage)
     with torch.inference_mode():
         spare = spare_widths(model, family)
         buffers.reserve(num_frames, width + -(-sum(spare) // front.squeeze))
@@ -233,7 +235,13 @@ def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype}")
     if model.training:
         raise ValueError("model: expected one in evaluation mode, got one in training mode. Call model.eval()")
+    if dtype == INT8:
+        return model if is_int8(model) else in_int8(copy.deepcopy(model).to(torch.float32))
     return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+
+
+def _of_buffers(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == INT8 else dtype
 
 
 class Progress:

@@ -37,6 +37,11 @@ def test_evaluations_are_reported_and_compared(call, place, tmp_path):
     assert (written["evaluations"], written["audio"]["embedded"]) == (2, len(DURATIONS_S))
     assert written["bytes"] == (tmp_path / "page.html").stat().st_size
     assert "does nothing here" in call("report", *folders, "--utterances", 5, status=2).stderr
+    words = ["evaluate", place / "teacher", place / "manifest.json", "--quiet", "--dtype", "int8"]
+    quantised = last_line(call(*words, "--output_folder", tmp_path / "int8"))
+    assert quantised["dtype"] == "int8" and quantised["wer"] < 20
+    assert quantised["parameters"] == json.loads((folders[0] / "manifest.json").read_text())["parameters"]
+    assert "Use bfloat16 there" in call(*words, "--device", "cuda", status=2).stderr
 
 
 def test_reports_that_cannot_be_compared(call, place, tmp_path):
