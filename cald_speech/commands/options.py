@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,16 @@ import click
 import torch
 from click.core import ParameterSource
 
+from cald_speech.commands.command import Command as Command
+from cald_speech.commands.command import Later
+from cald_speech.commands.command import command as command
 from cald_speech.data.readers import manifest_of
 from cald_speech.data.text import NORMALISERS
-from cald_speech.errors import error_epilogue
 from cald_speech.files import clear, locked, whole_file
 from cald_speech.output import unwritable
 
 DTYPES = ("float32", "bfloat16", "float16")
 Decorator = Callable[[Callable], Callable]
-
-
-class Command(click.Command):
-    """A command that ends as all do (`cald_speech.errors.error_epilogue`); a number that it returns is its status."""
-
-    def invoke(self, ctx: click.Context) -> None:
-        with error_epilogue():
-            given = ctx.params.items()
-            ctx.params = {name: value.read() if isinstance(value, _Corpus) else value for name, value in given}
-            status = super().invoke(ctx)
-        ctx.exit(status or 0)
-
-
-command = partial(click.command, cls=Command)
-"""``@command()``: `click.command` for everything that a user calls."""
 
 
 def together(*decorators: Decorator) -> Decorator:
@@ -131,7 +118,7 @@ def manifest(
 
 
 @dataclass(frozen=True)
-class _Corpus:
+class _Corpus(Later):
     """What was given as a manifest; it is read when the command runs."""
 
     source: str

@@ -1,0 +1,32 @@
+"""What every command is: it ends as all do, and what it was given may be read once it runs. Imports no library."""
+
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Any
+
+import click
+
+from cald_speech.errors import error_epilogue
+
+
+class Later(ABC):
+    """The value of an option that is read when the command runs, so that its faults end as the command's do."""
+
+    @abstractmethod
+    def read(self) -> Any:
+        """The value that the command gets."""
+
+
+class Command(click.Command):
+    """A command that ends as all do (`cald_speech.errors.error_epilogue`); a number that it returns is its status."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        with error_epilogue():
+            given = ctx.params.items()
+            ctx.params = {name: value.read() if isinstance(value, Later) else value for name, value in given}
+            status = super().invoke(ctx)
+        ctx.exit(status or 0)
+
+
+command = partial(click.command, cls=Command)
+"""``@command()``: `click.command` for everything that a user calls."""
