@@ -228,15 +228,15 @@ def free_bytes() -> int:
     return int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
 
 
-def resident(*fields: str) -> int:
-    """Bytes, the sum of such fields as VmHWM or RssAnon of this process.
+def resident(*fields: str, process: int | str = "self") -> int:
+    """Bytes, the sum of such fields as VmHWM or RssAnon of this process, or of another by its number.
 
     Example
     -------
     >>> not STATUS.exists() or resident("VmHWM") >= resident("RssAnon") > 0
     True
     """
-    text = STATUS.read_text()
+    text = Path(f"/proc/{process}/status").read_text()
     return sum(int(re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)[1]) * 1024 for field in fields)
 
 

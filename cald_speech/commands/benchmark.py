@@ -6,6 +6,7 @@ import click
 
 from cald_speech.benchmarks import long_audio as long_audio_benchmark
 from cald_speech.benchmarks import ops as ops_benchmark
+from cald_speech.benchmarks import serve_load
 from cald_speech.commands.options import Command, Listed
 from cald_speech.errors import UserError
 from cald_speech.evaluation.report import format_table
@@ -17,7 +18,7 @@ AS_IT_IS = {"ignore_unknown_options": True, "help_option_names": []}
 
 @click.group()
 def benchmark() -> None:
-    """How fast every backend of every op is, what long audio costs, and what the GPU kernels compile to."""
+    """How fast every op is, what long audio costs, what a server takes, and what the GPU kernels compile to."""
 
 
 @benchmark.command(cls=Command, context_settings=AS_IT_IS)
@@ -32,6 +33,13 @@ def ops(arguments: tuple[str, ...]) -> int:
 def long_audio(arguments: tuple[str, ...]) -> int:
     """Time, memory and WER against the length."""
     return long_audio_benchmark.main(arguments)
+
+
+@benchmark.command(cls=Command, context_settings=AS_IT_IS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def serve(arguments: tuple[str, ...]) -> int:
+    """Many clients at once, an hour in one upload, clients that are killed."""
+    return serve_load.main(arguments)
 
 
 @benchmark.command(cls=Command)

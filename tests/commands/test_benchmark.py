@@ -2,10 +2,10 @@
 
 import pytest
 
-from cald_speech.benchmarks import long_audio, ops
+from cald_speech.benchmarks import long_audio, ops, serve_load
 
 
-@pytest.mark.parametrize(("name", "module"), [("ops", ops), ("long-audio", long_audio)])
+@pytest.mark.parametrize(("name", "module"), [("ops", ops), ("long-audio", long_audio), ("serve", serve_load)])
 def test_arguments_go_through(call, monkeypatch, name, module):
     given = []
     monkeypatch.setattr(module, "main", lambda arguments: given.extend(arguments))
