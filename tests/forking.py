@@ -39,12 +39,13 @@ def forking_python(modules: Sequence[str]) -> Iterator[Path]:
     place, client = folder / "socket", folder / "python"
     client.write_text(CLIENT.format(python=sys.executable, place=str(place)))
     client.chmod(0o755)
-    server = subprocess.Popen([sys.executable, __file__, place, *modules], stdout=subprocess.PIPE)
+    command = [sys.executable, __file__, place, *modules]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
     try:
         assert server.stdout.readline() == b"ready\n"
         yield client
     finally:
-        server.kill()
+        os.killpg(server.pid, signal.SIGKILL)  # with what it started, where that has not ended
         server.wait()
         server.stdout.close()
         shutil.rmtree(folder)

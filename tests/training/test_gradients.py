@@ -3,11 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
 
+from tests.forking import forking_python
 from tests.helpers import relative_error, worst_gradient
 from tests.training.miniature import ROOT
 from tests.training.one_step import IN_BATCHES, JOINED, build, padded, step_gradients
@@ -46,22 +46,32 @@ def test_every_loss_term_reaches_the_student(built, alphas):
     assert worst_gradient(guided, step_gradients(plain, padded(dataset, IN_BATCHES)))[0] > 0.01
 
 
-@pytest.mark.slow  # torchrun and two Python processes
+@pytest.fixture(scope="module")
+def forking():
+    """A Python for torchrun and for its ranks: importing the libraries takes each of them seconds."""
+    with forking_python(["torch.distributed.run", "cald_speech.training.run"]) as python:
+        yield python
+
+
+TORCHRUN = "from torch.distributed.run import main; main()"
+RANK = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.training.one_step import main; main(*sys.argv[1:])"
+
+
+@pytest.mark.slow  # torchrun and two ranks
 @pytest.mark.parametrize(
     "converted_at", [(), pytest.param((0, 1), marks=pytest.mark.wide)], ids=["at once", "stepwise"]
 )
-def test_two_ranks_equal_one_process(built, experiment, tmp_path, converted_at):
+def test_two_ranks_equal_one_process(built, experiment, tmp_path, forking, converted_at):
     path = experiment(freeze_front_end=False, converted_at=converted_at)
     out = tmp_path / "ranks"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "tests.training.one_step", str(path), str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    command = [forking, "-c", TORCHRUN, "--standalone", "--nproc_per_node=2", "--no-python"]
+    command += [forking, "-c", RANK, path, out]
+    options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **options) as launcher:
         try:
-            _, errors = launcher.communicate(timeout=120)
+            _, errors = launcher.communicate(timeout=300)
         except subprocess.TimeoutExpired:
-            launcher.terminate()  # the launcher ends its ranks
+            launcher.kill()
             raise
     assert launcher.returncode == 0, errors
     found = torch.load(out / "found.pt")
