@@ -15,7 +15,8 @@ def heard(extractor: SequenceFeatureExtractor, samples: Tensor) -> Tensor:
     Raises
     ------
     UserError
-        for audio beyond that window, which the extractor would cut off.
+        for audio beyond that window, which the extractor would cut off, and for so little that there is no variance of
+        its features to divide by.
 
     Example
     -------
@@ -32,7 +33,13 @@ def heard(extractor: SequenceFeatureExtractor, samples: Tensor) -> Tensor:
     if window_s is not None:
         return values.t()
     # Of an odd number of feature frames the extractor makes a last one that it masks.
-    return values[: features.attention_mask[0].sum()]
+    values = values[: features.attention_mask[0].sum()]
+    if len(values) == 0 or (len(values) == 1 and values.isnan().any()):
+        raise UserError(
+            f"expected audio of at least two frames of features, got {len(samples)} samples, which are {len(values)}. "
+            "Leave it out, or put silence behind it"
+        )
+    return values
 
 
 def window_of(extractor: SequenceFeatureExtractor) -> float | None:

@@ -21,6 +21,7 @@ from cald_speech.data.text import make_processor
 from cald_speech.errors import UserError
 from cald_speech.evaluation.recognition import evaluate_folder
 from cald_speech.families import families
+from cald_speech.families.features import heard
 from cald_speech.families.front_end import SharedMasks
 from cald_speech.families.hub import load_processor
 from cald_speech.longform import AudioSource, front_end, stream_logits
@@ -250,6 +251,18 @@ def test_an_adapter_is_refused_and_its_encoder_fine_tuned_anew(experiment, start
         start(experiment(convert=False, source=str(source), **keys))
     start(experiment(convert=False, source=str(source), model_overrides={"add_adapter": False}, **keys))
     assert not json.loads((tmp_path / "run" / "model" / "config.json").read_text())["add_adapter"]
+
+
+def test_audio_of_one_frame_of_features():
+    """Parakeet's extractor divides by a variance that one frame has not; long form takes it as 0."""
+    extractor = extractor_of(PARAKEET)
+    for num_samples, frames in ((100, 0), (319, 1)):
+        told = rf"at least two frames of features, got {num_samples} samples, which are {frames}\. .*silence"
+        with pytest.raises(UserError, match=told):
+            heard(extractor, torch.randn(num_samples))
+    assert heard(extractor, torch.randn(320)).isfinite().all()
+    ((_, logits),) = stream_logits(converted(PARAKEET), AudioSource.from_samples(torch.randn(319)))
+    assert logits.shape[0] == 1 and logits.isfinite().all()
 
 
 def test_what_parakeet_has_not_is_refused():
