@@ -165,6 +165,7 @@ def test_a_split_that_there_is_not(made, tmp_path):
         write_page([tmp_path / "nowhere"], tmp_path / "page.html")
 
 
+@pytest.mark.slow  # a browser
 def test_in_a_browser(page):
     """No error on the console, nothing of a user's runs, and the list follows model, word and speaker."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")

@@ -61,6 +61,7 @@ def test_a_restored_layer_has_the_teachers_attention_and_the_rest_is_the_student
     assert all(torch.equal(before[key], value) for key, value in after.items())
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_map_and_the_model(place, tmp_path):
     words = [str(place / "teacher"), str(place / "manifest.json"), "--student", str(place / "student")]
     words += ["--keep_best", "1", "--save_to", str(tmp_path / "hybrid"), "--output_folder", str(tmp_path / "out")]

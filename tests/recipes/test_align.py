@@ -44,6 +44,7 @@ def aligned(corpus, tmp_path_factory):
     )
 
 
+@pytest.mark.slow  # a training
 def test_the_encoder_comes_nearer_to_its_teacher(aligned):
     lines = [json.loads(line) for line in (aligned.store.folder / "train_log.jsonl").read_text().splitlines()]
     distances = [line["valid/distance"] for line in lines if "valid/distance" in line]

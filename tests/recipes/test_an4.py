@@ -132,6 +132,7 @@ def test_the_distributed_counts(speech_of, tmp_path):
     assert 0.62 < sum(entry["duration_s"] for entry in sets["train"].values()) / 3600 < 0.64
 
 
+@pytest.mark.slow  # two teachers and a student
 def test_its_experiments_run(corpus, tmp_path):
     """Both teachers for a step; the student follows the first, with a share of the labels and then without."""
     source = write_model(tmp_path / "source", letters="ABCDEFGHIJKLMNOPQRSTUVWXYZ'")

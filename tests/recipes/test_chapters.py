@@ -103,6 +103,7 @@ def test_what_is_missing_is_named(corpus, tmp_path):
         recipe.prepare(spoilt, tmp_path / "out")
 
 
+@pytest.mark.slow  # chapters are read
 def test_the_tables(corpus, models, tmp_path, monkeypatch):
     ran = []
 

@@ -109,6 +109,7 @@ def test_every_fold_is_an_experiment(slots, tmp_path, monkeypatch):
         assert type(settings.task).__name__ == ("Intent" if slots else "Classification")
 
 
+@pytest.mark.slow  # a teacher and a student
 def test_slots_are_told_and_scored(orders, tmp_path):
     """A teacher and a student of all slots; what they say of the test fold becomes entities."""
     common = SMALL | {"data_folder": str(orders), "prepare_folder": str(tmp_path / "data")}

@@ -139,6 +139,7 @@ def test_deeper_model_says_the_same(tmp_path):
         assert error < TOLERANCE["rounding"]
 
 
+@pytest.mark.slow  # five trainings
 def test_its_experiments_run(corpora, tmp_path):
     """The three parts, each on from the model before; the second is stopped after a step and goes on. A student follows
     the last, which ships."""

@@ -83,6 +83,7 @@ def test_what_is_no_python_has_no_docstrings(tmp_path):
         by_split(tmp_path / "none", 0.05)
 
 
+@pytest.mark.slow  # a training
 def test_a_student_follows_its_teacher_without_labels(folder, tables):
     keys = {"data_folder": folder / "data", "prepare_folder": folder, "output_folder": folder / "student"}
     keys |= {"teacher": folder / "teacher", "model": folder / "encoder", "num_steps": 24}

@@ -211,6 +211,7 @@ def sources(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # three trainings
 @pytest.mark.parametrize(
     ("name", "student"),
     [("stdlib", "stdlib"), ("stdlib_masked", "stdlib_masked"), ("stdlib_masked", "stdlib_linformer")],

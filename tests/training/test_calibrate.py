@@ -7,6 +7,7 @@ from cald_speech.errors import UserError
 from tests.training.one_step import build
 
 
+@pytest.mark.slow  # a training
 def test_new_mixers_are_calibrated_on_the_training_set(experiment):
     calibrated, _ = build([str(experiment(calibrate=12))])
     slots = calibrated.models.conversion.slots

@@ -106,6 +106,7 @@ def spoil_validation_after(monkeypatch, step: int, spoil) -> None:
     monkeypatch.setattr(CaldBrain, "on_stage_start", spoilt_from)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [spoil_weight, spoil_outputs])
 def test_nan_never_becomes_the_best_model(experiment, start, monkeypatch, spoil):
     """Neither the model, nor any checkpoint that is kept, nor what the same command ends with once it is mended."""
@@ -314,6 +315,7 @@ def test_strays_of_killed_processes_are_swept(experiment, start):
     assert not list(folder.glob("*/.*.unfinished"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_at_once(experiment, start, monkeypatch):
     """Killed while one is deleted, file by file, the run finds no half of it."""
     path = experiment(checkpoint_every_steps=1)
@@ -330,6 +332,7 @@ def test_a_checkpoint_goes_at_once(experiment, start, monkeypatch):
     assert_same_run(start(path), start(path, "whole"))
 
 
+@pytest.mark.slow  # trainings
 @pytest.mark.parametrize("after", ["log", "checkpoint"])
 def test_killed_between_the_log_and_the_checkpoint_no_validation_is_lost(experiment, start, whole, monkeypatch, after):
     """Also where a checkpoint inside the epoch is of the same step."""

@@ -136,6 +136,7 @@ def test_a_finished_run_goes_on_to_more_steps(experiment, start):
     assert longer.optimizer_step == 6 and train_steps(longer.store.folder) == list(range(6))
 
 
+@pytest.mark.slow  # trainings
 @pytest.mark.parametrize(
     ("number", "where"),
     [(signal.SIGTERM, "training"), (signal.SIGINT, "validation")],
@@ -208,6 +209,7 @@ def test_sigterm_to_the_recipe(experiment, start, whole, tmp_path):
     assert_same_run(resumed, expected)
 
 
+@pytest.mark.slow  # trainings
 @pytest.mark.parametrize("last", [0, 3])
 def test_joined_utterances_resume_to_the_bit(experiment, start, whole, monkeypatch, last):
     """In all steps, or in the last three alone: killed after one of these."""

@@ -53,6 +53,7 @@ def test_it_is_the_distance_from_the_attentions_output(experiment):
     assert losses.total.item() == pytest.approx(torch.cat(expected).mean().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_distance_falls_and_is_logged(experiment, start):
     keys = {"guidance": "alignment", "num_steps": 40, "learning_rate": 3e-3, "initialise": "random"}
     brain = start(experiment(**keys))
@@ -72,6 +73,7 @@ def test_kept_layers_are_left_out(experiment):
     assert losses.slots.shape == (1,)
 
 
+@pytest.mark.slow  # trainings
 @pytest.mark.parametrize("killed_after", [2, 7], ids=["during", "after"])
 def test_killed_and_resumed_to_the_bit(experiment, start, whole, monkeypatch, killed_after):
     keys = RESTLESS | {"align_steps": 5, "num_steps": 10, "align_learning_rate": 3e-3}
