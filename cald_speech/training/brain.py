@@ -14,6 +14,7 @@ import torch
 from speechbrain import Brain, Stage
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.checkpoints import ckpt_recency
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 
 from cald_speech.distillation import LossWeights
 from cald_speech.errors import UserError, some_of
+from cald_speech.training.averaging import check_average, last_conversion, mean_weights, validated_first
 from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore, Progress, RandomState, StepLog
 from cald_speech.training.distributed import all_ranks, is_main, sum_gradients, world_size
 from cald_speech.training.guards import Interruption, SkippedSteps, finite_items, first_nonfinite
@@ -103,6 +105,8 @@ class CaldBrain(Brain):
         validation : of padded batches.
         """
         self.train_sampler = steps.sampler  # SpeechBrain calls its set_epoch() before each epoch
+        if self.settings.average_checkpoints > 1:
+            check_average(self.settings, steps.sampler, last_conversion(self.models.stepwise))
         epochs = EpochCounter(limit=sys.maxsize)  # num_steps ends the run
         self.checkpointer.add_recoverable("epochs", epochs)
         self.bar = tqdm(
@@ -114,7 +118,10 @@ class CaldBrain(Brain):
         )
         with self.interruption.watched(), self.bar:
             self.fit(epochs, steps, validation)
-        logger.info("trained for %d steps; the best model: %s", self.optimizer_step, self.store.folder / "model")
+        if self.settings.average_checkpoints > 1:
+            self._save_average(validation)
+        kind = "mean" if self.settings.average_checkpoints > 1 else "best"
+        logger.info("trained for %d steps; the %s model: %s", self.optimizer_step, kind, self.store.folder / "model")
 
     # --- one optimiser step -----------------------------------------------------------------------------------------
 
@@ -222,6 +229,12 @@ class CaldBrain(Brain):
 
     # --- what is kept -----------------------------------------------------------------------------------------------
 
+    def _save_model(self, facts: dict[str, object]) -> None:
+        """The run's model as it is now, and its adapters beside it."""
+        self.store.save("model", self._whole_student(), **facts)
+        if self.models.adapters is not None:
+            self.models.adapters.save(self.store.folder / "adapter")
+
     def _whole_student(self) -> PreTrainedModel:
         """The student as its folder has it: adapters are merged into its weights."""
         return self.plain if self.models.adapters is None else self.models.adapters.merged()
@@ -236,10 +249,41 @@ class CaldBrain(Brain):
         if self.step_log is not None:
             self.step_log.settle()
         num_to_keep = 2 if self.skipped.in_a_row else 1
+        if end_of_epoch:
+            num_to_keep = max(num_to_keep, self.settings.average_checkpoints)
+            keep["importance_keys"] = self._kept_for_average()
         meta = meta | {TAKEN_STEPS: self.optimizer_step, KEPT: num_to_keep}
         keep |= {"num_to_keep": num_to_keep, "verbosity": logging.DEBUG}
         self.checkpointer.save_and_keep_only(meta=meta, end_of_epoch=end_of_epoch, **keep)
         self.stepped = False
+
+    def _kept_for_average(self) -> list:
+        return [validated_first(self.settings.task.metric)] if self.settings.average_checkpoints > 1 else []
+
+    def _save_average(self, validation: DataLoader) -> None:
+        """Make the mean of the last validated models the run's model, with its own validation."""
+        task, since = self.settings.task, last_conversion(self.models.stepwise)
+        found = self.checkpointer.find_checkpoints(
+            ckpt_predicate=lambda c: task.metric in c.meta and c.meta[TAKEN_STEPS] > since,
+            max_num_checkpoints=self.settings.average_checkpoints,
+        )
+        before = {name: weight.clone() for name, weight in self.plain.state_dict().items()}
+        self.plain.load_state_dict(mean_weights(found))
+        self.on_stage_start(Stage.VALID)
+        self.modules.eval()
+        for batch in validation:
+            self.evaluate_batch(batch, Stage.VALID)
+        metric, steps = task.score(self.results), sorted(c.meta[TAKEN_STEPS] for c in found)
+        mean = f"of the weights after steps {', '.join(map(str, steps))}"
+        if self.spoilt or math.isnan(metric):
+            raise UserError(
+                f"average_checkpoints: the mean {mean} gives a validation that is not finite. The best validated model "
+                f"is in {self.store.folder / 'model'}; leave the average out"
+            )
+        logger.info("the mean %s: validation %s %.2f%s", mean, task.metric, metric, task.unit)
+        facts = {"valid": {task.metric: metric, "step": self.optimizer_step}, "mean": mean}
+        self._save_model(facts)
+        self.plain.load_state_dict(before)
 
     def _save_intra_epoch_ckpt(self) -> None:
         flag = {INTRA_EPOCH_CKPT_FLAG: True}
@@ -302,7 +346,8 @@ class CaldBrain(Brain):
         self.has_ended = self.step == 0 and self._optimizer_step_limit_exceeded
         if self.has_ended and self.checkpointer.recovered is not None:  # it may have been killed before it deleted
             kept = self.checkpointer.recovered.meta.get(KEPT, 2)
-            self.checkpointer.delete_checkpoints(num_to_keep=kept, min_keys=[self.settings.task.metric])
+            keys = {"importance_keys": (ckpt_recency, *self._kept_for_average())}
+            self.checkpointer.delete_checkpoints(num_to_keep=kept, min_keys=[self.settings.task.metric], **keys)
         super()._fit_train(train_set, epoch, enable=False)
         self.train_sampler.start = 0
 
@@ -344,9 +389,7 @@ class CaldBrain(Brain):
         if metric <= self.progress.best_metric:
             self._check_weights()
             self.progress.best_metric = metric
-            self.store.save("model", self._whole_student(), valid={name: metric, "step": self.optimizer_step})
-            if self.models.adapters is not None:
-                self.models.adapters.save(self.store.folder / "adapter")
+            self._save_model({"valid": {name: metric, "step": self.optimizer_step}})
             if self.teacher_training is not None:
                 self.store.save("teacher", self.teacher, teacher="none: it is the teacher, fine-tuned in the same run")
         # The log first: of a run that is killed in between, the line is written again, and not lost.

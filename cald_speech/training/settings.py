@@ -133,6 +133,12 @@ class Settings:
     validate_every_epochs: int = option(
         1, "epochs between validations; the last is always validated", at_least=1, free=True
     )
+    average_checkpoints: int = option(
+        1,
+        "the model at the end is the mean of so many, those of the last validations, whose checkpoints are kept; "
+        "1: the best validated one",
+        at_least=1,
+    )
     checkpoint_every_minutes: float = option(
         15.0, "minutes between checkpoints inside an epoch; 0: none", at_least=0, free=True
     )
