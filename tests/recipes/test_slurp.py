@@ -23,7 +23,8 @@ SENTENCES = ["wake me at six", "what's on, u. s. d.", "jack@gmail dot com", "pla
 SMALL = {"num_steps": 4, "max_batch_s": 5, "num_workers": 0, "precision": "fp32", "log_every_steps": 1}
 SMALL |= {"validate_every_epochs": 1, "switch_step": 2, "accumulation": 2}
 NARROW = {"layer_map": {"default": {"head_dim": 16, "d_state": 16}}}  # mixers of the paper's kind in a width of 32
-MODES = ["unguided", "target", "hybrid", "trajectory", "waypoint"]
+# The one that switches and the one that trains two; pile's and glue's tests have the others.
+MODES = ["hybrid", "trajectory", *(pytest.param(m, marks=pytest.mark.wide) for m in ("unguided", "target", "waypoint"))]
 SIZES = {"train": 6, "train_synthetic": 4, "devel": 3, "test": 4}
 
 
