@@ -9,6 +9,8 @@ import logging
 import math
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from speechbrain import Brain, Stage
@@ -39,6 +41,7 @@ from cald_speech.training.optimiser import (
 )
 from cald_speech.training.record import RunRecord
 from cald_speech.training.settings import Settings
+from cald_speech.training.sharding import WholeState, check_shard, shard
 
 logger = logging.getLogger(__name__)
 # In what a checkpoint tells of itself: the step, and how many there are of each kind once it is saved.
@@ -73,7 +76,7 @@ class CaldBrain(Brain):
         super().__init__({"student": models.student}, None, options, run_opts, checkpointer)
         self.settings, self.models, self.store = settings, models, store
         self.optimizer_step_limit = settings.num_steps
-        self.plain = models.student  # `modules.student` has DistributedDataParallel around it
+        self.plain = models.student  # `modules.student` may have DistributedDataParallel around it
         # Not among the modules: those are put into train mode each epoch, and a teacher keeps its dropout off.
         self.teacher = None if models.teacher is None else models.teacher.to(self.device).eval().requires_grad_(False)
         self.teacher_training = TeacherTraining(self.teacher, settings) if settings.guidance.trains_teacher else None
@@ -90,7 +93,9 @@ class CaldBrain(Brain):
         self.stepped = False  # since the newest checkpoint
 
         # What a checkpoint holds, beside the optimiser, the epoch and SpeechBrain's own counters.
-        checkpointer.add_recoverable("student", models.student)
+        if settings.shard:
+            check_shard(settings, models.student.config)
+        checkpointer.add_recoverable("student", WholeState(self.plain) if settings.shard else self.plain)
         if self.teacher_training is not None:
             self.teacher_training.register(checkpointer)
         checkpointer.add_recoverable("progress", self.progress)
@@ -194,8 +199,8 @@ class CaldBrain(Brain):
         with self.no_sync(not last):
             with self.training_ctx:
                 losses = self.objective(self.modules.student, batch, weights, counts)
-            # DistributedDataParallel averages the ranks' gradients, and ours are shares of one sum. It sees what goes
-            # through the student as a whole.
+            # DistributedDataParallel and fully_shard average the ranks' gradients, and ours are shares of one sum. They
+            # see what goes through the student as a whole.
             self.scaler.scale(losses.total * (world_size() if weights.runs_student else 1)).backward()
         return losses
 
@@ -307,11 +312,27 @@ class CaldBrain(Brain):
 
     # --- SpeechBrain's hooks, in the order in which it calls them -----------------------------------------------------
 
+    def _wrap_distributed(self) -> None:
+        if self.settings.shard:
+            shard(self.plain, torch.device(self.device))
+        else:
+            super()._wrap_distributed()
+
+    @contextmanager
+    def no_sync(self, use: bool = True) -> Iterator[None]:
+        if self.settings.shard:
+            self.plain.set_requires_gradient_sync(not use)
+            yield
+        else:
+            with super().no_sync(use):
+                yield
+
     def init_optimizers(self) -> None:
         options = self.settings.learning_rate, self.settings.weight_decay
         self.optimizer = make_optimiser(self.plain, *options, decay=self.settings.decay)
         self.optimizers_dict = {"optimizer": self.optimizer}
-        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+        kept = WholeState(self.plain, self.optimizer) if self.settings.shard else self.optimizer
+        self.checkpointer.add_recoverable("optimizer", kept)
 
     def on_fit_start(self) -> None:
         self._convert_as_saved()

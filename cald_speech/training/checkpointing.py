@@ -42,6 +42,7 @@ from cald_speech.tasks.base import Processor
 from cald_speech.training.distributed import gathered, is_main, rank, world_size
 from cald_speech.training.guards import SkippedSteps
 from cald_speech.training.loggers import Logger
+from cald_speech.training.sharding import whole_state
 
 UNFINISHED = "unfinished+"
 OLD_RECONSTRUCT = "numpy.core.multiarray._reconstruct"  # its name before numpy 2
@@ -216,20 +217,23 @@ class ModelStore:
         self.folder, self.processor, self.facts = folder, processor, facts
 
     def save(self, name: str, model: PreTrainedModel, **facts: Any) -> None:
-        """Write ``folder/name``, in place of what was there, ``facts`` over the store's; on the main process only.
+        """Write ``folder/name``, in place of what was there, ``facts`` over the store's; the main process writes.
+
+        All ranks have to call it for a model that is sharded.
 
         Raises
         ------
         UserError
             with the old folder left as it was, if the disk is full.
         """
+        weights = whole_state(model)
         if not is_main():
             return
         final = self.folder / name
         try:
             with whole_folder(final) as unfinished:
                 # By the names that the model has now: waypoints are read by them, without a model.
-                model.save_pretrained(unfinished, save_original_format=False)
+                model.save_pretrained(unfinished, state_dict=weights, save_original_format=False)
                 save_processor(self.processor, model, unfinished)
                 update_facts(unfinished, **self.facts | facts)
         # safetensors reports a full disk with an error of its own, which is not an OSError.

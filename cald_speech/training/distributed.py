@@ -8,6 +8,7 @@ import torch
 from speechbrain.utils.distributed import ddp_init_group
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 
 def join(run_opts: RunOptions) -> None:
@@ -44,6 +45,13 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
+def lowest(values: Tensor) -> Tensor:
+    """The least of each over all ranks, in place."""
+    if world_size() > 1:
+        distributed.all_reduce(values, distributed.ReduceOp.MIN)
+    return values
+
+
 def gathered(value: Any) -> list:
     """What every rank has, by rank."""
     if not distributed.is_initialized():
@@ -55,11 +63,17 @@ def gathered(value: Any) -> list:
 
 def all_ranks(condition: bool, device: torch.device) -> bool:
     """Whether the condition holds on every rank."""
-    if not distributed.is_initialized():
-        return condition
-    flag = torch.tensor(float(condition), device=device)
-    distributed.all_reduce(flag, distributed.ReduceOp.MIN)
-    return bool(flag)
+    return bool(lowest(torch.tensor(float(condition), device=device)))
+
+
+def as_number(value: Tensor) -> float:
+    """A tensor of one number, of which each rank may hold a part."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).item()
+
+
+def own_part(value: Tensor) -> Tensor:
+    """What this rank holds of a tensor."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

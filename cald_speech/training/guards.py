@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from cald_speech.errors import UserError
 from cald_speech.ops import mask_padding
+from cald_speech.training.distributed import lowest, own_part
 
 logger = logging.getLogger(__name__)
 
 
 def first_nonfinite(model: nn.Module) -> str | None:
-    """The name of the first parameter or buffer that holds NaN or infinity; None where all are finite.
+    """The name of the first parameter or buffer that holds NaN or infinity; None where all are finite, on every rank.
 
     Example
     -------
@@ -25,7 +26,7 @@ def first_nonfinite(model: nn.Module) -> str | None:
     'bias'
     """
     tensors = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
-    finite = torch.stack([t.isfinite().all() for t in tensors.values()]).tolist()
+    finite = lowest(torch.stack([own_part(t).isfinite().all() for t in tensors.values()]).float()).tolist()
     return next((name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite), None)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cald_speech.mixers import SCAN_PARAMETERS
+from cald_speech.training.distributed import as_number
 
 
 def make_optimiser(
@@ -80,7 +81,7 @@ def step_if_finite(
     The norm before clipping, and whether the step was taken.
     """
     scaler.unscale_(optimiser)
-    norm = nn.utils.clip_grad_norm_(parameters_of(optimiser), max_norm).item()
+    norm = as_number(nn.utils.clip_grad_norm_(parameters_of(optimiser), max_norm))
     taken = math.isfinite(norm) and others()
     if taken:
         scaler.step(optimiser)

@@ -127,6 +127,10 @@ class Settings:
     num_workers: int = option(0, "processes that read data", at_least=0, free=True)
     precision: str = option("fp32", "of the forward pass in training", one_of=("fp32", "bf16", "fp16"))
     decay: str = option("all", "which matrices have weight decay", one_of=("all", "mixers"))
+    shard: bool = option(
+        False,
+        "under torchrun, each process holds a part of the student, its gradients and the optimiser's state (FSDP2)",
+    )
     gradient_checkpointing: bool = option(False, "less memory, a third more time", free=True)
     nonfinite_patience: int = option(10, "so many skipped steps in a row end the run", at_least=1, free=True)
     # validation, checkpoints, logs

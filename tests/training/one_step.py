@@ -8,6 +8,7 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 from cald_speech.data.dataset import make_dataset
 from cald_speech.recipes.librispeech.prepare import prepare
@@ -33,6 +34,8 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> tuple[CaldBrai
     for model in filter(None, (models.student, models.teacher)):
         model.to(dtype)
     brain = make_brain(settings, data, models, run_opts)
+    for parameter in models.student.parameters():  # the scans' too, which stay in float32 wherever a model is moved
+        parameter.data = parameter.data.to(dtype)
     brain.on_fit_start()
     brain.modules.train()
     return brain, make_dataset(data["train"], models.processor)
@@ -59,20 +62,27 @@ def step_gradients(brain: CaldBrain, batches: list[PaddedBatch]) -> dict[str, Te
     return recorded
 
 
-def main(path: str, out: str) -> None:
-    """On each rank: train, resume, then the gradient of a step over the batches of both ranks."""
+def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, of which each rank may hold a part."""
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in tensors.items()}
+
+
+def main(path: str, out: str, *shards: str) -> None:
+    """On each rank, for each value of ``shard``: train, resume, then the gradient of a step of both ranks."""
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
-    folder = str(Path(out) / "run")
-    for num_steps in ("2", "3"):
-        words = ["--output_folder", folder, "--checkpoint_every_steps", "1", "--num_steps", num_steps]
-        brain = run([path, *words, "--noprogressbar"], prepare)
-    weights = [None, None]
-    distributed.all_gather_object(weights, brain.plain.state_dict())
-    brain, dataset = build([path, "--output_folder", str(Path(out) / "gradients")], torch.float64)
-    found = step_gradients(brain, padded(dataset, RANKS[rank], torch.float64))
-    if rank == 0:
-        torch.save({"gradients": found, "weights": weights}, Path(out) / "found.pt")
+    for shard in shards:
+        folder = Path(out) / shard
+        for num_steps in ("2", "3"):
+            words = ["--output_folder", str(folder / "run"), "--checkpoint_every_steps", "1", "--num_steps", num_steps]
+            brain = run([path, *words, "--shard", shard, "--noprogressbar"], prepare)
+        weights = [None, None]
+        distributed.all_gather_object(weights, whole(brain.plain.state_dict()))
+        words = ["--output_folder", str(folder / "gradients"), "--shard", shard]
+        brain, dataset = build([path, *words], torch.float64)
+        found = whole(step_gradients(brain, padded(dataset, RANKS[rank], torch.float64)))
+        if rank == 0:
+            torch.save({"gradients": found, "weights": weights}, folder / "found.pt")
     distributed.destroy_process_group()
 
 

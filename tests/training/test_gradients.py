@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import torch
 
+from cald_speech import from_pretrained
 from tests.forking import forking_python
 from tests.helpers import relative_error, worst_gradient
 from tests.training.miniature import ROOT
@@ -59,13 +60,16 @@ RANK = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.training.one_
 
 @pytest.mark.slow  # torchrun and two ranks
 @pytest.mark.parametrize(
-    "converted_at", [(), pytest.param((0, 1), marks=pytest.mark.wide)], ids=["at once", "stepwise"]
+    ("converted_at", "shards"),
+    [((), ["False", "True"]), pytest.param((0, 1), ["False"], marks=pytest.mark.wide)],
+    ids=["at once", "stepwise"],
 )
-def test_two_ranks_equal_one_process(built, experiment, tmp_path, forking, converted_at):
+def test_two_ranks_equal_one_process(built, experiment, tmp_path, forking, converted_at, shards):
+    """By DistributedDataParallel, and where each holds a part (FSDP2)."""
     path = experiment(freeze_front_end=False, converted_at=converted_at)
     out = tmp_path / "ranks"
     command = [forking, "-c", TORCHRUN, "--standalone", "--nproc_per_node=2", "--no-python"]
-    command += [forking, "-c", RANK, path, out]
+    command += [forking, "-c", RANK, path, out, *shards]
     options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **options) as launcher:
         try:
@@ -74,15 +78,23 @@ def test_two_ranks_equal_one_process(built, experiment, tmp_path, forking, conve
             launcher.kill()
             raise
     assert launcher.returncode == 0, errors
-    found = torch.load(out / "found.pt")
     brain, dataset = build([str(path), "--output_folder", str(tmp_path / "one")], EXACTLY)
-    error, name = worst_gradient(found["gradients"], step_gradients(brain, padded(dataset, JOINED, EXACTLY)))
-    assert error < EXACT, name
-    # Trained and resumed: both ranks hold the same weights, and each step was logged once.
-    one, other = found["weights"]
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    lines = [json.loads(line) for line in (out / "run" / "train_log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss/task" in line] == [0, 1, 2]
+    expected = step_gradients(brain, padded(dataset, JOINED, EXACTLY))
+    for folder in (out / shard for shard in shards):
+        found = torch.load(folder / "found.pt")
+        error, name = worst_gradient(found["gradients"], expected)
+        assert error < EXACT, (folder.name, name)
+        # Trained and resumed: both ranks hold the same weights, and each step was logged once.
+        one, other = found["weights"]
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        lines = [json.loads(line) for line in (folder / "run" / "train_log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "loss/task" in line] == [0, 1, 2]
+        # What was written is whole: one process reads it.
+        (checkpoint,) = folder.glob("run/checkpoints/CKPT+*/student.ckpt")
+        kept, model = torch.load(checkpoint), from_pretrained(folder / "run" / "model").state_dict()
+        assert kept.keys() == one.keys() == model.keys()
+        assert all(torch.equal(kept[name], one[name]) for name in one)
+        assert all(model[name].shape == one[name].shape for name in one)
 
 
 def test_clipping_reaches_every_group(built, monkeypatch):
