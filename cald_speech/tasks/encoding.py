@@ -2,21 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerBase, SequenceFeatureExtractor
+from transformers import SequenceFeatureExtractor
 from transformers.utils import ModelOutput
 
 from cald_speech.data.dataset import labelled_dataset
 from cald_speech.data.manifests import read_manifest
-from cald_speech.data.tables import Sentences, TokenisedTable
 from cald_speech.ops import mask_padding
 from cald_speech.tasks.base import Task
-from cald_speech.tasks.processors import check_positions, check_vocabulary, feature_extractor, tokenizer_of
+from cald_speech.tasks.processors import feature_extractor
+from cald_speech.tasks.sentences import OfSentences
 
 TEXT = "text"  # the label of every row of a table that has no labels
 
@@ -76,28 +76,15 @@ class Encoding(Task):
         return 100 * distance / size
 
 
-class TextEncoding(Encoding):
+class TextEncoding(OfSentences, Encoding):
     """The same for an encoder of text: sets are tables whose rows all have the label ``text``.
 
-    ``max_tokens`` of an input, special tokens counted; what is longer is cut, and counted in the log.
+    Arguments
+    ---------
+    max_tokens : of an input, special tokens counted. What is longer is cut, and counted in the log.
     """
 
-    modality = Sentences()
+    places: ClassVar[Mapping[str, int]] = {TEXT: 0}
 
     def __init__(self, max_tokens: int = 512):
         self.max_tokens = max_tokens
-
-    def processor(
-        self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str
-    ) -> PreTrainedTokenizerBase:
-        return tokenizer_of(places, required)
-
-    def dataset(
-        self, manifest: Path, processor: PreTrainedTokenizerBase, *, normaliser: str, unknown: str
-    ) -> TokenisedTable:
-        return TokenisedTable(manifest, processor, {TEXT: 0}, max_tokens=self.max_tokens)
-
-    def head_options(self, start: str, config: PretrainedConfig, processor: PreTrainedTokenizerBase) -> dict[str, Any]:
-        check_vocabulary(start, config, processor)
-        check_positions(start, config, self.max_tokens)
-        return {}
