@@ -2,8 +2,9 @@
 
 :func:`check` reads the text as events, which builds nothing, and bounds its size, its depth, and what its aliases and
 references would grow to. Tags may name the classes and functions of this package, config classes of transformers,
-modules and optimisers of torch, and peft. Modules of one's own are let in by the environment, never by the yaml:
-``CALD_SPEECH_MODULES=my_package,another``. :func:`build` makes the objects of a text that has been checked.
+modules and optimisers of torch, augmenters of speechbrain, and peft. Modules of one's own are let in by the
+environment, never by the yaml: ``CALD_SPEECH_MODULES=my_package,another``. :func:`build` makes the objects of a text
+that has been checked.
 """
 
 import inspect
@@ -105,7 +106,8 @@ def _check_tag(tag: str, place: str) -> None:
     raise UserError(
         f"{place}: the tag {tag} is not one that an experiment may have: expected !ref, !copy, or one of "
         f"{', '.join(CALLS)} with a class or function of cald_speech, a config class of transformers, a module or "
-        f"optimiser of torch, or peft. For a module of your own, say {OWN_MODULES}=its_name in the environment"
+        f"optimiser of torch, an augmenter of speechbrain, or peft. For a module of your own, say "
+        f"{OWN_MODULES}=its_name in the environment"
     )
 
 
@@ -151,6 +153,7 @@ RULES = {
     "transformers": _is_a(PretrainedConfig),
     "torch": _is_a(*OF_TORCH),
     "peft": _is_of("peft"),
+    "speechbrain": lambda found: _is_a(torch.nn.Module)(found) and found.__module__.startswith("speechbrain.augment."),
 }
 
 

@@ -1,11 +1,18 @@
-"""Speed and noise: other voices and rooms than a small training set has, made as its batches are read."""
+"""Speed and noise: other voices and rooms than a small training set has, made as its batches are read.
 
+:class:`Perturbation` is our own; :class:`SpeechBrainAugmentation` takes augmenters of SpeechBrain's.
+"""
+
+import copy
+import inspect
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torchaudio.functional import resample
 
 from cald_speech.data.audio import SAMPLE_RATE
@@ -58,6 +65,60 @@ class Perturbation:
             wave = wave + wave.std() * 10 ** (-_uniform(*self.snr_db, generator) / 20) * noise
         wave = (wave - wave.mean()) / (wave.std() + 1e-7) * original.std() + original.mean()
         return {**item, "wav": wave, "duration_s": len(wave) / SAMPLE_RATE}
+
+
+class SpeechBrainAugmentation:
+    """Changes each utterance of a training batch by augmenters of SpeechBrain's (``speechbrain.augment``), in order.
+
+    They draw from the process's generators, and some keep a place in a list of noises. Here every batch begins with
+    augmenters as they were made, and generators seeded for it: what is drawn depends on the batch alone, as with
+    :class:`Perturbation`.
+
+    Arguments
+    ---------
+    augmenters : modules from (1, N) samples at 16 kHz, some with the (1,) share of them that is no padding, to (1, M).
+    share : of the utterances, those that are changed.
+
+    Example
+    -------
+    >>> from speechbrain.augment.time_domain import SpeedPerturb
+    >>> items = [{"id": "a", "wav": torch.randn(16_000), "duration_s": 1.0}]
+    >>> augmentation = SpeechBrainAugmentation([SpeedPerturb(orig_freq=16_000, speeds=[80])])
+    >>> augmentation(items, seed=0)[0]["wav"].shape
+    torch.Size([20000])
+    """
+
+    def __init__(self, augmenters: Sequence[nn.Module], share: float = 1.0):
+        if not augmenters or not all(isinstance(one, nn.Module) for one in augmenters):
+            raise UserError(f"augmenters: expected one or more modules of speechbrain.augment, got {augmenters!r}")
+        if not 0 <= share <= 1:
+            raise UserError(f"share: expected one from 0 to 1, got {share}")
+        self.augmenters, self.share = list(augmenters), share
+        self.take_lengths = ["lengths" in inspect.signature(one.forward).parameters for one in augmenters]
+
+    def __call__(self, items: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
+        """The same items with other sound; ``seed`` draws everything, and the process's generators stay as they are."""
+        python, numpy = random.getstate(), np.random.get_state()
+        augmenters = copy.deepcopy(self.augmenters)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed % 2**32)
+                return [self._augmented(item, augmenters) for item in items]
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+    def _augmented(self, item: Mapping[str, Any], augmenters: Sequence[nn.Module]) -> dict[str, Any]:
+        if torch.rand(()).item() >= self.share:
+            return dict(item)
+        wave = item["wav"][None]
+        for augmenter, takes_lengths in zip(augmenters, self.take_lengths, strict=True):
+            wave = augmenter(wave, torch.ones(1)) if takes_lengths else augmenter(wave)
+        if wave.dim() != 2 or len(wave) != 1 or not wave.numel():
+            raise UserError(f"augmenters: expected them to make (1, M) samples of (1, N), got {tuple(wave.shape)}")
+        return {**item, "wav": wave[0], "duration_s": wave.size(1) / SAMPLE_RATE}
 
 
 def coloured_noise(num_samples: int, db_per_octave: float, generator: Generator) -> Tensor:

@@ -14,7 +14,7 @@ from cald_speech.data.batching import BatchChange, item_lengths
 from cald_speech.data.dataset import make_dataset
 from cald_speech.data.joining import Joiner
 from cald_speech.data.manifests import read_manifest
-from cald_speech.data.perturbation import Perturbation
+from cald_speech.data.perturbation import Perturbation, SpeechBrainAugmentation
 from cald_speech.data.text import make_processor, normalise
 from cald_speech.errors import UserError
 from cald_speech.ops import valid_frames
@@ -35,7 +35,7 @@ class CTC(Task):
     head = "ctc"
     metric = "WER"
 
-    def __init__(self, blank: int | None = None, perturbation: Perturbation | None = None):
+    def __init__(self, blank: int | None = None, perturbation: Perturbation | SpeechBrainAugmentation | None = None):
         self.wanted_blank, self.blank, self.perturbation = blank, blank or 0, perturbation
         self.normaliser = "none"  # of the last data set's references: hypotheses are written in the same way
 

@@ -1,12 +1,16 @@
 """Speed and noise: what they do to the sound, and that a batch alone decides."""
 
+import random
+
 import pytest
 import torch
+from speechbrain.augment.time_domain import AddNoise, SpeedPerturb
 
-from cald_speech.data.audio import SAMPLE_RATE
-from cald_speech.data.perturbation import Perturbation, coloured_noise
+from cald_speech.data.audio import SAMPLE_RATE, write_audio
+from cald_speech.data.perturbation import Perturbation, SpeechBrainAugmentation, coloured_noise
 from cald_speech.data.text import make_processor
 from cald_speech.errors import UserError
+from cald_speech.experiment_yaml import build, check
 from cald_speech.tasks.ctc import CTC
 from tests.helpers import relative_error
 
@@ -84,3 +88,36 @@ def test_before_utterances_are_joined(tmp_path):
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(UserError, match=message):
         Perturbation(**options)
+
+
+def test_augmenters_of_speechbrain_draw_by_the_batch_alone(tmp_path):
+    """Noise from files is taken in turn by SpeechBrain: not here, or a resumed run would go on elsewhere."""
+    lines = ["ID,duration,wav,wav_format,wav_opts"]
+    for number in range(4):
+        write_audio(
+            tmp_path / f"{number}.wav", 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(number))
+        )
+        lines.append(f"{number},0.5,{tmp_path}/{number}.wav,wav,")
+    (tmp_path / "noise.csv").write_text("\n".join(lines) + "\n")
+    noise = AddNoise(str(tmp_path / "noise.csv"), snr_low=0, snr_high=10, normalize=False)
+    augmentation = SpeechBrainAugmentation([SpeedPerturb(16_000, speeds=[80, 90, 110]), noise], share=0.9)
+    before = torch.get_rng_state(), random.getstate()
+    first = augmentation(items(6), seed=3)
+    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+    augmentation(items(6), seed=4)
+    again = augmentation(items(6), seed=3)
+    assert all(torch.equal(one["wav"], two["wav"]) for one, two in zip(first, again, strict=True))
+    assert len({len(item["wav"]) for item in first}) > 1
+    assert all(item["duration_s"] == len(item["wav"]) / SAMPLE_RATE for item in first)
+
+
+def test_augmenters_of_a_yaml(tmp_path):
+    place = "speechbrain.augment.time_domain"
+    augmenters = f"[!new:{place}.SpeedPerturb {{orig_freq: 16000, speeds: [90, 110]}}]"
+    text = "perturbation: !new:cald_speech.data.perturbation.SpeechBrainAugmentation {augmenters: %s}"
+    check(text % augmenters, "mine.yaml")
+    assert len(build(text % augmenters)["perturbation"](items(1), seed=0)) == 1
+    with pytest.raises(UserError, match="run_on_main"):
+        check("x: !apply:speechbrain.utils.distributed.run_on_main []", "mine.yaml")
+    with pytest.raises(UserError, match="augmenters: expected"):
+        SpeechBrainAugmentation([3])
