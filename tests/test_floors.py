@@ -41,6 +41,7 @@ ANYWHERE = {"numpy", "torch"}
 THIRD_PARTY = {
     "audio_files": {"soundfile", "av"},  # av is of the extra `formats`
     "families": {"transformers", "huggingface_hub", "safetensors"},
+    "conversion": {"onnx", "onnxruntime", "onnxscript"},
     "longform": {"soundfile", "tqdm"},  # tqdm comes with huggingface_hub
     "data": {"speechbrain", "soundfile", "torchaudio", "tqdm", "tokenizers", "datasets", "pyarrow", "lhotse"},
     "tasks": {"jiwer"},
@@ -52,6 +53,7 @@ THIRD_PARTY = {
     "commands": {"click"},
 }
 INSIDE_A_FUNCTION = {
+    "conversion": {"onnx", "onnxruntime", "onnxscript"},  # of the extra `onnx`
     "training": {"wandb", "mlflow", "peft"},  # where a logger of theirs, or adapters, are chosen
     "tasks": {"speechbrain"},  # its beam search takes seconds to import, and greedy decoding does without it
     "data": {"datasets", "pyarrow", "lhotse"},  # of the extras `data` and `lhotse`

@@ -24,6 +24,7 @@ JOBS: Mapping[str, Mapping[str, Job]] = {
     "Make a model": {
         "train": Job(f"{_HERE}.train:train", "Train and distil what an experiment's yaml says."),
         "convert": Job(f"{_HERE}.convert:convert", "Convert a pretrained model, without any training."),
+        "export": Job(f"{_HERE}.export:export", "Write a model as an ONNX file, checked in onnxruntime."),
     },
     "Read audio": {
         "transcribe": Job(f"{_HERE}.transcribe:transcribe", "Transcribe audio of any length, in one exact pass."),

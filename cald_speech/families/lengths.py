@@ -187,5 +187,6 @@ class TokenLengths(Lengths):
 
 def _rolled(x: Tensor, by: Tensor) -> Tensor:
     """Row b of ``x`` (B, T, D) from token ``by[b]`` on, the tokens before it at the end."""
-    index = (torch.arange(x.size(1), device=x.device) + by[:, None]) % x.size(1)
+    by = by[:, None]
+    index = (torch.arange(x.size(1), device=x.device) + by) % torch.full_like(by, x.size(1))  # ONNX needs a tensor here
     return x.gather(1, index[:, :, None].expand_as(x))

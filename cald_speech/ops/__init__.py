@@ -3,7 +3,8 @@
 An op is a folder: ``__init__`` has its signature, its documentation, its check and the table of its backends; then
 come ``naive.py``, which defines it, ``torch_*.py``, ``native/`` (C for CPUs, beside the Python that calls it) and
 ``triton/`` (kernels for GPUs). Ops share ``backends.py`` (who runs, and why not), ``arguments.py`` (what is refused),
-``lengths.py``, ``bad_frames.py`` and, for C, ``native/`` (compiler, call, headers).
+``lengths.py``, ``bad_frames.py`` and, for C, ``native/`` (compiler, call, headers). Tracers are shown ``operators.py``,
+and ``torch.export`` the ``torch_traced.py`` of every op (``traced.py``).
 """
 
 from cald_speech.ops.gated_delta import BACKENDS as GATED_DELTA_BACKENDS

@@ -56,8 +56,8 @@ def recurrence(
     entering = initial[:, None]
     if levels > 1:
         after = recurrence(decays[:, :, -1], added[:, :, -1], initial, levels=levels - 1, times=times)
-        entering = torch.cat([entering, after], dim=1)[:, :count]  # cut off as after[:, :-1], it might be one
-    return (added + times(decays, entering[:, :, None])).flatten(1, 2)[:, :steps]
+        entering = first(torch.cat([entering, after], dim=1), count)
+    return first((added + times(decays, entering[:, :, None])).flatten(1, 2), steps)
 
 
 def more_than(steps: int, size: int) -> int:
@@ -81,3 +81,17 @@ def in_groups(v: Tensor, count: int, size: int) -> Tensor:
     """
     behind = count * size - v.size(1)
     return F.pad(v, (*(0, 0) * (v.dim() - 2), 0, behind)).unflatten(1, (count, size))
+
+
+def first(v: Tensor, count: int) -> Tensor:
+    """(B, T, ...) to its first ``count`` frames.
+
+    Example
+    -------
+    >>> first(torch.ones(1, 3, 2), 2).shape
+    torch.Size([1, 2, 2])
+    """
+    if not torch.compiler.is_compiling():
+        return v[:, :count]
+    # A tracer works out what is left of padding, and gives a slice's size up: both of them here depend on the length.
+    return F.pad(v, (*(0, 0) * (v.dim() - 2), 0, count - v.size(1)))

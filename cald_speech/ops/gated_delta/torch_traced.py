@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cald_speech.ops.gated_delta.torch_chunked import STRONGEST_LOG_DECAY, products, split
 from cald_speech.ops.lengths import mask_padding
-from cald_speech.ops.recurrence import more_than, recurrence
+from cald_speech.ops.recurrence import first, more_than, recurrence
 
 CHUNK_SIZE = 32  # a power of two
 LEVELS = 4  # 32 frames times 16^4 chunks: more than eleven hours at 50 a second
@@ -54,9 +54,9 @@ def scan(q, k, v, beta, g, initial_state, *, reverse) -> tuple[Tensor, Tensor]:
     kept = torch.eye(d_state, dtype=dtype, device=v.device) * through - decayed_k @ of_state
     kept, added = (matrix.permute(0, 3, 1, 2, 4, 5) for matrix in (kept, decayed_k @ of_values))
     after = recurrence(kept, added, state, levels=LEVELS, times=torch.matmul)
-    entering = torch.cat([state[:, None], after], dim=1)[:, : chunks[0]].permute(0, 2, 3, 1, 4, 5)
+    entering = first(torch.cat([state[:, None], after], dim=1), chunks[0]).permute(0, 2, 3, 1, 4, 5)
     y = (into * q) @ entering + of_queries @ (of_values - of_state @ entering)
-    y = y.permute(0, 3, 4, 1, 2, 5).flatten(1, 2)[:, :num_frames].flatten(2, 3)
+    y = first(y.permute(0, 3, 4, 1, 2, 5).flatten(1, 2), num_frames).flatten(2, 3)
     return (y.flip(1) if reverse else y).to(v.dtype), after[:, -1].flatten(1, 2).transpose(2, 3)
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cald_speech.ops.lengths import mask_padding
+from cald_speech.ops.recurrence import first
 
 
 def short_conv_traced(x, weight, bias, *, lengths, reverse, initial_state, return_final_state, activation):
@@ -17,7 +18,7 @@ def short_conv_traced(x, weight, bias, *, lengths, reverse, initial_state, retur
         history = initial_state.transpose(1, 2).to(dtype)
     seen = torch.cat([history, inputs], dim=1)
     taps = weight.to(dtype).t()
-    y = sum(seen[:, k : k + num_frames] * taps[k] for k in range(width))
+    y = sum(first(seen[:, k:], num_frames) * taps[k] for k in range(width))
     y = y if bias is None else y + bias.to(dtype)
     y = F.silu(y) if activation == "silu" else y
     y = mask_padding(_turned(y, lengths, reverse), lengths).to(x.dtype)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cald_speech.ops.lengths import mask_padding
-from cald_speech.ops.recurrence import in_groups
+from cald_speech.ops.recurrence import first, in_groups
 from cald_speech.ops.ssd.torch_blocks import CHUNK_SIZE
 
 
@@ -56,7 +56,7 @@ def scan_in_chunks(x, dt, A, B, C, D, *, lengths, reverse, initial_state, chunks
     entering, state = across(added, total, state.to(dtype), reverse)
     # 4. State to output.
     y = y + (Cs @ entering.transpose(-1, -2)) * cum.exp().to(dtype)[..., None]
-    y = y.permute(0, 3, 4, 1, 2, 5).reshape(batch, -1, heads, head_dim)[:, :num_frames]
+    y = first(y.permute(0, 3, 4, 1, 2, 5).reshape(batch, -1, heads, head_dim), num_frames)
     if D is not None:
         y = y + D.to(dtype)[:, None] * x
     return mask_padding(y, lengths).to(x.dtype), state
