@@ -18,12 +18,17 @@ from cald_speech.training.stepwise import StepwiseConversion
 
 
 def check_average(settings: Settings, sampler: StepSampler, since: int) -> None:
-    """Raise UserError where the run will not have so many validated checkpoints of its last model.
+    """Raise UserError where the run will not have so many validated checkpoints of its last model, or has adapters.
 
     Arguments
     ---------
     since : the optimiser step before which the last layers are converted.
     """
+    if settings.adapters is not None:
+        raise UserError(
+            "average_checkpoints: expected 1 with adapters: the mean of their factors is not that of what they add. "
+            "Leave one out"
+        )
     wanted, found, step, epoch = settings.average_checkpoints, 0, 0, 0
     while step < settings.num_steps and found < wanted:
         epoch += 1

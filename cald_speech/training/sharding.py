@@ -49,6 +49,8 @@ def check_shard(settings: Settings, config: Any) -> None:
         raise UserError("shard: expected no conversion_schedule: layers cannot be replaced in parts. Leave one out")
     if settings.adapters is not None:
         raise UserError("shard: expected no adapters, which are merged into weights that no process has whole")
+    if settings.average_checkpoints > 1:
+        raise UserError("shard: expected average_checkpoints 1: the mean is taken by one process. Leave one out")
     if settings.precision == "fp16":
         raise UserError("shard: expected precision fp32 or bf16, got fp16")
     dropped = [name for name in ("layerdrop", "encoder_layerdrop") if getattr(config, name, 0)]

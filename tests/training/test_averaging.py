@@ -7,8 +7,9 @@ import torch
 
 from cald_speech import from_pretrained
 from cald_speech.errors import UserError
-from cald_speech.training.averaging import mean_weights
+from cald_speech.training.averaging import check_average, mean_weights
 from cald_speech.training.brain import CaldBrain
+from cald_speech.training.run import parse
 from tests.helpers import TOLERANCE, relative_error
 from tests.training.test_resume import RESTLESS, Killed, kill_after_step
 
@@ -49,6 +50,13 @@ def test_the_mean_of_the_last_validated_also_after_a_stop(experiment, start, mon
 def test_more_than_there_will_be(experiment, start):
     with pytest.raises(UserError, match=r"average_checkpoints: expected at most 1, .* got 3"):
         start(experiment(average_checkpoints=3))
+
+
+def test_adapters_have_no_mean(experiment):
+    settings, _ = parse([str(experiment(average_checkpoints=2))])
+    settings.adapters = object()
+    with pytest.raises(UserError, match="average_checkpoints: expected 1 with adapters"):
+        check_average(settings, sampler=None, since=0)
 
 
 def test_tied_weights_count_once(tmp_path):

@@ -17,9 +17,10 @@ from cald_speech.training.run import parse
         ({"align_steps": 2}, {}, 2, "shard: expected align_steps 0.*got 2. Align in a run without shard"),
         ({"converted_at": (0, 1)}, {}, 2, "shard: expected no conversion_schedule"),
         ({"precision": "fp16"}, {}, 2, "shard: expected precision fp32 or bf16, got fp16"),
+        ({"average_checkpoints": 2}, {}, 2, "shard: expected average_checkpoints 1"),
         ({}, {"layerdrop": 0.1}, 2, "shard: expected layerdrop 0 in model_overrides.*got 0.1"),
     ],
-    ids=["one process", "slot alignment", "a schedule", "fp16", "layerdrop"],
+    ids=["one process", "slot alignment", "a schedule", "fp16", "a mean", "layerdrop"],
 )
 def test_what_cannot_be_sharded(experiment, monkeypatch, keys, config, ranks, told):
     monkeypatch.setattr(sharding, "world_size", lambda: ranks)
