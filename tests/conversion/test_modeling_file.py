@@ -20,8 +20,8 @@ from cald_speech.mixers import CausalMixer, Linformer, Mamba2, Mixer
 from tests.families.text import Case
 from tests.helpers import tiny_config, tiny_model
 
-# What is asked of each folder where cald_speech cannot be imported: its outputs, its tokens, and to be saved again.
-ALONE = """
+# What Python runs first where cald_speech cannot be imported.
+NOT_INSTALLED = """
 import sys
 from pathlib import Path
 
@@ -32,7 +32,11 @@ class Refused:
 
 sys.meta_path.insert(0, Refused())
 import torch, transformers
-
+"""
+# What is asked of each folder there: its outputs, its tokens, and to be saved again.
+ALONE = (
+    NOT_INSTALLED
+    + """
 for place in sorted(Path(sys.argv[1]).iterdir()):
     asked = torch.load(place / "asked.pt")
     auto = getattr(transformers, asked["auto"])
@@ -58,6 +62,7 @@ for place in sorted(Path(sys.argv[1]).iterdir()):
     print(place.name, type(model).__name__)
 assert not any(name.partition(".")[0] == "cald_speech" for name in sys.modules)
 """
+)
 
 
 def run_alone(folder: Path, code: str = ALONE) -> subprocess.CompletedProcess:
