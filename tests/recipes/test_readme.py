@@ -150,6 +150,8 @@ def test_another_command_takes_what_it_is_given(words):
 def test_evaluated_folders_are_those_that_training_or_a_command_writes():
     written = {f"{load(words).output_folder}/model" for words in CELLS if guidance_of(words) != "waypoint"}
     written |= {words[words.index("--save_to") + 1] for words in OTHERS if "--save_to" in words}
+    trained_many = [words for words in OTHERS if words[1].endswith("/mixers.py") and "--output_folder" in words]
+    written |= {f"{words[words.index('--output_folder') + 1]}/*/model" for words in trained_many}
     read = set()
     for words in OTHERS:
         if words[1].endswith("/evaluate.py"):
