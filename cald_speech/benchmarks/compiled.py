@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, Wav2Vec2Config, Wav2Vec2ForCTC
 
 from cald_speech.benchmarks.stopwatch import measure_in_turns
 from cald_speech.conversion import LayerMap, convert, from_pretrained
+from cald_speech.conversion.classes import config_class
+from cald_speech.families import family_of
 from cald_speech.mixers import DEFAULT
 
 
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model = from_pretrained(given.model) if given.model else random_model(given)
-    if not hasattr(model.config, "layer_map"):
+    if not isinstance(model.config, config_class(family_of(model))):
         convert(model, LayerMap(DEFAULT))
     audio = torch.randn(1, round(16_000 * given.seconds), generator=torch.Generator().manual_seed(0))
     compiled = torch.compile(model, fullgraph=True)

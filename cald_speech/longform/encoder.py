@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cald_speech.conversion.int8 import INT8, in_int8, is_int8
+from cald_speech.conversion.int8 import INT8, count_parameters, in_int8, is_int8
 from cald_speech.families import FrontEnd, SpeechFamily, family_of
 from cald_speech.longform.front_end import add_positions, fill, measure
 from cald_speech.longform.layers import Buffers, Frames, run_layer, spare_widths
@@ -166,7 +166,7 @@ def predicted_peak_bytes(
     """
     family = family_of(model, SpeechFamily)
     front, config, size = family.front_end(model), family.base(model).config, torch.finfo(_of_buffers(dtype)).bits // 8
-    weights = sum(p.numel() for p in model.parameters()) * size
+    weights = count_parameters(model) * size
     spare = sum(spare_widths(model, family))
     num_frames, columns = front.num_frames(int(duration_s * SAMPLE_RATE)), config.hidden_size + spare
     buffers = (

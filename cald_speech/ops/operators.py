@@ -43,6 +43,10 @@ class Signature:
         """Of the tensors that have gradients, without question marks."""
         return tuple(name.removesuffix("?") for name in self.tensors)
 
+    def named(self, arguments: Sequence[Any]) -> dict[str, Tensor | None]:
+        """The tensors by name, of an operator's arguments."""
+        return dict(zip(self.names, arguments[: len(self.tensors)], strict=True))
+
     def schema(self, before: str = "", returns: str = "") -> str:
         tensors = [f"Tensor{'?' * name.endswith('?')} {name.removesuffix('?')}" for name in self.tensors]
         options = [f"{kind} {name}" for name, kind in self.options.items()]
@@ -108,8 +112,7 @@ def call_operator(op: str, backend: str, *tensors: Any, **options: Any) -> Any:
 def run_inside(op: str, arguments: Sequence[Any]) -> list[Tensor]:
     """The op itself, on an operator's arguments; its outputs in a list."""
     signature = SIGNATURES[op]
-    count = len(signature.tensors)
-    named = dict(zip(signature.names, arguments[:count], strict=True))
+    count, named = len(signature.tensors), signature.named(arguments)
     named |= dict(zip(("lengths", *signature.options, "backend"), arguments[count:], strict=True))
     if op == "ssd_pair":
         pairs = {name.removesuffix("?"): [] for name in SCANNED}
@@ -156,16 +159,15 @@ def own(found: Sequence[Tensor], expected: Sequence[Tensor], given: Sequence[Any
 
 def define(op: str, signature: Signature) -> None:
     """Register the operator of an op, and that of its gradient."""
-    tensors_of = lambda arguments: dict(zip(signature.names, arguments, strict=False))  # noqa: E731
     count, outputs = len(signature.tensors), len(signature.like) + (signature.state is not None)
     one = (lambda found: found[0]) if outputs == 1 else tuple
     grad_names = [f"grad_{i}" for i in range(outputs)]
 
     def forward(*arguments: Any) -> Any:
-        return one(own(run_inside(op, arguments), signature.outputs(tensors_of(arguments)), arguments))
+        return one(own(run_inside(op, arguments), signature.outputs(signature.named(arguments)), arguments))
 
     def forward_fake(*arguments: Any) -> Any:
-        return one(signature.outputs(tensors_of(arguments)))
+        return one(signature.outputs(signature.named(arguments)))
 
     def backward(*arguments: Any) -> list[Tensor]:
         grads, arguments = arguments[:outputs], arguments[outputs:]

@@ -67,14 +67,8 @@ def write_unspoilt(y: Tensor, q, k, v, beta, g, initial_state, *, reverse, chunk
 
 def scan(q, k, v, beta, g, initial_state, *, reverse, chunk_size) -> tuple[Tensor, Tensor]:
     """y and the final state, of frames without padding or with zeros there."""
-    batch, num_frames, heads, head_dim = v.shape
-    groups, d_state = k.shape[2:]
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    state = initial_state
-    if state is None:
-        state = v.new_zeros(batch, heads, head_dim, d_state, dtype=dtype)
-    # The state's rows are the channels of the keys here: (B, G, R, N, P).
-    state = state.to(dtype).transpose(2, 3).unflatten(1, (groups, -1))
+    num_frames, state = v.size(1), state_before(initial_state, v, k)
+    dtype = state.dtype
     per_channel = g.dim() == 4
     g = g if per_channel else g[..., None]
     framewise = (q, k, v, beta[..., None], g)
@@ -90,6 +84,24 @@ def scan(q, k, v, beta, g, initial_state, *, reverse, chunk_size) -> tuple[Tenso
     return (y.flip(1) if reverse else y).to(v.dtype), state.flatten(1, 2).transpose(2, 3)
 
 
+def state_before(initial_state: Tensor | None, v: Tensor, k: Tensor) -> Tensor:
+    """The initial state with the channels of the keys as its rows, (B, G, R, N, P), in float32 at least."""
+    batch, _, heads, head_dim = v.shape
+    groups, d_state = k.shape[2:]
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    if initial_state is None:
+        initial_state = v.new_zeros(batch, heads, head_dim, d_state, dtype=dtype)
+    return initial_state.to(dtype).transpose(2, 3).unflatten(1, (groups, -1))
+
+
+def chunk_decays(g: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of chunks' g (..., C, 1 or N): its running sum, and the decays to each frame, from it to the end, and of all."""
+    # In float64: differences of long float32 sums lose up to 1e-5 of the decay.
+    log_decay = g.double().clamp(min=STRONGEST_LOG_DECAY).cumsum(-2)
+    total = log_decay[..., -1:, :]
+    return log_decay, *(exponent.to(dtype).exp() for exponent in (log_decay, total - log_decay, total))
+
+
 def frames_at_once(chunk_size: int) -> int:
     """Whole chunks."""
     return -(-FRAMES_AT_ONCE // chunk_size) * chunk_size
@@ -103,10 +115,7 @@ def scan_piece(q, k, v, beta, g, state, chunk_size) -> tuple[Tensor, Tensor]:
     chunks = (-(-num_frames // chunk_size), chunk_size)
     q, k = (split(tensor, chunks, (groups, 1)) for tensor in (q, k))
     v, beta, g = (split(tensor, chunks, per_head) for tensor in (v, beta, g))
-    # In float64: differences of long float32 sums lose up to 1e-5 of the decay.
-    log_decay = g.double().clamp(min=STRONGEST_LOG_DECAY).cumsum(-2)
-    total = log_decay[..., -1:, :]
-    into, out, through = (exponent.to(v.dtype).exp() for exponent in (log_decay, total - log_decay, total))
+    log_decay, into, out, through = chunk_decays(g, v.dtype)
     of_queries, of_keys = products(q, k, log_decay)
     # (1 + beta L) U = beta (v - e^G k S), its diagonal not looked at: U = U_v - U_k S.
     right = torch.cat([v, into * k], dim=-1) * beta

@@ -10,7 +10,7 @@ A chunk's triangular system is solved by doubling, which needs nothing but produ
 import torch
 from torch import Tensor
 
-from cald_speech.ops.gated_delta.torch_chunked import STRONGEST_LOG_DECAY, products, split
+from cald_speech.ops.gated_delta.torch_chunked import chunk_decays, products, split, state_before
 from cald_speech.ops.lengths import mask_padding
 from cald_speech.ops.recurrence import first, more_than, recurrence
 
@@ -28,14 +28,10 @@ def gated_delta_traced(q, k, v, beta, g, *, lengths, reverse, initial_state, ret
 
 def scan(q, k, v, beta, g, initial_state, *, reverse) -> tuple[Tensor, Tensor]:
     """y and the final state, of frames with zeros at padding."""
-    batch, num_frames, heads, head_dim = v.shape
+    num_frames, heads, head_dim = v.shape[1:]
     groups, d_state = k.shape[2:]
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    state = initial_state
-    if state is None:
-        state = v.new_zeros(batch, heads, head_dim, d_state, dtype=dtype)
-    # The state's rows are the channels of the keys here: (B, G, R, N, P).
-    state = state.to(dtype).transpose(2, 3).unflatten(1, (groups, -1))
+    state = state_before(initial_state, v, k)
+    dtype = state.dtype
     framewise = (q, k, v, beta[..., None], g if g.dim() == 4 else g[..., None])
     if reverse:
         framewise = [tensor.flip(1) for tensor in framewise]
@@ -43,10 +39,7 @@ def scan(q, k, v, beta, g, initial_state, *, reverse) -> tuple[Tensor, Tensor]:
     chunks = (more_than(num_frames, CHUNK_SIZE), CHUNK_SIZE)
     shapes = ((groups, 1), (groups, 1), per_head, per_head, per_head)
     q, k, values, beta, g = (split(t.to(dtype), chunks, s) for t, s in zip(framewise, shapes, strict=True))
-    # In float64: differences of long float32 sums lose up to 1e-5 of the decay.
-    log_decay = g.double().clamp(min=STRONGEST_LOG_DECAY).cumsum(-2)
-    total = log_decay[..., -1:, :]
-    into, out, through = (exponent.to(dtype).exp() for exponent in (log_decay, total - log_decay, total))
+    log_decay, into, out, through = chunk_decays(g, dtype)
     of_queries, of_keys = products(q, k, log_decay)
     solved = unit_inverse(beta * of_keys) @ (torch.cat([values, into * k], dim=-1) * beta)
     of_values, of_state = solved.split((head_dim, d_state), dim=-1)
