@@ -149,6 +149,8 @@ class CaldBrain(Brain):
         losses = [self._backward(b, weights, counts, last=b is batches[-1]) for b in batches]
         if not weights.runs_student:
             sum_gradients(self.objective.aligned_parameters())
+        elif self.models.adapters is not None:
+            self.models.adapters.check_gradients()
         norm = self._update(batches, losses)
         if guidance.updates_last:
             self._train_teacher(step, batches, counts)

@@ -6,13 +6,15 @@ import pytest
 import torch
 import yaml
 
-from cald_speech import from_pretrained
+from cald_speech import LayerMap, convert, from_pretrained
 from cald_speech.errors import UserError
+from cald_speech.families import families
+from cald_speech.mixers import NormalisedLinearAttention
 from cald_speech.recipes.pile import prepare as pile
 from cald_speech.training.adapters import KINDS, Adapters
 from cald_speech.training.run import parse, run
 from tests.families.text import CASES
-from tests.helpers import TOLERANCE, audio_batch, relative_error
+from tests.helpers import TOLERANCE, audio_batch, relative_error, tiny_model
 from tests.recipes.test_pile import CORPUS, TASK, texts
 from tests.training.miniature import CONVERTED, write_model
 from tests.training.test_resume import RESTLESS, Killed, assert_same_run, kill_after_step
@@ -130,6 +132,54 @@ def test_refused(teachers, message):
 def test_a_converted_model_has_no_default_targets(experiment, start):
     with pytest.raises(UserError, match=r"target_modules.*in_proj; out_proj"):
         start(experiment(), "run", "--adapters", "!new:peft.LoraConfig {}")
+
+
+@pytest.fixture
+def wavlm():
+    """Layer 0 converted, layer 1 with the attention that takes the weights of q_proj and v_proj and calls neither."""
+    model = tiny_model(families()["wavlm"], layers=2)
+    convert(model, LayerMap(None, {0: NormalisedLinearAttention}))
+    return model.train()
+
+
+def after_step(model, adapters: Adapters) -> None:
+    model.zero_grad()
+    samples, mask = audio_batch([6000, 3500])
+    model(samples, attention_mask=mask).logits.square().mean().backward()
+    adapters.check_gradients()
+
+
+def test_adapters_that_the_model_goes_by_are_refused(wavlm):
+    adapters = Adapters(peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), wavlm, base="")
+    kept = "wavlm.encoder.layers.1.attention"
+    with pytest.raises(UserError, match=rf"got {kept}.v_proj; {kept}.q_proj, which .* end in .*output_dense") as error:
+        after_step(wavlm, adapters)
+    assert "layers.0" not in str(error.value)
+
+
+def test_a_layer_that_is_dropped_is_judged_when_it_runs(wavlm):
+    wavlm.config.layerdrop = 1.0  # of every layer but the first
+    adapters = Adapters(peft.LoraConfig(r=2, target_modules=["output_dense"]), wavlm, base="")
+    after_step(wavlm, adapters)
+    with torch.no_grad():  # as a validation does
+        wavlm.eval()(torch.zeros(1, 4000))
+    after_step(wavlm.train(), adapters)
+    assert list(adapters.watch.waiting) == ["wavlm.encoder.layers.1.feed_forward.output_dense"]
+    wavlm.config.layerdrop = 0.0
+    after_step(wavlm, adapters)
+    assert adapters.watch is None and not wavlm.wavlm.encoder.layers[1]._forward_pre_hooks
+
+
+def test_a_run_with_adapters_that_do_nothing_ends_at_its_first_step(experiment, start, tmp_path):
+    teacher = write_model(tmp_path / "teacher", "wavlm")
+    path = experiment(convert=False, teacher=str(teacher), accumulation=2)
+    words = ("--adapters", "!new:peft.LoraConfig {r: 2, target_modules: [q_proj, output_dense]}")
+    with pytest.raises(
+        UserError, match=r"layers\.0\.attention\.q_proj; wavlm\.encoder\.layers\.1\.attention\.q_proj, "
+    ):
+        start(path, "run", *words)
+    assert not (tmp_path / "run" / "model").exists()
+    start(path, "run", *(word.replace("q_proj, ", "") for word in words))
 
 
 @pytest.mark.parametrize(
