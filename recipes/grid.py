@@ -4,7 +4,7 @@ A recipe's cells.py makes the cells, its compare.py trains them (`train_all`) an
 (grid_table.py). A student that has ended is not trained again, one that was killed goes on from its checkpoint.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,13 +91,27 @@ def with_stages(cells: Mapping[str, Cell], only: Sequence[str]) -> dict[str, Cel
 
 @dataclass(frozen=True)
 class Grid:
-    """The ``cells`` of an ``experiment``, each with every seed; what they leave goes to ``output_folder``."""
+    """The ``cells`` of an ``experiment``; what they leave goes to ``output_folder``.
+
+    Cells named in ``repeated`` (None: all) are trained with every seed, the others with the first alone.
+    """
 
     experiment: str
     cells: Mapping[str, Cell]
     seeds: Sequence[int]
     data_folder: Path
     output_folder: Path
+    repeated: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.repeated or ()) - self.cells.keys():
+            raise UserError(f"--repeat: expected cells of {', '.join(self.cells)}, got {', '.join(sorted(unknown))}")
+
+    def seeds_of(self, name: str) -> Sequence[int]:
+        """The seeds that a cell is trained with; a stage has all that any of its cells has."""
+        if self.repeated is None or any(name in (one, self.cells[one].student) for one in self.repeated):
+            return self.seeds
+        return self.seeds[:1]
 
     def folder_of(self, name: str, seed: int) -> Path:
         """Where a student lives."""
@@ -105,7 +119,7 @@ class Grid:
 
     def train_all(self, jobs: int) -> None:
         """Train what has not ended yet, ``jobs`` at once. Raises UserError for the first that fails."""
-        runs = [(name, seed) for name in self.cells for seed in self.seeds]
+        runs = [(name, seed) for name in self.cells for seed in self.seeds_of(name)]
         ended = {run: Event() for run in runs}
 
         def one(run: tuple[str, int]) -> None:
@@ -133,7 +147,7 @@ class Grid:
     def evaluated(self, test: Path) -> Iterator[Student]:
         """Every student that is a row, scored on the manifest ``test``, if it was not yet."""
         for name, cell in self.cells.items():
-            for seed in self.seeds if cell.is_result else ():
+            for seed in self.seeds_of(name) if cell.is_result else ():
                 folder = self.folder_of(name, seed)
                 if not (folder / "report" / "test.json").is_file():
                     evaluate_folder(folder / "model", test, folder / "report", split="test", progress=False)

@@ -29,9 +29,18 @@ TEACHER, SCRATCH = Path("results/an4/teacher"), Path("results/an4/teacher_scratc
 @click.option("--output_folder", type=Path, default="results/an4/grid", show_default=True)
 @click.option("--only", multiple=True, help="Cells to train, by name; default: all.")
 @click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--repeat", multiple=True, help="Cells with all seeds, the others with the first alone; default: all.")
 @click.option("--steps", default=400, show_default=True, help="Of each student that does not say otherwise.")
 @click.option("--jobs", default=1, show_default=True, help="Trainings at once, one thread each.")
-def main(data_folder: Path, output_folder: Path, only: Sequence[str], seeds: str, steps: int, jobs: int) -> None:
+def main(
+    data_folder: Path,
+    output_folder: Path,
+    only: Sequence[str],
+    seeds: str,
+    repeat: Sequence[str],
+    steps: int,
+    jobs: int,
+) -> None:
     """Train and compare the cells of the grid."""
     cells = with_stages(make_cells(steps), only)
     if not (TEACHER / "model").is_dir():
@@ -43,7 +52,8 @@ def main(data_folder: Path, output_folder: Path, only: Sequence[str], seeds: str
     test = prepare(data_folder, data)["test"]  # not twice at once, by the first trainings
     if any("share" in cell.keys.get("corpus", "") for cell in cells.values()):
         prepare(data_folder, data, share=0.1)
-    grid = Grid("hparams/an4/student.yaml", cells, [int(seed) for seed in seeds.split(",")], data_folder, output_folder)
+    numbers = [int(seed) for seed in seeds.split(",")]
+    grid = Grid("hparams/an4/student.yaml", cells, numbers, data_folder, output_folder, repeat or None)
     grid.train_all(jobs)
     teachers = {"teacher": TEACHER} | ({"teacher from scratch": SCRATCH} if (SCRATCH / "model").is_dir() else {})
     rows = summarise(list(grid.evaluated(test)), output_folder, teachers, test)

@@ -26,9 +26,18 @@ from cald_speech.tasks.wer import EvaluationResult
 @click.option("--output_folder", type=Path, default="results/digits/grid", show_default=True)
 @click.option("--only", multiple=True, help="Cells to train, by name; default: all.")
 @click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--repeat", multiple=True, help="Cells with all seeds, the others with the first alone; default: all.")
 @click.option("--steps", default=200, show_default=True, help="Of each student, the stages before it counted in.")
 @click.option("--jobs", default=1, show_default=True, help="Trainings at once, one thread each.")
-def main(data_folder: Path, output_folder: Path, only: Sequence[str], seeds: str, steps: int, jobs: int) -> None:
+def main(
+    data_folder: Path,
+    output_folder: Path,
+    only: Sequence[str],
+    seeds: str,
+    repeat: Sequence[str],
+    steps: int,
+    jobs: int,
+) -> None:
     """Train and compare the cells of the grid."""
     cells = with_stages(make_cells(steps), only)
     numbers = [int(seed) for seed in seeds.split(",")]
@@ -36,7 +45,7 @@ def main(data_folder: Path, output_folder: Path, only: Sequence[str], seeds: str
     prepare(data_folder, Path("results/digits/data_hundredth"), num_train=80)
     if any("transcripts_of" in cell.keys.get("corpus", "") for cell in cells.values()):
         prepare(data_folder, Path("results/digits/data"), transcripts_of="results/digits/teacher/model")
-    grid = Grid("hparams/digits/grid.yaml", cells, numbers, data_folder, output_folder)
+    grid = Grid("hparams/digits/grid.yaml", cells, numbers, data_folder, output_folder, repeat or None)
     grid.train_all(jobs)
     test = prepare(data_folder, Path("results/digits/data"))["test"]
     teachers = {"teacher": Path("results/digits/teacher")}

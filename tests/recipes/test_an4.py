@@ -169,4 +169,4 @@ def test_candidates_have_all_labels_and_equal_steps(tmp_path, monkeypatch):
     assert {"target", "hybrid", "waypoint", "target, Linformer"} < found.keys()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"AN4's teacher in results/an4/teacher.* hparams/an4/teacher\.yaml"):
-        compare.main.callback(tmp_path, tmp_path, ["target"], "0", 400, 1)
+        compare.main.callback(tmp_path, tmp_path, ["target"], "0", [], 400, 1)

@@ -75,6 +75,11 @@ def test_a_stage_comes_before_those_that_go_on_from_it(tmp_path, monkeypatch):
     assert len(trained) == 6
     for seed in (0, 1):
         assert trained.index(("alignment, all audio", seed)) < trained.index(("target, aligned on all audio", seed))
+    trained.clear()
+    Grid("x.yaml", cells, (0, 1), tmp_path, tmp_path, ["target, aligned on all audio"]).train_all(jobs=1)
+    assert trained == [("target", 0), *((name, seed) for name in list(cells)[1:] for seed in (0, 1))]
+    with pytest.raises(UserError, match=r"--repeat: expected cells of target, .*, got tarjet"):
+        Grid("x.yaml", cells, (0, 1), tmp_path, tmp_path, ["tarjet"])
     assert with_stages(grid, ()) == grid
     with pytest.raises(UserError, match=r"--only: expected cells of unguided, target, .*, got tarjet"):
         with_stages(grid, ["tarjet"])
