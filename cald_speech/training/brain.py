@@ -30,6 +30,7 @@ from cald_speech.training.averaging import check_average, last_conversion, mean_
 from cald_speech.training.checkpointing import AtomicCheckpointer, ModelStore, Progress, RandomState, StepLog
 from cald_speech.training.distributed import all_ranks, is_main, sum_gradients, world_size
 from cald_speech.training.guards import Interruption, SkippedSteps, finite_items, first_nonfinite
+from cald_speech.training.loggers import ended
 from cald_speech.training.models import Models, TeacherTraining
 from cald_speech.training.objective import Counts, Losses, Objective, step_values
 from cald_speech.training.optimiser import (
@@ -121,7 +122,7 @@ class CaldBrain(Brain):
             dynamic_ncols=True,
             disable=self.noprogressbar or not is_main(),
         )
-        with self.interruption.watched(), self.bar:
+        with self.interruption.watched(), self.bar, ended(self.settings.logger):
             self.fit(epochs, steps, validation)
         if self.settings.average_checkpoints > 1:
             self._save_average(validation)

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cald_speech.errors import UserError
 from cald_speech.recipes.librispeech.prepare import prepare
 from cald_speech.training.checkpointing import StepLog
-from cald_speech.training.loggers import MLflow
+from cald_speech.training.loggers import MLflow, ended
 from cald_speech.training.run import parse, run
 
 LOGGERS = "cald_speech.training.loggers"
@@ -83,26 +83,25 @@ def services(monkeypatch):
 
     def run(**options):
         called.append(("init", options))
-        return SimpleNamespace(log=lambda values, step: called.append((step, values)))
+        log = SimpleNamespace(id=options["id"], log=lambda values, step: called.append((step, values)))
+        log.finish = lambda exit_code: called.append(("ended", exit_code))
+        return log
 
     def start(**options):
         called.append(("init", options))
         return SimpleNamespace(info=SimpleNamespace(run_id="m1"))
 
-    class DownError(Exception):
-        pass
-
     def log(values, step):
         if step > 3:
-            raise DownError("no route")
+            raise RuntimeError("no\n route.")
         called.append((step, values))
 
     made = {
-        "wandb": {"init": run, "errors": SimpleNamespace(Error=DownError)},
-        "mlflow": {"start_run": start, "log_metrics": log, "exceptions": SimpleNamespace(MlflowException=DownError)}
+        "wandb": {"init": run},
+        "mlflow": {"start_run": start, "log_metrics": log}
         | {
             name: lambda value, name=name: called.append((name, value))
-            for name in ("set_tracking_uri", "set_experiment")
+            for name in ("set_tracking_uri", "set_experiment", "end_run")
         },
     }
     for name, parts in made.items():
@@ -119,7 +118,8 @@ def test_a_logger_gets_what_the_log_gets(experiment, start, services):
     folder = start(path).store.folder
     first = services[0][1]
     assert (first["project"], first["mode"], first["resume"]) == ("p", "offline", "allow")
-    assert [step for step, _ in services[1:]] == [line["step"] for line in lines(folder)] == [0, 1, 1]
+    assert [step for step, _ in services[1:-1]] == [line["step"] for line in lines(folder)] == [0, 1, 1]
+    assert services[-1] == ("ended", 0)
     assert services[1][1].keys() | {"step"} == lines(folder)[0].keys()
     before = len(services)
     start(path, "run", "--num_steps", "3")
@@ -134,8 +134,12 @@ def test_mlflow(tmp_path, services):
         begun = [("set_tracking_uri", "file:/x"), ("set_experiment", "e"), ("init", known)]
         assert services == [*begun, (resumed_at, {"loss/task": 1.0})]
         services.clear()
-    with pytest.raises(UserError, match=r"MLflow does not answer: no route.*goes on from the last checkpoint"):
+    with (
+        pytest.raises(UserError, match=r"MLflow cannot log step 4: no route\. The.*goes on from the last checkpoint"),
+        ended(log.logger),
+    ):
         log.write(4, {"loss/task": 1.0})
+    assert services == [("end_run", "FAILED")]
 
 
 @pytest.mark.parametrize(
