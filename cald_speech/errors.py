@@ -1,6 +1,7 @@
 """The error of things a user can cause and mend, and how a program ends on one."""
 
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -34,6 +35,18 @@ def some_of(names: Sequence[str], *, most: int = 5, separator: str = "; ") -> st
     return separator.join(names[:most]) + more
 
 
+def on_one_line(text: str) -> str:
+    """What files, names and other programs say, as one paragraph in which a terminal obeys nothing.
+
+    Example
+    -------
+    >>> on_one_line("a\\n  b\\x1b[31mc")
+    'a b\\\\x1b[31mc'
+    """
+    lines = " ".join(line.strip() for line in text.strip().splitlines())
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in lines)
+
+
 @contextmanager
 def error_epilogue() -> Iterator[None]:
     """How every program of this package ends where it cannot go on; what the ``with`` block raises is handled so.
@@ -49,7 +62,7 @@ def error_epilogue() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

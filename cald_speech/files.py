@@ -7,6 +7,7 @@ so, ``.a.<process>.unfinished.txt``, until :func:`sweep`; what two processes cou
 import ctypes
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+LONGEST_NAME = 255  # bytes, of most file systems
 
 LEFT = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>unfinished|old)(\.[^.]*)?")
 # What these raise for a file system that has no such call, or a folder that is no ordinary one.
@@ -58,7 +61,8 @@ def whole_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
+    ending = f".{os.getpid()}.unfinished{path.suffix}"
+    unfinished = path.with_name(f".{short_name(path.stem, LONGEST_NAME - 1 - len(os.fsencode(ending)))}{ending}")
     try:
         yield unfinished
         put(unfinished, path) if durable else os.replace(unfinished, path)
@@ -112,6 +116,21 @@ def whole_folder(path: str | Path, *, keep_others: bool = False, last: str = "co
         sync(path.parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def short_name(name: str, most: int) -> str:
+    """A name of at most so many bytes; of a longer one the beginning, and what tells it from others that begin so.
+
+    Example
+    -------
+    >>> short_name("a" * 300, 40), short_name("talk", 40)
+    ('aaaaaaaaaaaaaaaaaaaaaaa-98cb7eb8ac1c9ab7', 'talk')
+    """
+    encoded = os.fsencode(name)
+    if len(encoded) <= most:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:16]
+    return f"{encoded[: most - 17].decode('utf-8', 'ignore')}-{digest}"
 
 
 def put(made: Path, path: Path) -> None:

@@ -11,7 +11,7 @@ from cald_speech.audio_files.reader import BY_AV, WITHOUT_HEADER
 _SOUND = "opus oga aif aifc aiffc wave snd sph sf iff 8svx mp1 mp2 mpga m4a m4b 3gp aac mka wma amr ac3 eac3 ape wv tta"
 _FILM = "mp4 m4v mov webm mkv asf flv avi"
 _LIBSNDFILE = {name.lower() for name in soundfile.available_formats()} - {"raw"}
-ENDINGS = frozenset(f".{name}" for name in {*_LIBSNDFILE, *_SOUND.split(), *_FILM.split()})
+ENDINGS = frozenset(f".{name}" for name in {*_LIBSNDFILE, *_SOUND.split(), *_FILM.split(), "gsm", "vox"})
 _COMPANION = b"\0\5\x16\7"
 
 
@@ -39,6 +39,8 @@ def _sounds(head: bytes) -> bool:
 
 def _head(path: Path) -> bytes:
     try:
+        if not path.is_file():  # to open a pipe waits for whoever writes to it
+            return b""
         with path.open("rb") as file:
             return file.read(32)
     except (OSError, ValueError):

@@ -79,6 +79,8 @@ class AudioFile:
     def __init__(self, path: str | Path):
         self.path, self.fault = Path(path), None
         if not os.path.isfile(path):  # which takes names that no file can have
+            if os.path.exists(path):
+                raise UserError(f"{path}: expected an audio file, got a folder, a pipe or a device. Write it to a file")
             raise UserError(f"{path}: there is no such audio file. Check the path")
         try:
             self._layout = layout(self.path)
@@ -181,7 +183,7 @@ class AudioFile:
 class _Sndfile(soundfile.SoundFile):
     """A file that libsndfile reads through. soundfile would seek to where it stands after every read."""
 
-    def __init__(self, file: "str | io.BufferedReader | _View"):
+    def __init__(self, file: "bytes | io.BufferedReader | _View"):
         self._kept_open = file  # libsndfile has its number alone
         if isinstance(file, io.BufferedReader):
             super().__init__(file.fileno(), closefd=False)
@@ -281,7 +283,7 @@ def _open(path: Path, part: Part | None) -> "_Sndfile | _Av":
         if part is not None:
             return _Sndfile(_View(path, part))
         if path.suffix.lower() in _BY_NAME:
-            return _Sndfile(str(path))
+            return _Sndfile(os.fsencode(path))
         # Without the name: libsndfile takes whatever is called .raw or .snd for samples without a header.
         return _Sndfile(path.open("rb"))
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from cald_speech.audio_files.names import is_audio, is_companion, is_ending
 from cald_speech.data.audio import read_entry
 from cald_speech.data.manifests import Entry, read_manifest
-from cald_speech.errors import UserError, some_of
-from cald_speech.files import put
+from cald_speech.errors import UserError, on_one_line, some_of
+from cald_speech.files import LONGEST_NAME, put, short_name
 from cald_speech.longform.formats import Format
 from cald_speech.longform.source import AudioSource
 from cald_speech.longform.words import Word
@@ -58,7 +58,10 @@ class Job:
     @property
     def partial(self) -> Path:
         """Where a transcript is written until it is complete."""
-        return self.target.with_name(f"{self.target.stem}.partial{self.target.suffix}")
+        name = f"{self.target.stem}.partial{self.target.suffix}"
+        if len(os.fsencode(name)) > LONGEST_NAME:
+            name = f"{short_name(self.target.stem, LONGEST_NAME - 20)}.partial{self.target.suffix}"
+        return self.target.with_name(name)
 
 
 def find_jobs(paths: Sequence[Path], output: Path | None, suffix: str) -> list[Job]:
@@ -114,7 +117,10 @@ def _named(jobs: list[Job], suffix: str) -> list[Job]:
 def _transcript(audio: Path, suffix: str, *, full: bool) -> Path:
     """The name of a transcript; ``talk.partial.wav`` keeps its ending, as ``talk.partial.txt`` is talk.wav's."""
     stem = audio.stem if is_ending(audio.suffix) else audio.name
-    return audio.with_name(audio.name + suffix if full or stem.endswith(".partial") else stem + suffix)
+    name = audio.name if full or stem.endswith(".partial") else stem
+    if len(os.fsencode(name + suffix)) > LONGEST_NAME:
+        name = short_name(name, LONGEST_NAME - len(suffix))
+    return audio.with_name(name + suffix)
 
 
 def jobs_of(manifest: Path, output: Path | None, suffix: str) -> list[Job]:
@@ -122,8 +128,9 @@ def jobs_of(manifest: Path, output: Path | None, suffix: str) -> list[Job]:
     jobs = []
     for name, entry in read_manifest(manifest).items():
         inside = Path(name + suffix)
-        if inside.is_absolute() or ".." in inside.parts or len(name) > 200:
-            inside = Path(f"{quote(name, safe='')[:200]}{suffix}")
+        too_long = any(len(os.fsencode(part)) > LONGEST_NAME for part in inside.parts) or len(name) > 1000
+        if inside.is_absolute() or ".." in inside.parts or too_long or not name or "\0" in name:
+            inside = Path(f"{short_name(quote(name, safe='') or '%00', 200)}{suffix}")
         if inside.stem.endswith(".partial"):  # which is another's until it is complete
             inside = inside.with_name(f"{inside.stem.removesuffix('.partial')}%2Epartial{suffix}")
         jobs.append(Job(Path(entry["audio"]), None if output is None else output / inside, entry, name))
@@ -145,7 +152,9 @@ def _audio_in(folder: Path, output: Path | None) -> list[Job]:
 
     for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         real = os.path.realpath(place)
-        if real in seen or (output is not None and real == os.path.realpath(output)):  # a link to a folder above
+        # A link to a folder above, or the transcripts of before, which may also lie beside the audio.
+        is_output = output is not None and real == os.path.realpath(output) != os.path.realpath(folder)
+        if real in seen or is_output:
             folders.clear()
             continue
         seen.add(real)
@@ -187,6 +196,8 @@ def run_jobs(jobs: Sequence[Job], recognise: Recognise, form: Format, *, overwri
 def _one(job: Job, recognise: Recognise, form: Format, *, overwrite: bool) -> str:
     """Transcribe one file; returns what became of it."""
     try:
+        if job.target is not None and not job.fault and job.target.is_dir():
+            raise UserError(f"its transcript would be {job.target}, which is a folder: give another --output_folder")
         if job.target is not None and not job.fault and job.target.exists() and not overwrite:
             _say(f"{job.audio}: skipped, {job.target} is there")
             return SKIPPED
@@ -290,5 +301,5 @@ def _say(line: str) -> None:
 
 
 def _printable(name: str) -> str:
-    """Names of files may hold bytes that are no text."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Names of files may hold bytes that are no text, and what a terminal would obey."""
+    return on_one_line(name.encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -1,6 +1,7 @@
 """`cald-speech transcribe` and `align`: many files, damaged ones, interruptions."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,9 +13,13 @@ import pytest
 import soundfile
 import torch
 
+from cald_speech.commands.jobs import find_jobs, jobs_of, run_jobs
+from cald_speech.data.manifests import write_manifest
 from cald_speech.errors import UserError
 from cald_speech.longform import transcribe
+from cald_speech.longform.formats import FORMATS
 from cald_speech.longform.recogniser import Recogniser
+from cald_speech.longform.words import Word
 from tests.longform.recognisers import whole_text
 
 
@@ -186,6 +191,44 @@ def test_files_of_one_name_keep_apart(call, model, talk, tmp_path):
     report = call("transcribe", *files, "--model", model, "--output", tmp_path / "out", status=1).stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["talk.wav.txt"]
     assert f"error: {other}: its transcript would be" in report and "3 files: 1 done, 2 not done" in report
+
+
+def one_word(source, progress):
+    source.read(0, 10**9)
+    yield Word("ONE", 0.0, 0.5, 1.0, ())
+
+
+def test_whatever_lies_in_a_folder_has_its_transcript_beside_it_or_its_reason(tmp_path, capsys):
+    """A pipe among the files would be waited for; names are as long as they may be, and in what terminals obey."""
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    audio = np.zeros(8_000)
+    names = ["a" * 251, "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 83, "b\n\x1b[31m", "c", "d"]
+    for name in names:
+        soundfile.write(folder / f"{name}.wav", audio, 16_000)
+    (folder / "d.txt").mkdir()
+    for pipe in ("control", "._control", "e.wav"):
+        os.mkfifo(folder / pipe)
+    assert run_jobs(find_jobs([folder], folder, ".txt"), one_word, FORMATS["text"]) == 1
+    told = capsys.readouterr().err
+    assert "6 files: 4 done, 2 not done" in told and "2 without an ending" in told and "\x1b" not in told
+    assert re.search(r"e\.wav: expected an audio file, got a folder, a pipe", told)
+    assert re.search(r"d\.wav: its transcript would be .*d\.txt, which is a folder", told)
+    for name in names[:4]:
+        assert (folder / f"{name}.txt").read_text() == "ONE\n"
+    assert run_jobs(find_jobs([folder], folder, ".json"), one_word, FORMATS["json"]) == 1
+    assert len(list(folder.glob("*.json"))) == 5  # the longest has a shorter name
+
+
+def test_ids_of_every_kind_are_names_of_transcripts(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(8_000), 16_000)
+    longest = "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 100
+    ids = ["", ".", "a\0b", "../up", "/up", "a/b", "a", longest + "a", longest + "b", "x/" * 400 + "y"]
+    write_manifest(tmp_path / "m.json", {i: {"audio": tmp_path / "a.wav", "duration_s": 0.5, "text": ""} for i in ids})
+    jobs = jobs_of(tmp_path / "m.json", tmp_path / "out", ".txt")
+    assert run_jobs(jobs, one_word, FORMATS["text"]) == 0
+    assert len({path for path in (tmp_path / "out").rglob("*") if path.is_file()}) == len(ids)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "m.json", "out"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("NaN logits"), IndexError("x"), TypeError("x")], ids=repr)
