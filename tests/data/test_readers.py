@@ -273,6 +273,25 @@ def plain(folder, name, content):
     return folder / name
 
 
+AS_PROGRAMS_WRITE_THEM = {
+    "Excel's first line": ("a.csv", 'sep=;\npath;text\na.wav;HE SAID "NO"\n'),
+    "a comma in a name": ("a.csv", 'path;text;"note, free"\na.wav;"HE SAID ""NO""";x\n'),
+    "blanks after commas": ("a.csv", 'ID, duration, wav, wrd\na, 0.5, a.wav, "HE SAID ""NO"""\n'),
+    "R's TSV": ("a.tsv", '"path"\t"text"\n"a.wav"\t"HE SAID ""NO"""\n'),
+    "pandas' TSV": ("a.tsv", 'path\ttext\na.wav\t"HE SAID ""NO"""\n'),
+    "quotes that are letters": ("a.tsv", 'path\ttext\na.wav\tHE SAID "NO"\n'),
+    "UTF-32": ("a.csv", 'path,text\na.wav,"HE SAID ""NO"""\n'.encode("utf-32")),
+    "line ends of Windows twice": ("a.csv", 'path,text\r\r\na.wav,"HE SAID ""NO"""\r\r\n'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AS_PROGRAMS_WRITE_THEM)
+def test_tables_as_programs_write_them(tmp_path, name):
+    write_wav(tmp_path / "a.wav")
+    entry = entries_of(tmp_path, plain(tmp_path, *AS_PROGRAMS_WRITE_THEM[name]))["a"]
+    assert entry["text"] == 'HE SAID "NO"' and entry["audio"] == str(tmp_path / "a.wav")
+
+
 FAULTS = {
     "no file": ("none.csv", None, "no such manifest or folder. Formats: .*CSV.*Kaldi"),
     "unknown ending": ("a.xlsx", "x", "in one of the formats known"),

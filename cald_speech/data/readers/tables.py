@@ -1,12 +1,14 @@
 """CSV and TSV: a line of column names, then a line for each utterance. SpeechBrain's CSV is one of them.
 
-Fields with commas or line breaks stand in double quotes; in a TSV quotes are letters as others. A CSV may have
-semicolons, tabs or bars instead of commas, as spreadsheets write it in many countries. A table without a line of names
-is read where `columns` says which number each column has, from 1 on.
+Fields with commas or line breaks stand in double quotes, with or without blanks before them. In a TSV quotes are
+letters as others, but where its names stand in quotes, or quotes in a field are doubled. A CSV may have semicolons,
+tabs or bars instead of commas, as spreadsheets write it in many countries. A table without a line of names is read
+where `columns` says which number each column has, from 1 on.
 """
 
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from cald_speech.data.readers.records import Columns, Format, Record
 from cald_speech.errors import UserError
 
 DELIMITERS = (",", ";", "\t", "|")
-_LOOKED_AT = 20  # lines of a table without names
+_LOOKED_AT = 20  # lines, for the delimiter
+_SAYS_DELIMITER = re.compile("sep=(.)\n")  # Excel's own first line
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 def rows_of(path: Path, columns: Columns | None = None) -> Iterator[tuple[str, dict[str, str]]]:
@@ -25,7 +29,7 @@ def rows_of(path: Path, columns: Columns | None = None) -> Iterator[tuple[str, d
     options = _options(text, is_tsv)
     numbers = _numbers(columns, text, options, path)
     if numbers and not is_tsv:
-        options = _options_without_names(text, max(numbers))
+        options = _options_without_names(text, max(numbers)) or options
     names: list[str] | None = None
     for place, fields in _lines(text, options, path):
         if names is None and numbers:
@@ -53,21 +57,37 @@ def rows_of(path: Path, columns: Columns | None = None) -> Iterator[tuple[str, d
 
 def _lines(text: str, options: dict[str, Any], path: Path) -> Iterator[tuple[str, list[str]]]:
     """(place, fields) of each line that has any. A line feed ends a record; a field in quotes has it inside."""
-    lines, line = csv.reader((line + "\n" for line in text.split("\n")), strict=True, **options), 1
+    lines, line = _reader(text, options), 1
+    unquoted = _unquoted if options.get("quoting") == csv.QUOTE_NONE else lambda field: field
     try:
         for fields in lines:
             place, line = f"{path}:{line}", lines.line_num + 1
-            if any(field.strip() for field in fields):
-                yield place, fields
+            if any(field.strip() for field in fields) and not (lines.line_num == 1 and _SAYS_DELIMITER.match(text)):
+                yield place, [unquoted(field) for field in fields]
     except csv.Error as error:
         raise UserError(f"{path}:{line}: expected a line of a table, but {error}. Mend its quotes.") from error
 
 
+def _reader(text: str, options: dict[str, Any]) -> Any:
+    return csv.reader((line + "\n" for line in text.split("\n")), strict=True, skipinitialspace=True, **options)
+
+
+def _unquoted(field: str) -> str:
+    """A field of a TSV; quotes around it are letters, unless quotes in it are doubled."""
+    is_quoted = '""' in field[1:-1] and _QUOTED.fullmatch(field)
+    return field[1:-1].replace('""', '"') if is_quoted else field
+
+
 def _options(text: str, is_tsv: bool) -> dict[str, Any]:
-    if is_tsv:
-        return {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     header = text.partition("\n")[0]
-    return {"delimiter": next((mark for mark in DELIMITERS if mark in header), ",")}
+    if is_tsv:
+        is_quoted = all(_QUOTED.fullmatch(name) for name in header.split("\t"))
+        return {"delimiter": "\t"} if is_quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    if said := _SAYS_DELIMITER.match(text):
+        return {"delimiter": said[1]}
+    marks = [mark for mark in DELIMITERS if mark in header]
+    # The name of a column may have a comma, too: the delimiter is what the lines after it have as well.
+    return (_options_without_names(text, 2, marks) if len(marks) > 1 else None) or {"delimiter": [*marks, ","][0]}
 
 
 def _numbers(columns: Columns | None, text: str, options: dict[str, Any], path: Path) -> list[int]:
@@ -87,17 +107,17 @@ def _numbers(columns: Columns | None, text: str, options: dict[str, Any], path: 
     return numbers
 
 
-def _options_without_names(text: str, needed: int) -> dict[str, Any]:
-    """The delimiter that gives the first lines the same number of fields, as many as are needed."""
-    for mark in DELIMITERS:
+def _options_without_names(text: str, needed: int, marks: Sequence[str] = DELIMITERS) -> dict[str, Any] | None:
+    """The delimiter that gives the first lines the same number of fields, as many as are needed; None for none."""
+    for mark in marks:
         try:
-            rows = csv.reader((line + "\n" for line in text.split("\n")), strict=True, delimiter=mark)
+            rows = _reader(text, {"delimiter": mark})
             counts = {len(fields) for fields in islice((row for row in rows if row), _LOOKED_AT)}
         except csv.Error:
             continue
         if len(counts) == 1 and max(counts) >= max(2, needed):
             return {"delimiter": mark}
-    return _options(text, is_tsv=False)
+    return None
 
 
 def read(source: str, columns: Columns) -> Iterator[Record]:
