@@ -86,6 +86,12 @@ def test_experiments(page):
 
 
 @pages
+def test_guidance_modes(page):
+    for name in re.findall(r"--guidance[ =]([a-z_]+)", text_of(page)):
+        assert (ROOT / "hparams/guidance" / f"{name}.yaml").is_file(), name
+
+
+@pages
 def test_dotted_names(page):
     for dotted in set(re.findall(r"\bcald_speech(?:\.\w+)+", text_of(page))):
         assert resolved(dotted) or dotted.endswith(".MyMixer"), dotted  # which the reader is to write
