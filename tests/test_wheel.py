@@ -65,7 +65,7 @@ def test_recipes_and_experiments_are_data_inside_the_package(wheel):
     assert wheel.stat().st_size < 10_000_000
 
 
-# Three commands in one process, for starting one takes seconds; so does the fresh Python that the doctor starts, which
+# Four commands in one process, for starting one takes seconds; so does the fresh Python that the doctor starts, which
 # tests/commands/test_doctor.py looks at.
 TRAIN_READ_AND_DIAGNOSE = """
 import sys
@@ -74,8 +74,9 @@ from cald_speech.commands import doctor, main
 
 audio, place, *words = sys.argv[1:]
 doctor.import_error = exec
+SHIPPED = ["transcribe", audio, "--model", "recipes/demo/teacher", "--force"]
 print(cald_speech.__file__)
-for command in (["train", *words], ["transcribe", audio, "--model", "results/mamba/model"], ["doctor"]):
+for command in (["train", *words], ["transcribe", audio, "--model", "results/mamba/model"], SHIPPED, ["doctor"]):
     assert main(command, standalone_mode=False) == 0, command
 
 from cald_speech.recipes.demo import run as demo

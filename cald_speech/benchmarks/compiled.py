@@ -17,12 +17,13 @@ from cald_speech.conversion import LayerMap, convert, from_pretrained
 from cald_speech.conversion.classes import config_class
 from cald_speech.families import family_of
 from cald_speech.mixers import DEFAULT
+from cald_speech.shipped import model_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print medians and their ratio; the exit status is 0."""
     parser = argparse.ArgumentParser(prog="python -m cald_speech.benchmarks.compiled", description=__doc__)
-    parser.add_argument("--model", help="a folder, converted first where it is not")
+    parser.add_argument("--model", type=model_folder, help="a folder, converted first where it is not")
     parser.add_argument("--hidden_size", type=int, default=768, help="of random weights")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--heads", type=int, default=12)

@@ -40,6 +40,7 @@ from cald_speech.conversion import from_pretrained
 from cald_speech.data.audio import SAMPLE_RATE, read_audio
 from cald_speech.errors import UserError, error_epilogue
 from cald_speech.longform import predicted_peak_bytes
+from cald_speech.shipped import model_folder
 
 ADDRESS = "/v1/audio/transcriptions"
 PATIENCE_S = 600
@@ -238,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="cald-speech benchmark serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="folder or hub id")
+    parser.add_argument("model", type=model_folder, help="folder or hub id")
     parser.add_argument("audio", type=Path, nargs="+", help="recordings, or folders of them")
     parser.add_argument("--clients", type=_at_least_one, default=32)
     parser.add_argument("--seconds", type=float, default=60)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cald_speech.errors import error_epilogue
+from cald_speech.shipped import model_folder
 
 
 class Later(ABC):
@@ -15,6 +16,15 @@ class Later(ABC):
     @abstractmethod
     def read(self) -> Any:
         """The value that the command gets."""
+
+
+class ModelSource(click.ParamType):
+    """A model's folder or hub id; one that ships, recipes/demo/teacher, wherever the command is started."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return model_folder(value)
 
 
 class Command(click.Command):

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 import cald_speech
 from cald_speech import conversion
-from cald_speech.commands.options import command, refuse_idle, target_lang
+from cald_speech.commands.options import ModelSource, command, refuse_idle, target_lang
 from cald_speech.conversion.model_card import base_model_of, update_facts
 from cald_speech.errors import UserError
 from cald_speech.evaluation import calibration
@@ -21,7 +21,7 @@ from cald_speech.tasks.processors import feature_extractor
 
 
 @command()
-@click.argument("model")
+@click.argument("model", type=ModelSource())
 @click.argument("folder", type=Path)
 @click.option("--initialise", type=click.Choice(list(conversion.STARTS)), default="attention", show_default=True)
 @click.option("--keep", type=int, multiple=True, help="A layer (from 0) that keeps its attention; may be repeated.")

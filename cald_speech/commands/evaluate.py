@@ -21,7 +21,7 @@ from cald_speech.tasks.reading import READERS
 
 
 @options.command()
-@click.argument("model")
+@click.argument("model", type=options.ModelSource())
 @options.manifest()
 @options.evaluation_folder("model")
 @options.beam_search()
@@ -85,7 +85,7 @@ def report(folders: tuple[Path, ...], split: str | None, html: Path | None, **pa
 
 
 @options.command()
-@click.argument("model")
+@click.argument("model", type=options.ModelSource())
 @options.manifest()
 @click.option("--report", type=Path, help="Where label and guess of each utterance go. Default: beside the model.")
 @options.max_batch_s()
@@ -102,7 +102,7 @@ def labels(model: str, manifest: Path, report: Path | None, max_batch_s: float, 
 
 
 @options.command()
-@click.argument("model")
+@click.argument("model", type=options.ModelSource())
 @click.argument("tokens", type=Path)
 @options.max_batch_tokens()
 @options.device()
@@ -116,7 +116,7 @@ def perplexity(model: str, tokens: Path, max_batch_tokens: int, device: str) -> 
 
 
 @options.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=options.ModelSource())
 @options.manifest("--manifest", meaning="Utterances to join, with their texts: a corpus in any format.")
 @click.option(
     "--joins",
@@ -152,7 +152,7 @@ def by_length(models: tuple[str, ...], manifest: Path, output_folder: Path, **ho
 
 
 @options.command()
-@click.argument("model")
+@click.argument("model", type=options.ModelSource())
 @options.manifest("--manifest", meaning="Utterances to join, with their texts: a corpus in any format.")
 @click.option(
     "--lookaheads_s",

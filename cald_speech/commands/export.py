@@ -5,13 +5,13 @@ from pathlib import Path
 import click
 
 from cald_speech import conversion
-from cald_speech.commands.options import command
+from cald_speech.commands.options import ModelSource, command
 from cald_speech.errors import UserError
 from cald_speech.families import family_of
 
 
 @command()
-@click.argument("model")
+@click.argument("model", type=ModelSource())
 @click.option("--onnx", "path", type=Path, required=True, metavar="FILE", help="Where to, such as model.onnx.")
 @click.option("--length", type=int, help="Samples or tokens of every input. Default: any number.")
 @click.option("--head", help="Which of its heads to keep; default: ctc for speech, masked_lm or lm for text.")

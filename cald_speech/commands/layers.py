@@ -20,8 +20,8 @@ UTTERANCES = click.option(
 
 
 @options.command()
-@click.argument("teacher")
-@click.argument("source")
+@click.argument("teacher", type=options.ModelSource())
+@click.argument("source", type=options.ModelSource())
 @options.manifest(or_tokens=True)
 @click.option("--waypoints", type=Path, help="Folder with step-<number> checkpoints of the fine-tuning.")
 @UTTERANCES
@@ -53,9 +53,13 @@ def drift(output_folder: Path, **what: Any) -> None:
 
 
 @options.command()
-@click.argument("teacher")
+@click.argument("teacher", type=options.ModelSource())
 @options.manifest()
-@click.option("--student", help="Converted model whose trained mixers are measured, instead of untrained ones.")
+@click.option(
+    "--student",
+    type=options.ModelSource(),
+    help="Converted model whose trained mixers are measured, instead of untrained ones.",
+)
 @click.option("--mixer", help=f"Untrained mixer: class name or JSON.  [default: {layer_importance.MIXER}]")
 @click.option(
     "--initialise",

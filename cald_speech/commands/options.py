@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from cald_speech.commands.command import Command as Command
 from cald_speech.commands.command import Later
+from cald_speech.commands.command import ModelSource as ModelSource
 from cald_speech.commands.command import command as command
 from cald_speech.data.readers import manifest_of
 from cald_speech.data.text import NORMALISERS

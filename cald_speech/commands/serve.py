@@ -20,7 +20,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @options.command()
-@click.argument("model")
+@click.argument("model", type=options.ModelSource())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 is all of this machine's.")
 @click.option(
     "--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="0 takes one that is free."

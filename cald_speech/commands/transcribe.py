@@ -18,7 +18,12 @@ from cald_speech.longform.recogniser import Recogniser
 from cald_speech.longform.words import DEFAULT_MARGINS, Margins
 from cald_speech.output import held
 
-MODEL = click.option("--model", required=True, help="Folder or hub id of a model with a CTC head, and its processor.")
+MODEL = click.option(
+    "--model",
+    type=options.ModelSource(),
+    required=True,
+    help="Folder or hub id of a model with a CTC head, and its processor.",
+)
 DECODING = options.together(
     click.option(
         "--decoding",

@@ -32,8 +32,20 @@ from cald_speech.recipes.chapters.tables import ALONE, LONG, TEACHER, WHOLE, cha
 
 
 @options.command()
-@click.option("--teacher", default="recipes/general/teacher", show_default=True, help="A folder or hub id.")
-@click.option("--student", default="results/general/student/model", show_default=True, help="The converted teacher.")
+@click.option(
+    "--teacher",
+    type=options.ModelSource(),
+    default="recipes/general/teacher",
+    show_default=True,
+    help="A folder or hub id.",
+)
+@click.option(
+    "--student",
+    type=options.ModelSource(),
+    default="results/general/student/model",
+    show_default=True,
+    help="The converted teacher.",
+)
 @click.option("--data_folder", type=Path, default="data", show_default=True)
 @click.option("--output_folder", type=Path, default="results/chapters", show_default=True)
 @click.option("--chapter", "only", multiple=True, help="Of these alone; default: all of the held-out speakers.")

@@ -23,7 +23,7 @@ CUED = {"num_train": 2000, "num_valid": 100, "cue_pause_s": (0.2, 20.0)}  # as h
 
 
 @options.command()
-@click.argument("folders", nargs=-1, required=True)
+@click.argument("folders", nargs=-1, required=True, type=options.ModelSource())
 @click.option("--data_folder", type=Path, default="data/fsdd", show_default=True)
 @click.option("--prepare_folder", type=Path, help="[default: results/digits/data, or results/digits_cue/data]")
 @click.option("--held_out_speaker", help="Evaluate on this speaker's strings instead of the fixed 1,000.")

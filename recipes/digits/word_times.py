@@ -124,7 +124,7 @@ def rows_of(name: str, recogniser: Recogniser, test: Sequence[Measured], fitted:
 
 
 @options.command("word-times")
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=options.ModelSource())
 @click.option("--data_folder", type=Path, default="data/fsdd", show_default=True, help="The Free Spoken Digit Dataset.")
 @click.option("--num_words", default=1_000, show_default=True)
 @click.option("--words_each", default=50, show_default=True, help="Words in each recording.")

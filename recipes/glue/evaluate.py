@@ -24,7 +24,7 @@ from cald_speech.recipes.glue.prepare import prepare
 
 
 @options.command()
-@click.argument("folder")
+@click.argument("folder", type=options.ModelSource())
 @click.option("--glue_task", type=click.Choice(list(CORPORA)), required=True)
 @click.option("--data_folder", type=Path, default=HUB, show_default=True, help="A folder, or hub: download it.")
 @click.option("--prepare_folder", type=Path, default="results/glue/data", show_default=True)

@@ -19,7 +19,7 @@ from cald_speech.recipes.librispeech.prepare import prepare
 
 
 @options.command()
-@click.argument("folder")
+@click.argument("folder", type=options.ModelSource())
 @click.option("--data_folder", type=Path, default="data/LibriSpeech", show_default=True)
 @click.option("--split", default="test-clean", show_default=True)
 @options.evaluation_folder()

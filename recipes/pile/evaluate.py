@@ -18,7 +18,7 @@ from cald_speech.files import whole_file
 
 
 @options.command()
-@click.argument("folder")
+@click.argument("folder", type=options.ModelSource())
 @click.option("--tasks", default=",".join(PAPER_TASKS), show_default=True, help="lm-eval's names, or none.")
 @click.option("--include_path", type=Path, help="Folder with task files beside lm-eval's own.")
 @click.option("--limit", type=int, help="Take so many documents of each task; the figures are then no benchmark's.")

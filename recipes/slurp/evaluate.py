@@ -32,7 +32,7 @@ from cald_speech.tasks.wer import score
 
 
 @options.command()
-@click.argument("folder")
+@click.argument("folder", type=options.ModelSource())
 @click.option("--data_folder", type=Path, default="data/slurp", show_default=True)
 @click.option("--split", type=click.Choice(["valid", "test"]), default="test", show_default=True)
 @click.option("--joint", is_flag=True, help="FOLDER spells out intent and words, as of hparams/slurp/joint.yaml.")

@@ -20,7 +20,7 @@ from cald_speech.recipes.tedlium.prepare import prepare
 
 
 @options.command()
-@click.argument("folder")
+@click.argument("folder", type=options.ModelSource())
 @click.option("--data_folder", type=Path, default="data/TEDLIUM_release-3", show_default=True)
 @click.option("--split", "splits", multiple=True, default=["dev", "test"], show_default=True)
 @click.option("--whole_talks", is_flag=True, help="Each talk is one utterance; what lies in no segment is not scored.")

@@ -21,7 +21,7 @@ from cald_speech.recipes.voxceleb.prepare import SPLITS, prepare
 
 
 @options.command()
-@click.argument("folder")
+@click.argument("folder", type=options.ModelSource())
 @click.option("--data_folder", type=Path, default="data/voxceleb1", show_default=True)
 @click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
 @options.evaluation_folder()

@@ -23,6 +23,15 @@ def test_every_command_is_there_under_its_name_and_has_help(call, name):
     assert help_text.startswith(f"Usage: main {name} ") and len(help_text.splitlines()) > 5
 
 
+def test_every_model_that_a_command_takes_may_be_a_shipped_one():
+    found = {}
+    for name in NAMES:
+        for param in getattr(main.get_command(None, name), "params", ()):
+            if param.name in ("model", "models", "teacher", "student"):
+                found[f"{name} {param.name}"] = type(param.type)
+    assert len(found) >= 14 and set(found.values()) == {options.ModelSource}
+
+
 def test_the_help_of_the_group_names_every_command_with_its_line(call):
     shown = " ".join(call("--help").output.split())
     for jobs in JOBS.values():
