@@ -80,8 +80,8 @@ def evaluation_folder(of: str = "folder") -> Decorator:
     return click.option(
         "--output_folder",
         type=Path,
-        callback=lambda ctx, param, given: given or reports_of(ctx.params[of]),
-        help=f"Default: results/evaluation/ and the path of {of.upper()}, joined by --.",
+        callback=lambda ctx, param, given: given or reports_of(ctx.params[of], ctx.params.get("dtype", torch.float32)),
+        help=f"Default: results/evaluation/ and the path of {of.upper()} (and a --dtype), joined by --.",
     )
 
 
@@ -180,15 +180,16 @@ def progress() -> Decorator:
     return click.option("--quiet", "progress", is_flag=True, default=True, flag_value=False, help="No progress bar.")
 
 
-def reports_of(model: str) -> Path:
-    """Where the reports on a model go. Two models never share a folder.
+def reports_of(model: str, dtype: torch.dtype = torch.float32) -> Path:
+    """Where the reports on a model with weights of this dtype go. Two models never share a folder.
 
     Example
     -------
     >>> reports_of("results/a/model").as_posix()
     'results/evaluation/results--a--model'
     """
-    return Path("results/evaluation") / model.strip("/.").replace("/", "--")
+    name = model.strip("/.").replace("/", "--")
+    return Path("results/evaluation") / (name if dtype is torch.float32 else f"{name}--{dtype}".replace("torch.", ""))
 
 
 def target_lang() -> Decorator:

@@ -29,6 +29,7 @@ KINDS = {
         **{"metric": "text", "value": "number", "interval": "interval", "count": "count", "manifest_hash": "text"},
     },
 }
+USUAL = "float32"  # of the weights that a figure was measured with; rows of older cards do not name theirs
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 RESULT_KEYS = ("wer", "wer_interval", "longest_audio_s", "manifest_hash", "decoder")
 CARD = """---
@@ -79,12 +80,12 @@ def update_facts(folder: Path, **facts: Any) -> None:
 
 
 def add_result(folder: Path, name: str, result: Mapping[str, Any]) -> None:
-    """Add (or replace) an evaluation by its name; ``result`` is the summary that an evaluation writes.
+    """Add (or replace) an evaluation by its name and dtype; ``result`` is the summary that an evaluation writes.
 
     A folder that was not written by cald_speech (a plain teacher's) is left alone.
     """
     kept = {key: result[key] for key in RESULT_KEYS}
-    _add(folder, "results", name, {**kept, "words": result["words"]["count"]})
+    _add(folder, "results", name, {**kept, "words": result["words"]["count"]}, result.get("dtype", USUAL))
 
 
 def add_figure(
@@ -96,13 +97,15 @@ def add_figure(
     interval: tuple[float, float] | None,
     count: int,
     manifest_hash: str,
+    dtype: str = USUAL,
 ) -> None:
     """The same for a figure of another kind: accuracy in percent, perplexity; ``count`` is what it was counted over."""
     kept = {"metric": metric, "value": value, "interval": interval, "count": count, "manifest_hash": manifest_hash}
-    _add(folder, "figures", name, kept)
+    _add(folder, "figures", name, kept, dtype)
 
 
-def _add(folder: Path, table: str, name: str, row: Mapping[str, Any]) -> None:
+def _add(folder: Path, table: str, name: str, row: Mapping[str, Any], dtype: str) -> None:
+    name, row = name if dtype == USUAL else f"{name}, {dtype}", {**row, "dtype": dtype}
     if not read_facts(folder):
         return
     try:
@@ -121,6 +124,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         if not isinstance(of, dict) or not all(isinstance(row, dict) for row in of.values()):
             raise UserError(f"{path}: {key}: expected figures by the names of their sets, got {of!s:.60}")
         for name, row in of.items():
+            kinds = kinds | ({"dtype": "text"} if "dtype" in row else {})
             if wrong := [k for k, kind in kinds.items() if k not in row or not _is_of(kind, row[k])]:
                 raise UserError(f"{path}: {key}: {name:.60}: {wrong[0]}: got {row.get(wrong[0])!s:.60}")
     return facts
@@ -182,12 +186,14 @@ def base_model_of(source: str) -> str | None:
 def _metadata(name: str, facts: Mapping[str, Any]) -> str:
     """The card's head as yaml, without the lines around it."""
     pipeline, base, results = _pipeline(facts), facts.get("base_model") or "", []
-    rates = {of: ("wer", r["wer"]) for of, r in facts.get("results", {}).items()}
-    figures = {of: (_slug(f["metric"]), f["value"]) for of, f in facts.get("figures", {}).items()}
-    for of, (metric, value) in sorted([*rates.items(), *figures.items()]):
+    rates = [(of, "wer", r["wer"], r) for of, r in facts.get("results", {}).items()]
+    figures = [(of, _slug(f["metric"]), f["value"], f) for of, f in facts.get("figures", {}).items()]
+    for name_of_row, metric, value, row in sorted([*rates, *figures], key=lambda found: found[:2]):
         if value is not None:
+            of, dtype = _set_and_dtype(name_of_row, row)
             shown = " ".join(of.split())[:MOST_CHARACTERS]
-            results.append(EvalResult(pipeline, _slug(of), shown, metric, round(value, 4)))
+            how = {} if dtype == USUAL else {"metric_name": f"{metric}, {dtype}", "metric_args": {"dtype": dtype}}
+            results.append(EvalResult(pipeline, _slug(of), shown, metric, round(value, 4), **how))
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=pipeline,
@@ -227,26 +233,34 @@ def _results(results: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Map
     return "\n\n".join(tables) or "Not evaluated yet."
 
 
+def _set_and_dtype(name: str, row: Mapping[str, Any]) -> tuple[str, str]:
+    """The set of a row, and the dtype of the weights that read it."""
+    dtype = " ".join(row.get("dtype", USUAL).split())[:MOST_CHARACTERS]
+    return name.removesuffix(f", {dtype}"), dtype
+
+
 def _figures(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = ["| set | metric | value | 95 % interval | of | manifest |", "|---" * 6 + "|"]
-    for name, f in sorted(figures.items()):
+    rows = ["| set | metric | value | 95 % interval | of | manifest | dtype |", "|---" * 7 + "|"]
+    for key, f in sorted(figures.items()):
+        name, dtype = _set_and_dtype(key, f)
         interval = "none" if f["interval"] is None else "{:.2f} to {:.2f}".format(*f["interval"])
         rows.append(
             f"| {as_text(name)} | {as_text(f['metric'])} | {f['value']:.2f} | {interval} | {f['count']:,} | "
-            f"`{as_text(f['manifest_hash'][:12])}` |"
+            f"`{as_text(f['manifest_hash'][:12])}` | {as_text(dtype)} |"
         )
     return "\n".join(rows)
 
 
 def _error_rates(results: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = ["| set | WER % | 95 % interval | words | longest audio s | manifest | decoder |", "|---" * 7 + "|"]
-    for name, r in sorted(results.items()):
+    rows = ["| set | WER % | 95 % interval | words | longest audio s | manifest | decoder | dtype |", "|---" * 8 + "|"]
+    for key, r in sorted(results.items()):
+        name, dtype = _set_and_dtype(key, r)
         # A set of one utterance, or without a word or durations, has no interval, no rate or no longest.
         wer = "none" if r["wer"] is None else f"{r['wer']:.2f}"
         interval = "none" if r["wer_interval"] is None else "{:.2f} to {:.2f}".format(*r["wer_interval"])
         longest = "none" if r["longest_audio_s"] is None else f"{r['longest_audio_s']:.1f}"
         rows.append(
             f"| {as_text(name)} | {wer} | {interval} | {r['words']:,} | {longest} | "
-            f"`{as_text(r['manifest_hash'][:12])}` | {as_text(r['decoder'])} |"
+            f"`{as_text(r['manifest_hash'][:12])}` | {as_text(r['decoder'])} | {as_text(dtype)} |"
         )
     return "\n".join(rows)

@@ -55,6 +55,7 @@ def main(
     with whole_file(output_folder / f"{name}.json") as unfinished:
         unfinished.write_text(json.dumps(summary, indent=1) + "\n")
     figure = {"metric": "accuracy %", "value": summary["accuracy"], "interval": summary["interval"]}
+    figure |= {"dtype": str(dtype).removeprefix("torch.")}
     add_figure(Path(folder), name, **figure, count=len(found), manifest_hash=summary["manifest_hash"])
     low, high = summary["interval"] or (None, None)
     click.echo(

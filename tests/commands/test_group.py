@@ -96,6 +96,9 @@ def test_where_a_models_evaluation_goes_by_default():
     assert (
         CliRunner().invoke(show, ["results/a/model"]).output == "results/evaluation/results--a--model torch.float32\n"
     )
+    assert (
+        CliRunner().invoke(show, ["m", "--dtype", "float16"]).output == "results/evaluation/m--float16 torch.float16\n"
+    )
     given = ["--output_folder", "o", "m", "--dtype", "bfloat16"]
     assert CliRunner().invoke(show, given).output == "o torch.bfloat16\n"
     assert "'int8' is not one of" in CliRunner().invoke(show, ["m", "--dtype", "int8"]).stderr

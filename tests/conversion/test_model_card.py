@@ -73,6 +73,32 @@ def test_results_stand_in_a_table_by_name(tmp_path):
     assert json.loads((tmp_path / "cald.json").read_text())["results"]["test-clean"]["words"] == 2345
 
 
+def test_each_dtype_has_a_row_of_its_own(tmp_path):
+    """Beside what float32 gave on the same set; a card from before rows named a dtype goes on as float32's."""
+    update_facts(tmp_path, **FACTS, results={"test": RESULT_ROW | {"wer": 5.0}})
+    for dtype, wer in (("int8", 7.0), ("bfloat16", 6.0), ("int8", 8.0)):
+        add_result(tmp_path, "test", RESULT | {"wer": wer, "dtype": dtype})
+    figure = {"metric": "Accuracy", "interval": None, "count": 7, "manifest_hash": "f" * 64}
+    for dtype, value in (("float32", 99.0), ("float16", 98.0)):
+        add_figure(tmp_path, "test", value=value, dtype=dtype, **figure)
+    shown = [(row.split(" | ")[0], row.split(" | ")[1], row.split()[-2]) for row in rows(tmp_path)[-7:]]
+    assert shown[1:4] == [("| test", "5.00", "float32"), ("| test", "6.00", "bfloat16"), ("| test", "8.00", "int8")]
+    assert [end for _, _, end in shown[5:]] == ["float32", "float16"]
+    found = ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert {of.dataset_name for of in found} == {"test"}
+    assert {(of.metric_type, (of.metric_args or {}).get("dtype")): of.metric_value for of in found} == {
+        **{("wer", None): 5.0, ("wer", "bfloat16"): 6.0, ("wer", "int8"): 8.0},
+        **{("accuracy", None): 99.0, ("accuracy", "float16"): 98.0},
+    }
+    add_result(tmp_path, "test", RESULT | {"wer": 4.0, "dtype": "float32"})
+    results = read_facts(tmp_path)["results"]
+    assert {name: row["wer"] for name, row in results.items()} == {
+        "test": 4.0,
+        "test, bfloat16": 6.0,
+        "test, int8": 8.0,
+    }
+
+
 def test_a_rate_that_does_not_exist_is_not_a_number(tmp_path):
     update_facts(tmp_path, **FACTS)
     add_result(tmp_path, "one", RESULT | {"wer": None, "wer_interval": None})
