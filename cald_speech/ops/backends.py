@@ -153,14 +153,17 @@ def has_tangent(v: Any) -> bool:
 
 
 def is_exported() -> bool:
-    """Whether ``torch.export`` traces: ``torch.compiler.is_exporting()`` is True under torch.compile too.
+    """Whether ``torch.export`` traces.
+
+    The compiler, which reads Python itself, takes ``is_exporting()`` for True. So does an export that is ``strict``,
+    which lets it read: there an op is an operator, as in what is compiled.
 
     Example
     -------
     >>> is_exported()
     False
     """
-    return torch.compiler._is_exporting_flag
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def is_transformed(v: Any) -> bool:

@@ -21,7 +21,7 @@ def corners(*ops):
 
 def traced(op, inputs, **options):
     """Outputs and gradients of what torch.export is shown."""
-    with mock.patch.object(torch.compiler, "_is_exporting_flag", True):
+    with mock.patch.object(torch.compiler, "is_exporting", lambda: True):
         return run(op, inputs, "auto", **options)
 
 
@@ -51,6 +51,20 @@ def test_compiled_as_one_graph_it_is_the_same_to_the_bit(op):
         gradients = torch.autograd.grad([v.sum() for v in outputs.values()], list(leaves.values()))
         found.append({name: v.detach() for name, v in outputs.items()} | dict(zip(leaves, gradients, strict=True)))
     assert bits_differ(*found) == []
+
+
+def test_an_export_has_steps_of_torch_and_what_is_compiled_the_operator():
+    class Model(torch.nn.Module):
+        def forward(self, x, weight):
+            return ops.short_conv(x, weight, backend="torch")
+
+    given, compiled = tuple(make_inputs("short_conv", 5)[name] for name in ("x", "weight")), []
+    torch.compile(Model(), backend=lambda graph, _: compiled.append(graph.code) or graph, fullgraph=True)(*given)
+    programs = [torch.export.export(Model(), given, strict=strict) for strict in (True, False)]
+    strict, plain = (program.graph_module.code for program in programs)
+    operator = "torch.ops.cald_speech.short_conv"
+    assert operator in compiled[0] and operator in strict and operator not in plain
+    assert all(torch.allclose(program.module()(*given), Model()(*given), atol=1e-6) for program in programs)
 
 
 @EVERY_OP
