@@ -223,3 +223,23 @@ def test_joined_utterances_resume_to_the_bit(experiment, start, whole, monkeypat
     plain = start(experiment(**RESTLESS, num_steps=1), "plain")
     same = log(plain.store.folder)[0]["loss/task"] == log(expected.store.folder)[0]["loss/task"]
     assert same == bool(last)
+
+
+@pytest.mark.slow  # trainings
+def test_speechbrains_augmenters_resume_to_the_bit(experiment, start, monkeypatch, corpus, tmp_path):
+    """Those draw from the process's generators, and take the noises of a list in turn."""
+    noises = sorted(corpus.rglob("*.flac"))[:7]  # taken up again in the middle of the list
+    rows = "".join(f"{number},0.5,{path},flac,\n" for number, path in enumerate(noises))
+    (tmp_path / "noise.csv").write_text(f"ID,duration,wav,wav_format,wav_opts\n{rows}")
+    place = "!new:speechbrain.augment.time_domain"
+    speed = f"{place}.SpeedPerturb {{orig_freq: 16000, speeds: [80, 90, 110]}}"
+    noise = f"{place}.AddNoise {{csv_file: {tmp_path / 'noise.csv'}, snr_low: 0, snr_high: 10}}"
+    augmented = f"!new:cald_speech.data.perturbation.SpeechBrainAugmentation {{augmenters: [{speed}, {noise}]}}"
+    path = experiment(checkpoint_every_steps=2, accumulation=2, convert=False)
+    words = ("--task", f"!new:cald_speech.tasks.ctc.CTC {{perturbation: {augmented}}}")
+    expected = start(path, "whole", *words)
+    with monkeypatch.context() as patch:
+        kill_after_step(patch, 3)
+        with pytest.raises(Killed):
+            start(path, "run", *words)
+    assert_same_run(start(path, "run", *words), expected)
