@@ -14,6 +14,7 @@ from cald_speech.errors import UserError
 from cald_speech.evaluation import calibration
 from cald_speech.families import SpeechFamily, family_of
 from cald_speech.families.hub import load_processor
+from cald_speech.families.vocabulary import Vocabulary
 from cald_speech.files import whole_folder
 from cald_speech.mixers import DEFAULT
 from cald_speech.output import held
@@ -56,6 +57,9 @@ def convert(
         processor = feature_extractor([model], model)  # labels need no tokenizer, and a Whisper's need not have one
     else:
         processor = load_processor(model, target_lang)
+    if head == "ctc" and hasattr(processor, "tokenizer"):
+        # The padding of a batch is heard as this token: it is to be the blank.
+        student.config.pad_token_id = Vocabulary.of(processor.tokenizer, student.config.vocab_size).blank
     num_layers = len(family.layers(student))
     if strange := [index for index in keep if not 0 <= index < num_layers]:
         raise UserError(f"--keep: expected layers from 0 to {num_layers - 1}, got {', '.join(map(str, strange))}")

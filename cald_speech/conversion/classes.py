@@ -91,6 +91,7 @@ def from_pretrained(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     target_lang: str | None = None,
+    new_head: bool = True,
     **overrides,
 ) -> PreTrainedModel:
     """A model, converted or not, in evaluation mode and with padding invisible to it.
@@ -103,6 +104,7 @@ def from_pretrained(
         maps alone, on a CPU, for a model that is to run (:func:`~cald_speech.conversion.int8.in_int8`).
     device : where the model goes, such as ``cuda`` or ``cuda:1``.
     target_lang : the language of a model with an adapter for each (MMS); default: the one in the checkpoint.
+    new_head : False refuses a checkpoint without weights for the head, which would be random.
     overrides : values for the config.
 
     Returns
@@ -130,7 +132,7 @@ def from_pretrained(
     base = family.class_with(head)
     model_class = converted_class(family, base) if isinstance(config, config_class(family)) else base
     stored = torch.float32 if dtype == INT8 else dtype
-    model = family.load(source, model_class=model_class, dtype=stored, **overrides).eval()
+    model = family.load(source, model_class=model_class, dtype=stored, new_head=new_head, **overrides).eval()
     if target_lang is not None:
         speak(model, source, target_lang)
     return in_int8(model) if dtype == INT8 else model.to(device)

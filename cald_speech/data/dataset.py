@@ -24,6 +24,7 @@ def make_dataset(
     normaliser: str = "librispeech",
     unknown: str = "error",
     needs_labels: bool = False,
+    num_outputs: int | None = None,
 ) -> DynamicItemDataset:
     """Open a manifest as a SpeechBrain data set, for `PaddedBatch`.
 
@@ -31,7 +32,8 @@ def make_dataset(
     utterance alone, so that padding never changes it), "labels" ((L,) int64, no padding), "text" (str, normalised; what
     `unknown="drop"` drops from the labels stays here, so that it counts in the WER) and "duration_s" (float).
 
-    Transcripts are all checked here, before training starts; audio is read when an item is asked for.
+    No label is one that a head of ``num_outputs`` lacks. Transcripts are all checked here, before training starts;
+    audio is read when an item is asked for.
 
     Raises: UserError, with the utterance id, for a transcript that the tokenizer cannot write or audio that cannot be
     read; with `needs_labels` where nothing is left of any transcript; for a processor whose rate is not 16 kHz; and as
@@ -50,7 +52,7 @@ def make_dataset(
     >>> item["wav"].shape, item["labels"].tolist(), item["text"]
     (torch.Size([16000]), [5, 6], 'NO')
     """
-    vocabulary = Vocabulary.of(processor.tokenizer)
+    vocabulary = Vocabulary.of(processor.tokenizer, num_outputs)
 
     # The normalised text replaces the manifest's here, because a dynamic item may not have the name of a stored one.
     entries, num_labels = read_manifest(manifest_path), 0

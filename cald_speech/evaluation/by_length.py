@@ -65,7 +65,7 @@ def evaluate_by_length(
     entries = list(read_manifest(manifest).values())
     heard_by: dict[str, Reader] = {}
     for source in sources:
-        model, processor = from_pretrained(source, head="ctc", device=device), load_processor(source)
+        model, processor = from_pretrained(source, head="ctc", device=device, new_head=False), load_processor(source)
         heard_by |= {f"{source} ({name})": READERS[name](model, processor) for name in readers}
     rows = []
     for name, condition in tqdm(wanted.items(), unit="condition", disable=not progress):

@@ -37,7 +37,7 @@ def classify_folder(
     UserError
         for a model or manifest that cannot be used, or labels that the model does not know.
     """
-    model = from_pretrained(source, head="classification", device=device)
+    model = from_pretrained(source, head="classification", device=device, new_head=False)
     groups = _groups(model.config)
     groups.check(Path(manifest), read_manifest(manifest), f"the model in {source}")
     task = Intent(groups.groups) if len(groups.groups) > 1 else Classification(groups.names)
@@ -73,7 +73,7 @@ def classify_table(
         for a model or table that cannot be used, labels that the model does not know, or more tokens than it has
         positions or a mixer weights for.
     """
-    model = from_pretrained(source, head="classification", dtype=dtype, device=device)
+    model = from_pretrained(source, head="classification", dtype=dtype, device=device, new_head=False)
     names = [model.config.id2label[place] for place in sorted(model.config.id2label)]
     task, tokenizer = TextClassification(names, max_tokens), tokenizer_of([str(source)], None)
     task.head_options(str(source), model.config, tokenizer)

@@ -103,7 +103,7 @@ def perplexity_of(
     Raises UserError for a model or set that cannot be used.
     """
     head = family_of(load_config(source)).default_head
-    model, task = from_pretrained(source, head=head, device=device), TASKS[head]()
+    model, task = from_pretrained(source, head=head, device=device, new_head=False), TASKS[head]()
     blocks = task.dataset(Path(tokens), tokenizer_of([source], None), normaliser="none", unknown="error")
     return perplexity(model, blocks, task, max_batch_tokens=max_batch_tokens), model, blocks
 
@@ -255,7 +255,7 @@ def run_tasks(
             "--include_path"
         )
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    model = from_pretrained(source, head="lm", device=device)
+    model = from_pretrained(source, head="lm", device=device, new_head=False)
     harness = HFLM(
         pretrained=model,
         backend="causal",

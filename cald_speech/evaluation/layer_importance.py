@@ -141,7 +141,7 @@ def load_ctc(source: str, device: str) -> PreTrainedModel:
     """A model with a CTC head. Raises UserError for one without."""
     if not any("ForCTC" in name for name in load_config(source).architectures or ()):
         raise UserError(f"{source}: expected a model with a CTC head, which writes words, got one without")
-    return from_pretrained(source, head="ctc", device=device)
+    return from_pretrained(source, head="ctc", device=device, new_head=False)
 
 
 def load_student(source: str, teacher: str, model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -39,7 +39,7 @@ def evaluate_lookaheads(
 
     Raises UserError for a manifest or model that cannot be used, or a model that cannot run live.
     """
-    model, processor = from_pretrained(source, head="ctc", device=device), load_processor(source)
+    model, processor = from_pretrained(source, head="ctc", device=device, new_head=False), load_processor(source)
     latencies: dict[str, float | None] = {"whole": None}
     readers = {"whole": whole(model, processor)}
     for seconds in lookaheads_s:

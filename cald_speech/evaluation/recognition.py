@@ -22,6 +22,7 @@ from cald_speech.errors import UserError
 from cald_speech.evaluation.forward import batches, check_finite, naming
 from cald_speech.evaluation.report import run_facts, write_report
 from cald_speech.families.hub import load_processor
+from cald_speech.families.vocabulary import Vocabulary
 from cald_speech.longform import AudioSource, transcribe
 from cald_speech.longform.words import Word
 from cald_speech.output import held
@@ -57,7 +58,8 @@ def evaluate_folder(
     """
     with held(output_folder, split):
         normaliser = normaliser or normaliser_of(source)
-        model = from_pretrained(source, head="ctc", dtype=dtype, device=device, target_lang=target_lang)
+        options = {"dtype": dtype, "device": device, "target_lang": target_lang}
+        model = from_pretrained(source, head="ctc", new_head=False, **options)
         processor = load_processor(source, target_lang)
         decoder, decoder_name = partial(greedy, tokenizer=processor.tokenizer), "greedy"
         if beam_size is not None or kenlm_path is not None:
@@ -125,6 +127,7 @@ def evaluate(
     """
     if model.training:
         raise ValueError("model: expected one in eval mode, since dropout changes transcripts: call model.eval()")
+    Vocabulary.of(processor.tokenizer, model.config.vocab_size)  # the blank is among the outputs
     decoder = decoder or partial(greedy, tokenizer=processor.tokenizer)
     with dataset.output_keys_as(["id", "text", "duration_s"]):  # no audio is read for these
         items = [dataset[place] for place in range(len(dataset))]
@@ -170,7 +173,10 @@ def evaluate_talks(
         for whatever is wrong with the folder, the manifest, the audio, the device or the disk.
     """
     with held(output_folder, split):
-        model, processor = from_pretrained(source, head="ctc", dtype=dtype, device=device), load_processor(source)
+        model, processor = (
+            from_pretrained(source, head="ctc", dtype=dtype, device=device, new_head=False),
+            load_processor(source),
+        )
         talks: dict[str, list[Entry]] = {}
         for entry in read_manifest(manifest).values():
             talks.setdefault(entry["audio"], []).append(entry)

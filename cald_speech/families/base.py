@@ -73,12 +73,14 @@ class Family:
         *,
         model_class: type[PreTrainedModel] | None = None,
         dtype: torch.dtype = torch.float32,
+        new_head: bool = True,
         **overrides: Any,
     ) -> PreTrainedModel:
         """A prepared model from a hub id or folder, or one with random weights from a config.
 
         ``overrides`` are set in its config. Raises UserError where the source cannot be had or holds other weights than
-        the model needs: only a new head may be missing, and only what pretraining alone needed may be left over.
+        the model needs: only a new head may be missing, where ``new_head`` lets it, and only what pretraining alone
+        needed may be left over.
         """
         cls = model_class or self.class_with(self.default_head)
         overrides = self.overrides({**self.config_defaults, **overrides})
@@ -88,7 +90,7 @@ class Family:
                 nested = isinstance(getattr(source, key, None), PretrainedConfig) and isinstance(value, Mapping)
                 values[key] = {**values[key], **value} if nested else value
             return self.prepare(cls(type(source).from_dict(values)).to(dtype))
-        return self.prepare(self._checked(cls, source, dtype=dtype, **overrides))
+        return self.prepare(self._checked(cls, source, dtype=dtype, new_head=new_head, **overrides))
 
     def overrides(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Values for a config, where they belong in it: a config of parts takes those of a part under its name."""

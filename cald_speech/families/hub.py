@@ -95,8 +95,8 @@ def load_processor(source: str | Path, target_lang: str | None = None) -> Proces
     except BaseException as error:  # files of others end in errors of many kinds; tokenizers' panics are no Exceptions
         raise UserError(
             f"{source}: expected the processor's files (preprocessor_config.json, tokenizer_config.json, vocab.json) "
-            f"beside the model, but they cannot be loaded: {error}. Copy them from the model it was made from, or give "
-            "a processor"
+            f"beside the model, but they cannot be loaded: {' '.join(str(error).split())}. Copy them from the model it "
+            "was made from, or give a processor"
         ) from error
     if not has_vocabulary(getattr(processor, "tokenizer", None) or processor):
         raise UserError(
@@ -123,6 +123,7 @@ def load_checked(
     head_names: Sequence[str],
     optional_names: Sequence[str],
     leftover_names: Sequence[str],
+    new_head: bool = True,
     **options: Any,
 ) -> PreTrainedModel:
     """A ``cls`` model from a folder or hub id, in which nothing but a head is new.
@@ -133,6 +134,7 @@ def load_checked(
         of a model with another head.
     optional_names : the same for names that may be missing in any checkpoint.
     leftover_names : the same for names that may only be left over.
+    new_head : False, for a model that is to be used as it is, refuses a checkpoint without the head's weights.
     options : dtype and the config's values, as ``from_pretrained`` takes them.
 
     Raises
@@ -163,6 +165,13 @@ def load_checked(
     # A parameter that mixers share, and that the checkpoint lacks, has no values but is not told as missing.
     missing = {*info["missing_keys"], *(n for n, p in model.named_parameters() if p.is_meta)}
     mismatched = [f"{k}: {tuple(had)} for {tuple(wanted)}" for k, had, wanted in info["mismatched_keys"]]
+    without_head = [name for name in missing if _others([name], prefix, optional_names)]
+    if not new_head and without_head and not _others(without_head, prefix, head_names):
+        raise UserError(
+            f"{source}: expected a model that was trained for this, a {cls.__name__}, got one without its head "
+            f"({', '.join(sorted(without_head)[:3])}): what it put out would be chance. Fine-tune it first, or "
+            "give one that was"
+        )
     same_head = cls.__name__ in (config.architectures or ())
     may_lack = optional_names if same_head else (*head_names, *optional_names)
     may_have = (*head_names, *optional_names, *leftover_names)

@@ -202,7 +202,8 @@ class SpeechFamily(Family):
         place = "logits" if named else next(i for i, value in enumerate(outputs) if value.dim() == 3)
         logits = outputs[place]
         blank = torch.full_like(logits[0, 0], torch.finfo(logits.dtype).min)
-        blank[model.config.pad_token_id] = 0.0
+        pad = model.config.pad_token_id
+        blank[pad if pad is not None and 0 <= pad < len(blank) else 0] = 0.0  # as transformers' own configs say
         padded = ~valid_frames(frames, logits.size(1)).unsqueeze(-1)
         logits = torch.where(padded, blank, logits)
         if named:

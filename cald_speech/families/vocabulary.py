@@ -24,6 +24,7 @@ class Vocabulary:
     special : outputs that no text is spelled with, beside the blank and the delimiter.
     subwords : the tokenizer of a vocabulary whose words begin with a token of their own kind (``▁the``, as in
         SentencePiece): it has no delimiter, and which tokens write a word is for the tokenizer's own rules to say.
+    phones : True, where each token is a word by itself, as in transcripts of phonemes.
 
     Example
     -------
@@ -40,35 +41,43 @@ class Vocabulary:
     lower_case: bool = False
     special: frozenset[int] = frozenset()
     subwords: PreTrainedTokenizerBase | None = field(default=None, compare=False, repr=False)
+    phones: bool = False
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
-        """That of a Hugging Face CTC tokenizer, whose pad token is the blank.
+    def of(cls, tokenizer: PreTrainedTokenizerBase, num_outputs: int | None = None) -> "Vocabulary":
+        """That of a Hugging Face CTC tokenizer, whose pad token is the blank, for a head of so many outputs.
 
         A delimiter that its own vocabulary has not, and transformers has added behind it, is none: no head has an
-        output for it. Raises UserError for a tokenizer that writes no words.
+        output for it. A space that the vocabulary has is one, whatever the tokenizer's files call it. Raises UserError
+        for a tokenizer that writes no words, or whose blank is none of the outputs.
         """
         ids = tokenizer.get_vocab()
         tokens = tokenizer.convert_ids_to_tokens(range(max(ids.values()) + 1))
+        blank, outputs = tokenizer.pad_token_id, len(tokens) if num_outputs is None else num_outputs
+        beyond = frozenset(range(outputs, len(tokens)))
         if not hasattr(tokenizer, "word_delimiter_token"):
-            if tokenizer.pad_token_id is None or not any(token.startswith(WORD_START) for token in ids):
+            if blank is None or not any(token.startswith(WORD_START) for token in ids):
                 raise UserError(
                     f"expected a tokenizer of a CTC model, whose pad token is the blank, with a word delimiter "
                     f"(Wav2Vec2CTCTokenizer) or words that begin with {WORD_START} (ParakeetTokenizer), got "
                     f"{type(tokenizer).__name__} with neither. Give the one that the model was trained with"
                 )
-            special = frozenset(tokenizer.all_special_ids)
-            return cls(tuple(tokens), tokenizer.pad_token_id, None, special=special, subwords=tokenizer)
-        delimiter = ids.get(tokenizer.word_delimiter_token)
-        if delimiter is not None and delimiter >= tokenizer.vocab_size:
-            delimiter = None
-        special = frozenset(tokenizer.all_special_ids) - {delimiter}
-        return cls(tuple(tokens), tokenizer.pad_token_id, delimiter, tokenizer.do_lower_case, special)
+            _check_blank(tokenizer, outputs)
+            special = frozenset(tokenizer.all_special_ids) | beyond
+            return cls(tuple(tokens), blank, None, special=special, subwords=tokenizer)
+        _check_blank(tokenizer, outputs)
+        own = min(tokenizer.vocab_size, outputs)
+        found = (ids.get(token) for token in (tokenizer.word_delimiter_token, " "))
+        delimiter = next((place for place in found if place is not None and place < own), None)
+        special = (frozenset(tokenizer.all_special_ids) | beyond) - {delimiter}
+        if hasattr(tokenizer, "phone_delimiter_token"):  # Wav2Vec2PhonemeCTCTokenizer, which writes no other delimiter
+            return cls(tuple(tokens), blank, None, special=special | {delimiter}, phones=True)
+        return cls(tuple(tokens), blank, delimiter, tokenizer.do_lower_case, special)
 
     @property
     def writes_spaces(self) -> bool:
         """Whether it can tell where a word ends."""
-        return self.delimiter is not None or self.subwords is not None
+        return self.delimiter is not None or self.subwords is not None or self.phones
 
     def begins_word(self, token: int) -> bool:
         """Whether a token of a vocabulary of subwords begins one."""
@@ -148,6 +157,17 @@ class Vocabulary:
             if ids and None not in ids:
                 return ids
         return None
+
+
+def _check_blank(tokenizer: PreTrainedTokenizerBase, outputs: int) -> None:
+    blank = tokenizer.pad_token_id
+    if blank is None or not 0 <= blank < outputs:
+        got = "none" if blank is None else f"{tokenizer.pad_token!r}, number {blank} of {outputs}, counted from 0"
+        raise UserError(
+            f"expected a tokenizer whose pad token, which is the blank of CTC, is one of the model's outputs, got "
+            f'{got}. Say which token it is in tokenizer_config.json, such as "pad_token": "[PAD]", or give the '
+            "processor that the model was trained with"
+        )
 
 
 def _cases(letter: str) -> tuple[str, ...]:

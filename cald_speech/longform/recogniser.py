@@ -144,7 +144,7 @@ class Recogniser:
             check_device(device)
         folder = model.name_or_path if isinstance(model, PreTrainedModel) else str(model)
         if not isinstance(model, PreTrainedModel):
-            model = from_pretrained(folder, dtype=dtype, target_lang=target_lang)
+            model = from_pretrained(folder, dtype=dtype, target_lang=target_lang, new_head=False)
         family = family_of(model)
         if not force and not any(family.mixer(layer) for layer in family.layers(model)):
             raise UserError(
@@ -165,7 +165,10 @@ class Recogniser:
             raise UserError(
                 f"{folder or 'the processor'}: expected a processor for {SAMPLE_RATE} Hz, got one for {rate} Hz"
             )
-        vocabulary = Vocabulary.of(processor.tokenizer)
+        try:
+            vocabulary = Vocabulary.of(processor.tokenizer, model.config.vocab_size)
+        except UserError as error:
+            raise UserError(f"{folder or 'the processor'}: {error}") from error
         if model.config.vocab_size > len(vocabulary.tokens):
             raise UserError(
                 f"the model has {model.config.vocab_size} outputs, but the tokenizer {len(vocabulary.tokens)} tokens: "

@@ -113,7 +113,8 @@ def words(
     """Group spans into words at the word delimiter; each word is given out as soon as it is known to be complete.
 
     Without a delimiter among the outputs a word goes from a token that begins one to the next such token; where there
-    are none of these either, every token is a word, or so many as ``sizes`` says, where the text is known.
+    are none of these either, or they are phonemes, every token is a word, or so many as ``sizes`` says, where the text
+    is known.
 
     Example
     -------
@@ -126,7 +127,7 @@ def words(
     """
     if vocabulary.delimiter is not None:
         groups = _between_delimiters(spans, vocabulary.delimiter)
-    elif vocabulary.writes_spaces and sizes is None:
+    elif vocabulary.subwords is not None and sizes is None:
         groups = _from_starts(spans, vocabulary)
     else:
         groups = _of_sizes(spans, repeat(1) if sizes is None else sizes)

@@ -17,6 +17,7 @@ from cald_speech.data.manifests import read_manifest
 from cald_speech.data.perturbation import Perturbation, SpeechBrainAugmentation
 from cald_speech.data.text import make_processor, normalise
 from cald_speech.errors import UserError
+from cald_speech.families.vocabulary import Vocabulary
 from cald_speech.ops import valid_frames
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.decoding import greedy
@@ -38,6 +39,7 @@ class CTC(Task):
     def __init__(self, blank: int | None = None, perturbation: Perturbation | SpeechBrainAugmentation | None = None):
         self.wanted_blank, self.blank, self.perturbation = blank, blank or 0, perturbation
         self.normaliser = "none"  # of the last data set's references: hypotheses are written in the same way
+        self.num_outputs: int | None = None  # of the student's head, once it is known
 
     def processor(
         self, places: Sequence[str], required: str | None, folder: Path, train: Path, normaliser: str
@@ -66,7 +68,8 @@ class CTC(Task):
         self, manifest: Path, processor: Wav2Vec2Processor, *, normaliser: str, unknown: str
     ) -> DynamicItemDataset:
         self.normaliser = normaliser
-        return make_dataset(manifest, processor, normaliser=normaliser, unknown=unknown, needs_labels=True)
+        options = {"normaliser": normaliser, "unknown": unknown, "num_outputs": self.num_outputs}
+        return make_dataset(manifest, processor, **options, needs_labels=True)
 
     def change(self, processor: Wav2Vec2Processor, *, join_utterances: int, pause_s: float) -> BatchChange | None:
         if processor.feature_extractor.model_input_names[0] != "input_values":
@@ -94,7 +97,13 @@ class CTC(Task):
                 f"the head of {start!r} has {config.vocab_size} outputs and the tokenizer {whole} tokens: give the "
                 "model's own tokenizer with --processor"
             )
-        return {"vocab_size": config.vocab_size if has_head else whole}
+        self.num_outputs = config.vocab_size if has_head else whole
+        try:
+            Vocabulary.of(processor.tokenizer, self.num_outputs)
+        except UserError as error:
+            raise UserError(f"{start}: {error}") from error
+        # The padding of a batch is heard as this token: it is to be the blank.
+        return {"vocab_size": self.num_outputs, "pad_token_id": processor.tokenizer.pad_token_id}
 
     def units(self, batch: PaddedBatch) -> Tensor:
         return item_lengths(batch.labels)

@@ -1,6 +1,8 @@
 """`cald-speech convert`: a folder that loads as what it has become."""
 
+import json
 import re
+import shutil
 
 import pytest
 import soundfile
@@ -28,6 +30,19 @@ def test_a_model_is_converted_but_for_the_layers_that_are_kept(call, place, tmp_
     assert facts["teacher"] == str(place / "teacher") and facts["guidance"] == "none: not trained yet"
     assert facts["version"] == cald_speech.__version__ and facts["layers"] == "1 of 3 layers converted: Bidirectional"
     assert facts["parameters"].startswith(f"{sum(p.numel() for p in model.parameters()):,} (")
+
+
+def test_padding_is_heard_as_the_tokenizers_blank(call, place, tmp_path):
+    """Whatever the teacher's config calls it; transformers' pipeline reads letters out of the padding otherwise."""
+    shutil.copytree(place / "teacher", tmp_path / "teacher")
+    config = json.loads((tmp_path / "teacher" / "config.json").read_text())
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(config | {"pad_token_id": 5}))
+    call("convert", tmp_path / "teacher", tmp_path / "new")
+    model, processor = from_pretrained(tmp_path / "new"), load_processor(tmp_path / "new")
+    heard = processor([torch.randn(n).numpy() for n in (9_000, 24_000)], sampling_rate=16_000, padding=True)
+    with torch.no_grad():
+        tokens = model(**heard.convert_to_tensors("pt")).logits.argmax(-1)
+    assert config["pad_token_id"] == 0 and (tokens[0, -30:] == processor.tokenizer.pad_token_id).all()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,12 @@ import pytest
 import tokenizers
 import torch
 from tokenizers.trainers import BpeTrainer
-from transformers import ParakeetTokenizer, PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
+from transformers import (
+    ParakeetTokenizer,
+    PreTrainedTokenizerFast,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2PhonemeCTCTokenizer,
+)
 
 from cald_speech.data.text import encode
 from cald_speech.errors import UserError
@@ -95,6 +100,40 @@ def test_what_no_head_has_an_output_for_is_no_label(tmp_path):
     vocabulary = Vocabulary.of(tokenizer)
     assert vocabulary.delimiter is None
     assert encode("今 天", vocabulary, utterance_id="a") == [4, 5]
+
+
+def test_a_space_is_the_delimiter_of_a_saved_tokenizer_too(tmp_path):
+    """transformers takes a vertical bar for it when it reads the files again, and adds one where it wrote none."""
+    made = make_tokenizer(tmp_path, [" ", *"AB"], word_delimiter_token=" ")
+    made.save_pretrained(tmp_path)
+    for tokenizer in (Wav2Vec2CTCTokenizer.from_pretrained(tmp_path), make_tokenizer(tmp_path, [" ", *"AB"])):
+        vocabulary = Vocabulary.of(tokenizer, num_outputs=7)
+        assert vocabulary.delimiter == 4 and encode("A B", vocabulary, utterance_id="a") == [5, 4, 6]
+
+
+def test_only_what_the_head_has_is_a_label_or_the_blank(tmp_path):
+    tokenizer = make_tokenizer(tmp_path, ["|", *"AB"])
+    tokenizer.add_tokens(["[noise]"])
+    with pytest.raises(UserError, match=r"characters outside the tokenizer's vocabulary: '\[' '\]'"):
+        encode("A [AB] B", Vocabulary.of(tokenizer, num_outputs=7), utterance_id="a")
+    assert encode("A [noise]", Vocabulary.of(tokenizer), utterance_id="a") == [5, 4, 7]
+    assert 7 not in encode("A [noise]", Vocabulary.of(tokenizer, 7), utterance_id="a", unknown="drop")
+    # Nothing in its files says which token is the blank: transformers adds one that no head has an output for.
+    vocabulary = {token: place for place, token in enumerate(["[PAD]", "[UNK]", "|", *"AB"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    lost = Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"))
+    with pytest.raises(UserError, match=r"got '<pad>', number \d of 5.*\"pad_token\": \"\[PAD\]\""):
+        Vocabulary.of(lost, num_outputs=5)
+
+
+def test_phonemes_are_words_of_their_own(tmp_path):
+    make_tokenizer(tmp_path, ["n", "aː", "t", "tʃ"])
+    tokenizer = Wav2Vec2PhonemeCTCTokenizer(str(tmp_path / "vocab.json"), do_phonemize=False)
+    vocabulary = Vocabulary.of(tokenizer, num_outputs=8)
+    labels = encode("n aː tʃ t", vocabulary, utterance_id="a")
+    assert labels == [4, 5, 7, 6] and tokenizer.decode(labels) == "n aː tʃ t"
+    spans = [TokenSpan(token, place, place, 1.0) for place, token in enumerate(labels)]
+    assert "".join(FORMATS["text"].write(words(spans, vocabulary, FrameTimes(320, 320)))) == "n aː tʃ t\n"
 
 
 @pytest.mark.parametrize(

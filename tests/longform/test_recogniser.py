@@ -11,7 +11,7 @@ import soundfile
 import torch
 from transformers import Wav2Vec2Processor
 
-from cald_speech import LayerMap, convert
+from cald_speech import LayerMap, convert, from_pretrained
 from cald_speech.errors import UserError
 from cald_speech.families import families
 from cald_speech.families.hub import load_processor
@@ -98,6 +98,14 @@ def test_a_processor_of_another_model_is_refused(model, talk):
     wide = tiny_model(families()["wav2vec2"], vocab_size=99)
     with pytest.raises(UserError, match="99 outputs, but the tokenizer 32 tokens"):
         transcribe(wide, talk, processor=processor, force=True)
+
+
+def test_a_model_without_its_head_says_nothing(model, talk, tmp_path):
+    """transformers gives it a head of random weights, which says much."""
+    save(tmp_path, from_pretrained(model).base_model)
+    with pytest.raises(UserError, match=r"trained for this, a CaldWav2Vec2ForCTC, got one without its head \(lm_head"):
+        Recogniser.of(str(tmp_path))
+    assert from_pretrained(tmp_path).lm_head.weight.numel()
 
 
 def test_a_causal_student_gives_words_live(tmp_path):
