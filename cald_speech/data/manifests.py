@@ -161,7 +161,8 @@ def refuse(name: str, expected: str, what: str, culprits: Sequence[str], way_out
     """Raise UserError with the first of the ``culprits``, if there is one."""
     if culprits:
         raise UserError(
-            f"{name}: expected {expected}, but there are {len(culprits)} {what}: {some_of(culprits)}. {way_out}"
+            f"{name}: expected {expected}, but there are {len(culprits)} {what}: "
+            f"{some_of([culprit.rstrip('.') for culprit in culprits])}. {way_out}"
         )
 
 
@@ -213,7 +214,8 @@ def _fingerprint(sources: Sequence[Path], settings: Mapping[str, Any]) -> str:
             stat = os.stat(path)
         except (OSError, ValueError):  # ValueError: a name that no file can have
             stat = None
-        digest.update((f"{path} missing\n" if stat is None else f"{path} {stat.st_size} {stat.st_mtime_ns}\n").encode())
+        seen = "missing" if stat is None else f"{stat.st_size} {stat.st_mtime_ns}"
+        digest.update(f"{path} {seen}\n".encode("utf-8", "surrogateescape"))
     if settings:
         digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()

@@ -2,9 +2,12 @@
 
 import csv
 import gzip
+import io
 import json
+import os
 import sys
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +271,88 @@ def test_classes_by_their_names(tmp_path):
     assert [entry["text"] for entry in entries_of(tmp_path, tmp_path / "a.parquet").values()] == ["yes", "no"]
 
 
+def test_files_are_found_under_the_names_of_other_systems(tmp_path, monkeypatch):
+    """A link before .., the home folder, an address of a file, Common Voice's folder, Windows, and macOS's letters."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "deep" / "inside").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "inside")
+    accent = "\N{LATIN SMALL LETTER E WITH ACUTE}"
+    places = {
+        "link/../a.wav": "deep/a.wav",
+        "~/b.wav": "home/b.wav",
+        f"file://{tmp_path}/c%20d.wav": "c d.wav",
+        "e.wav": "clips/e.wav",
+        "sub\\f.wav": "sub/f.wav",
+        f"{accent}.wav": unicodedata.normalize("NFD", f"{accent}.wav"),
+    }
+    for place in places.values():
+        write_wav(tmp_path / place)
+    source = plain(tmp_path, "a.csv", "id,path,label\n" + "".join(f"{n},{p},yes \n" for n, p in enumerate(places)))
+    entries = entries_of(tmp_path, source)
+    found = [Path(entry["audio"]).resolve() for entry in entries.values()]
+    assert found == [tmp_path / place for place in places.values()]
+    assert {entry["text"] for entry in entries.values()} == {"yes"}  # a blank makes no other label
+
+
+def test_texts_beside_files_of_other_systems(tmp_path):
+    accent = "\N{LATIN SMALL LETTER E WITH ACUTE}"
+    for name, said in (("A.WAV", "A.TXT"), (unicodedata.normalize("NFD", f"{accent}.wav"), f"{accent}.txt")):
+        write_wav(tmp_path / "data" / name)
+        plain(tmp_path / "data", said, "hello")
+    assert [entry["text"] for entry in entries_of(tmp_path, tmp_path / "data").values()] == ["hello", "hello"]
+    plain(tmp_path / "data", "README.txt", "about")
+    with pytest.raises(UserError, match=r"README\.txt: expected audio of that name.*elsewhere, or give a table"):
+        entries_of(tmp_path, tmp_path / "data")
+    (tmp_path / "data" / "README.txt").unlink()
+    os.rename(tmp_path / "data" / "A.WAV", os.fsencode(tmp_path / "data") + b"/\xe9.wav")
+    with pytest.raises(UserError, match=r"expected (names of files and folders in UTF-8|its transcript)"):
+        entries_of(tmp_path, tmp_path / "data")
+    with pytest.raises(UserError, match=r"expected names of files and folders in UTF-8.*Rename it"):
+        entries_of(tmp_path, tmp_path / "data", columns={"text": "folder"})
+
+
+def member(name, size, pax=None):
+    made = tarfile.TarInfo(name)
+    made.size, made.pax_headers = size, pax or {}
+    return made
+
+
+def test_archives_of_a_mac_and_of_an_enemy(tmp_path):
+    sound = write_wav(tmp_path / "a.wav").read_bytes()
+    with tarfile.open(tmp_path / "mac.tar", "w") as archive:
+        for name, content in (("._a.b.WAV", b"\0\5\26\7"), ("a.b.WAV", sound), ("a.b.TXT", b"hello")):
+            archive.addfile(member(name, len(content)), io.BytesIO(content))
+    assert entries_of(tmp_path, tmp_path / "mac.tar")["a.b"]["text"] == "hello"
+    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.wav"}
+    with tarfile.open(tmp_path / "bomb.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        nothing = member("a.wav", 512, sparse | {"GNU.sparse.realsize": str(2**40)})
+        archive.addfile(nothing, io.BytesIO(b"1\n0\n0\n".ljust(512, b"\0")))
+    with pytest.raises(UserError, match=r"bomb\.tar: a\.wav: expected up to 1,073,741,824 bytes"):
+        entries_of(tmp_path, tmp_path / "bomb.tar")
+    with gzip.open(tmp_path / "bomb.jsonl.GZ", "wb", 1) as file:
+        for _ in range(65):
+            file.write(bytes(2**20))
+    with pytest.raises(UserError, match=r"bomb\.jsonl\.GZ:1: expected lines of up to 67,108,864 bytes"):
+        entries_of(tmp_path, tmp_path / "bomb.jsonl.GZ")
+
+
+def test_parquet_as_data_sets_write_it(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("datasets")
+    sound = write_wav(tmp_path / "a.wav").read_bytes()
+    inside = [{"bytes": sound, "path": f"speaker{n}/001.wav"} for n in range(2)]
+    parquet.write_table(pyarrow.table({"audio": inside, "text": ["x", "y"]}), tmp_path / "a.parquet")
+    assert list(entries_of(tmp_path, tmp_path / "a.parquet")) == ["speaker0/001", "speaker1/001"]
+    decoded = [{"array": [0.5] * 8_000, "sampling_rate": 16_000, "path": None}]
+    parquet.write_table(pyarrow.table({"audio": decoded, "text": ["x"]}), tmp_path / "b.parquet")
+    (entry,) = entries_of(tmp_path, tmp_path / "b.parquet").values()
+    assert torch.equal(read_entry(entry), torch.full((8_000,), 0.5))
+    columns = [pyarrow.array(["a.wav"]), pyarrow.array(["x"]), pyarrow.array(["y"])]
+    parquet.write_table(pyarrow.Table.from_arrays(columns, ["path", "text", "text"]), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match=r"c\.parquet: expected each column once, but 'text'"):
+        entries_of(tmp_path, tmp_path / "c.parquet")
+
+
 def plain(folder, name, content):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     return folder / name
@@ -303,6 +388,7 @@ FAULTS = {
     "half of UTF-16": ("a.csv", "path,text\na.wav,x\n".encode("utf-16")[:-1], r"a.csv:\d: expected a table"),
     "column twice": ("a.csv", "path,text,text\na,b,c\n", "'text' is there twice"),
     "duration": ("a.csv", "path,text,duration\na.wav,x,-1\n", "a.csv:2: expected seconds from 0 on as duration"),
+    "milliseconds": ("a.csv", "path,text,duration\na.wav,x,500\n", "a.csv:2: expected the duration .* 0.50, got 500"),
     "not a number": ("a.jsonl", '{"audio": "a.wav", "text": "x", "duration": NaN}', "a.jsonl:1: expected seconds"),
     "stop": ("a.csv", "path,text,start,end\na.wav,x,2,1\n", "a.csv:2: expected start < stop"),
     "same id": ("a.csv", "id,path,text\nu,a.wav,x\nu,b.wav,y\n", "a.csv:3: expected each utterance once.*a.csv:2"),

@@ -7,6 +7,7 @@ have in common, the columns' names, durations, segments, ids, is done once, in `
 import hashlib
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +25,7 @@ from cald_speech.data.manifests import (
     total_duration_s,
 )
 from cald_speech.data.readers import folders, hugging_face, json_files, kaldi, shards, tables
-from cald_speech.data.readers.records import Columns, Format, Record
+from cald_speech.data.readers.records import Columns, Format, Record, is_unicode
 from cald_speech.errors import UserError
 from cald_speech.files import settle, sweep, whole_file
 
@@ -47,6 +48,7 @@ FORMATS: Sequence[Format] = (
 )
 # Ends of segments are often written with two decimals: so much beyond the end of the file is the end.
 ROUNDING_S = 0.02
+LOOKED_UP = 16  # durations of so many files are looked up where all are given
 _MEND = "Correct the paths, which are relative to the file that names them, or copy the files again"
 
 
@@ -87,6 +89,10 @@ def read_corpus(*sources: str | Path, columns: Mapping[str, Any] | None = None) 
     known, places = Columns(columns), {}
     for source in map(str, sources):
         for record in format_of(source).read(source, known):
+            if not is_unicode(f"{record.id}{record.audio if isinstance(record.audio, Path) else ''}"):
+                raise UserError(
+                    f"{record.place}: expected names of files and folders in UTF-8, got {record.id!r}. Rename it."
+                )
             if record.id in places:
                 raise UserError(
                     f"{record.place}: expected each utterance once, but {record.id!r} is in {places[record.id]} too. "
@@ -174,7 +180,11 @@ def _entries(name: str, records: Iterable[Record], audio_folder: Path, drop_bad_
     if audio_folder.is_dir():
         settle()
     unsure = {record.audio for record in records if record.duration_s is None or record.start_s is not None}
-    found = look_up(sorted(unsure))
+    told = [record for record in records if record.audio not in unsure]
+    some = told[:: max(1, len(told) // LOOKED_UP)]
+    found = look_up(sorted(unsure | {record.audio for record in some}))
+    for record in some:
+        _compare(record, found[record.audio])
     entries, faults = {}, []
     for record in records:
         try:
@@ -182,12 +192,23 @@ def _entries(name: str, records: Iterable[Record], audio_folder: Path, drop_bad_
         except AudioError as error:
             faults.append(f"{record.place}: {error}")
             continue
-        entries[record.id] = {"audio": record.audio, **extent, "text": record.text, **record.more}
+        text = unicodedata.normalize("NFC", record.text.strip())  # one label is not two
+        entries[record.id] = {"audio": record.audio, **extent, "text": text, **record.more}
     expected, what = "audio that can be read for each utterance", "that cannot be used"
     refuse_or_drop(name, expected, what, faults, _MEND, drop_bad_audio=drop_bad_audio)
     if not entries:
         raise UserError(f"{name}: expected at least one utterance, but there is none in what was given.")
     return entries
+
+
+def _compare(record: Record, found: float | AudioError) -> None:
+    """Raise UserError where a corpus has durations that are not those of its files in seconds: others believe them."""
+    if isinstance(found, float) and abs(found - record.duration_s) > max(0.5, 0.1 * found):
+        raise UserError(
+            f"{record.place}: expected the duration of {record.audio} in seconds, {found:.2f}, got "
+            f"{record.duration_s:g}. Correct the column, or rename it, and durations are looked up; of a part of a "
+            "file say where it begins, too (start or offset)."
+        )
 
 
 def _extent(record: Record, found: float | AudioError | None) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Folders of audio: with a .txt beside each file, in LibriSpeech's layout, or with a Hugging Face metadata file."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -41,22 +42,30 @@ def read_pairs(source: str, columns: Columns) -> Iterator[Record]:
     if columns.given not in ({}, {"text": "folder"}, {"text": []}):
         raise UserError(f"{source}: a folder of audio has no columns, but for {{text: folder}}; got {columns.given}.")
     files = files_in(folder)
+    texts = {} if columns.given else {_key(path): path for path in files if path.suffix.lower() == ".txt"}
     for path in (audio := audio_among(files)):
         name = path.relative_to(folder).with_suffix("").as_posix()
-        said = path.with_suffix(".txt")
+        said = texts.get(_key(path))
         if columns.given:
             yield Record(str(path), name, path, path.parent.name if columns.wants_text else "")
-        elif said.is_file():
+        elif said is not None:
             yield Record(str(path), name, path, " ".join(read_text(said, "a transcript").split()))
         else:
             raise UserError(
-                f"{path}: expected its transcript in {said.name} beside it, but there is none. Write it, or give a "
+                f"{path}: expected its transcript in {path.stem}.txt beside it, but there is none. Write it, or give a "
                 "table of the files that are to be used; where folders are labels, columns: {text: folder}"
             )
-    lost = [path for path in files if path.suffix == ".txt" and not columns.given]
-    lost = sorted(set(lost) - {path.with_suffix(".txt") for path in audio})
+    lost = sorted(texts[key] for key in texts.keys() - set(map(_key, audio)))
     if lost:
-        raise UserError(f"{lost[0]}: expected audio of that name beside it, but there is none ({len(lost)} such).")
+        raise UserError(
+            f"{lost[0]}: expected audio of that name beside it, but there is none ({len(lost)} such). Keep what is no "
+            "transcript elsewhere, or give a table of the files that are to be used."
+        )
+
+
+def _key(path: Path) -> str:
+    """What an audio file and its text have in common, whether letters are composed, and endings in capitals."""
+    return unicodedata.normalize("NFC", str(path.with_suffix("")))
 
 
 # --- LibriSpeech ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ An address is ``hf://owner/name?split=train``. More options of it: ``config=en``
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -22,9 +22,14 @@ def read_parquet(source: str, columns: Columns) -> Iterator[Record]:
 
     try:
         file = ParquetFile(path)
+        names = file.schema_arrow.names
         features = datasets.Features.from_arrow_schema(file.schema_arrow)
     except Exception as error:  # pyarrow and datasets raise errors of many kinds, for a damaged file too
         raise UserError(f"{path}: expected a parquet file, but it cannot be read ({_first_line(error)}).") from error
+
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: expected each column once, but {twice!r} is there twice. Rename one.")
 
     def rows(names: list[str]) -> Iterator[dict[str, Any]]:
         for batch in file.iter_batches(64, columns=names):  # never the whole file in memory
@@ -105,12 +110,18 @@ def _records(
             kept = {n: classes[n].int2str(v) if n in classes and v is not None else v for n, v in row.items()}
             audio = kept[found["audio"]]
             inner = audio.get("path") if isinstance(audio, Mapping) else None
-            name = Path(inner).stem if isinstance(inner, str) and inner else f"{number:07d}"
+            name = _name_of(inner) if isinstance(inner, str) and inner else f"{number:07d}"
             yield columns.record(kept, f"{source}: row {number}", folder, name=name)
     except UserError:
         raise
     except Exception as error:  # pyarrow, datasets and the network raise errors of many kinds while rows are read
         raise UserError(f"{source}: the data set cannot be read: {_first_line(error)}") from error
+
+
+def _name_of(inner: str) -> str:
+    """The id that a file's path inside of a set gives; of a whole path, which is of some machine, its last part."""
+    path = PurePosixPath(inner)
+    return path.stem if path.is_absolute() or ".." in path.parts else path.with_suffix("").as_posix()
 
 
 def _datasets(source: str) -> Any:

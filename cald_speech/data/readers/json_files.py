@@ -8,6 +8,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,34 @@ from cald_speech.data.readers import cuts
 from cald_speech.data.readers.records import Columns, Format, Record
 from cald_speech.errors import UserError
 
+MOST_OF_A_LINE = 2**26
 _KEY = re.compile(r'\s*\{?\s*("(?:[^"\\]|\\.)*")\s*:\s*\{')  # of an utterance, at the start of its line
 
 
 def objects_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of each line of a file of JSON lines, which may be compressed with gzip."""
-    if path.suffix == ".gz":
-        try:
-            text = decoded(gzip.decompress(path.read_bytes()), path, "JSON lines")
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: expected a file compressed with gzip, but {error}. Copy it again.") from error
-    else:
-        text = read_text(path, "JSON lines")
-    yield from _objects_in(text, path)
+    if path.suffix.lower() != ".gz":
+        yield from _objects_in(read_text(path, "JSON lines"), path)
+        return
+    for number, line in enumerate(_unpacked(path), start=1):
+        text = decoded(line, path, "JSON lines", first_line=number)
+        if text.strip():
+            yield f"{path}:{number}", object_of(text, f"{path}:{number}", "an object in one line")
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    """Line by line: what a small file grows to may be more than the memory."""
+    try:
+        with gzip.open(path) as file:
+            for number in count(1):
+                line = file.readline(MOST_OF_A_LINE + 1)
+                if len(line) > MOST_OF_A_LINE:
+                    raise UserError(f"{path}:{number}: expected lines of up to {MOST_OF_A_LINE:,} bytes, got a longer.")
+                if not line:
+                    return
+                yield line
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: expected a file compressed with gzip, but {error}. Copy it again.") from error
 
 
 def _objects_in(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

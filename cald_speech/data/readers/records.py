@@ -1,12 +1,18 @@
 """What every reader gives: one :class:`Record` for each utterance, made of a row by the names of its columns."""
 
+import io
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import soundfile
 
 from cald_speech.data.audio import audio_info
 from cald_speech.errors import UserError, some_of
@@ -174,14 +180,28 @@ def _as_names(column: Any) -> Any:
 
 
 def path_of(value: str, place: str, folder: Path) -> Path:
-    """The path that a corpus gives, relative to the ``folder`` of the file that gives it."""
+    """The path that a corpus gives, relative to the ``folder`` of the file that gives it.
+
+    Where no file has just this name, it is that of one called so by another system: letters composed or decomposed
+    (macOS), backslashes (Windows), the name alone of what lies in ``clips`` (Common Voice).
+    """
     value = _PLACEHOLDER.sub(lambda match: str(folder), value)
+    if value.startswith("file://"):
+        value = unquote(value.removeprefix("file://").removeprefix("localhost"))
+    elif value.startswith("~/"):
+        value = os.path.expanduser(value)
     too_long = max(map(len, value.encode("utf-8", "replace").split(b"/"))) > 255
-    if not value or "\0" in value or too_long or not _is_unicode(value):
+    if not value or "\0" in value or too_long or not is_unicode(value):
         raise UserError(f"{place}: expected the path of an audio file, got {value!r:.80}. Mend the line.")
     if "://" in value:
         raise UserError(f"{place}: expected the path of an audio file, got the address {value}. Download it first.")
-    return Path(os.path.normpath(folder / value))
+    path = Path(os.path.normpath(folder / value))
+    if os.path.isfile(path):
+        return path
+    names = [value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value), value.replace("\\", "/")]
+    names += [f"clips/{value}"] if "/" not in value else []
+    # The first is not the same: behind a link to a folder, .. is above the folder that it leads to.
+    return next((folder / name for name in names if os.path.isfile(folder / name)), path)
 
 
 def seconds(value: Any, what: str, place: str) -> float:
@@ -210,6 +230,8 @@ def _audio(value: Any, place: str, folder: Path) -> tuple[Path | bytes, str, tup
         return value["bytes"], Path(str(value.get("path") or "")).suffix, None
     if isinstance(value, Mapping) and isinstance(value.get("path"), str):
         return path_of(value["path"], place, folder), "", None
+    if isinstance(value, Mapping) and isinstance(value.get("array"), list):  # decoded, as `datasets` gives it
+        return _encoded(value, place), ".wav", None
     if isinstance(value, Mapping) and isinstance(value.get("file"), str):  # SpeechBrain's, with samples
         path = path_of(value["file"], place, folder)
         if "start" not in value and "stop" not in value:
@@ -217,6 +239,19 @@ def _audio(value: Any, place: str, folder: Path) -> tuple[Path | bytes, str, tup
         start, stop = (seconds(value.get(key, 0), key, place) for key in ("start", "stop"))
         return path, "", _in_seconds(path, start, stop, place)
     raise UserError(f"{place}: expected the path of an audio file, got {value!r:.80}. Mend the line.")
+
+
+def _encoded(decoded: Mapping[str, Any], place: str) -> bytes:
+    """The samples (N,) or (channels, N) of a row as a WAV file."""
+    content, rate = io.BytesIO(), decoded.get("sampling_rate")
+    try:
+        samples = np.array(decoded["array"], np.float32)
+        soundfile.write(content, samples.T, rate, format="WAV", subtype="FLOAT")
+    except (TypeError, ValueError, soundfile.LibsndfileError) as error:
+        raise UserError(
+            f"{place}: expected numbers as array and their sampling_rate, got {rate!r} ({error!s:.80}). Mend the line."
+        ) from error
+    return content.getvalue()
 
 
 def _in_seconds(path: Path | bytes, start: float, stop: float, place: str) -> tuple[float, float]:
@@ -230,12 +265,12 @@ def _in_seconds(path: Path | bytes, start: float, stop: float, place: str) -> tu
 
 
 def _word(value: Any, key: str, place: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or not _is_unicode(str(value)):
+    if isinstance(value, bool) or not isinstance(value, str | int) or not is_unicode(str(value)):
         raise UserError(f"{place}: expected text as {key}, got {value!r:.80}. Mend the line, or leave it out.")
     return str(value)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether a text can be written: half of a surrogate pair, which JSON can say, cannot."""
     try:
         text.encode()

@@ -27,6 +27,7 @@ _RANGE = re.compile(r"(?:_OP_|\{)([0-9]{1,6})\.\.([0-9]{1,6})(?:_CL_|\})")
 _MOST = 100_000  # archives of a pattern
 _NEMO = "tarred_audio_manifest.json"
 _TEXTS = (".txt", ".cls")
+MOST_OF_A_MEMBER = 2**30  # bytes, nine hours of WAV: a header decides no memory
 
 
 def read_webdataset(source: str, columns: Columns) -> Iterator[Record]:
@@ -144,8 +145,8 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     key, parts = None, {}
     for name, content in _members(path):
         at = PurePosixPath(name)
-        stem, _, ending = at.name.partition(".") if at.suffix not in ENDINGS else (at.stem, ".", at.suffix[1:])
-        if at.suffix in (".json", *_TEXTS):
+        stem, _, ending = at.name.partition(".")
+        if at.suffix.lower() in {".json", *_TEXTS, *ENDINGS}:
             stem, ending = at.stem, at.suffix[1:]
         this = (at.parent / stem).as_posix()
         if this != key and key is not None:
@@ -164,8 +165,13 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
-                if not member.isfile():
-                    continue
+                if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
+                    continue  # macOS puts ._talk.wav before talk.wav
+                if member.size > MOST_OF_A_MEMBER:
+                    raise UserError(
+                        f"{path}: {member.name}: expected up to {MOST_OF_A_MEMBER:,} bytes, got {member.size:,}. Give "
+                        "long recordings as files."
+                    )
                 content = archive.extractfile(member).read()
                 if len(content) < member.size:
                     raise UserError(f"{path}: {member.name}: the archive is cut off. Copy it again.")
