@@ -14,8 +14,8 @@ from cald_speech.ops.backends import interpreted
 def mend_interpreter() -> None:
     """Let a loop in a kernel take its bound from an array of one element; for the whole process, once.
 
-    Triton 3.6 calls ``int()`` of that array, which numpy 2.4 refuses (``TypeError: only 0-dimensional arrays can be
-    converted to Python scalars``). Does nothing where kernels are compiled.
+    Triton (3.4 to 3.6) calls ``int()`` of that array, which numpy 2.4 refuses (``TypeError: only 0-dimensional arrays
+    can be converted to Python scalars``). Does nothing where kernels are compiled.
 
     Example
     -------
@@ -27,9 +27,10 @@ def mend_interpreter() -> None:
     if getattr(patch_tensor, "mended", False):
         return
 
-    def patch(tensor, scope):
-        patch_tensor(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(numpy.asarray(self.handle.data).item()))
+    def patch(tensor, *scope):  # from 3.6 on there is one, which takes the attributes off again
+        patch_tensor(tensor, *scope)
+        set_attribute = scope[0].set_attr if scope else setattr
+        set_attribute(tensor, "__index__", lambda self: int(numpy.asarray(self.handle.data).item()))
 
     patch.mended = True
     interpreter._patch_lang_tensor = patch
