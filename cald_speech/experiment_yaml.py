@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, ScalarEvent
 from transformers import PretrainedConfig
 
@@ -58,6 +59,10 @@ def check(text: str, place: str) -> None:
             if tag and tag not in PLAIN | REFERENCES | {"!", "!tuple", "!PLACEHOLDER"}:
                 _check_tag(tag, f"{place}, line {event.start_mark.line + 1}")
         tree = YAML().load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"{place}, line {mark.line + 1}" if mark else place
+        raise UserError(f"{line}: expected yaml, which this is not: {error.problem or error.context}") from error
     except (YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{place}: expected yaml, which this is not: {error}") from error
     _check_references(tree, place)

@@ -133,6 +133,17 @@ def short_name(name: str, most: int) -> str:
     return f"{encoded[: most - 17].decode('utf-8', 'ignore')}-{digest}"
 
 
+def from_home(path: str) -> str:
+    """A path in which ``~/`` is the user's home, as a shell has it; of a yaml, and behind ``=``, no shell has seen it.
+
+    Example
+    -------
+    >>> from_home("a/~/b"), from_home("~/a") == str(Path.home() / "a")
+    ('a/~/b', True)
+    """
+    return os.path.expanduser(path) if path == "~" or path.startswith("~/") else path
+
+
 def put(made: Path, path: Path) -> None:
     """Give a whole file or folder its final name, once it is on the disk.
 

@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 from cald_speech.errors import UserError
+from cald_speech.files import from_home
 
 PACKAGE = Path(__file__).parent
 
@@ -46,6 +47,7 @@ def model_folder(name: str) -> str:
     >>> model_folder("facebook/wav2vec2-base")
     'facebook/wav2vec2-base'
     """
+    name = from_home(name)
     shipped = recipes_folder().parent / name
     ships = name.startswith("recipes/") and not Path(name).exists() and shipped.is_dir()
     return str(shipped) if ships else name

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cald_speech.errors import error_epilogue
+from cald_speech.files import from_home
 from cald_speech.shipped import model_folder
 
 
@@ -33,9 +35,16 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         with error_epilogue():
             given = ctx.params.items()
-            ctx.params = {name: value.read() if isinstance(value, Later) else value for name, value in given}
+            ctx.params = {name: value.read() if isinstance(value, Later) else _path(value) for name, value in given}
             status = super().invoke(ctx)
         ctx.exit(status or 0)
+
+
+def _path(value: Any) -> Any:
+    """Paths from the user's home: a shell leaves the ``~`` of ``--output_folder=~/results`` as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(_path, value))
+    return Path(from_home(str(value))) if isinstance(value, Path) else value
 
 
 command = partial(click.command, cls=Command)

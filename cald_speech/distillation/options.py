@@ -93,8 +93,13 @@ def _kinds(hint: Any) -> tuple[tuple[Any, ...], bool]:
 
 
 def _check_kind(name: str, value: Any, hint: Any, kinds: tuple[Any, ...], listed: bool) -> None:
-    if isinstance(hint, UnionType) and (value is None or not {int, float} & set(kinds)):
-        return  # None, or of two kinds: judged where it is used
+    if isinstance(hint, UnionType) and not {int, float} & set(kinds):
+        if not isinstance(value, kinds):
+            named = [WORDS.get(k, f"a {k.__name__}") for k in kinds if k is not NoneType]
+            raise ValueError(f"{name}: expected {' or '.join(named)}, got {value!r}")
+        return
+    if isinstance(hint, UnionType) and value is None:
+        return
     if listed and (isinstance(value, str) or not isinstance(value, Sequence)):
         raise ValueError(f"{name}: expected a list of numbers, got {value!r}")
     kind = next(k for k in kinds if k is not NoneType)

@@ -49,7 +49,7 @@ def describe_factory(factory: MixerFactory) -> dict[str, Any]:
     """
     func, keywords = (factory.func, factory.keywords) if isinstance(factory, partial) else (factory, {})
     if not (isinstance(func, type) and issubclass(func, Mixer)) or (isinstance(factory, partial) and factory.args):
-        raise ValueError(f"expected a Mixer class or a partial of one with keyword arguments, got {factory!r}")
+        raise ValueError(f"expected a Mixer class or a partial of one with keyword arguments, got {factory!r:.60}")
     described = {name: describe_factory(v) if callable(v) else v for name, v in keywords.items()}
     return {"mixer": func.__name__, "arguments": described}
 

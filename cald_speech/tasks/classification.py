@@ -45,6 +45,8 @@ class Classification(Task):
 
     def __init__(self, labels: Sequence[str] | None = None, *, units_per_utterance: int | str = 1):
         self.units_per_utterance = checked_units(units_per_utterance)
+        if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
+            raise ValueError(f"labels: expected a list of names, numbers among them in quotes, got {labels!r}")
         if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
             raise ValueError(f"labels: expected two or more names, each once, got {list(labels)}")
         self.from_training = labels is None

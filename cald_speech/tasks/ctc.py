@@ -37,6 +37,13 @@ class CTC(Task):
     metric = "WER"
 
     def __init__(self, blank: int | None = None, perturbation: Perturbation | SpeechBrainAugmentation | None = None):
+        if not (blank is None or type(blank) is int):
+            raise ValueError(f"blank: expected the number of an output, got {blank!r}")
+        if not (perturbation is None or callable(perturbation)):
+            raise ValueError(
+                "perturbation: expected !new:cald_speech.data.perturbation.Perturbation or SpeechBrainAugmentation, "
+                f"got {perturbation!r}"
+            )
         self.wanted_blank, self.blank, self.perturbation = blank, blank or 0, perturbation
         self.normaliser = "none"  # of the last data set's references: hypotheses are written in the same way
         self.num_outputs: int | None = None  # of the student's head, once it is known

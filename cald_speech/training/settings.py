@@ -21,11 +21,14 @@ from ruamel.yaml import YAML, YAMLError
 from transformers import PretrainedConfig
 
 from cald_speech.conversion import ConversionSchedule, LayerMap
+from cald_speech.data.encodings import read_text
 from cald_speech.data.text import NORMALISERS
 from cald_speech.distillation import PRESETS, Guidance, LossForm, Unguided, every_option, options_of
 from cald_speech.distillation.options import check_values, option
 from cald_speech.errors import UserError
 from cald_speech.experiment_yaml import build, check
+from cald_speech.files import from_home
+from cald_speech.mixers.factory import check_options, describe_factory
 from cald_speech.shipped import hparams_folder, model_folder
 from cald_speech.tasks.base import Task
 from cald_speech.tasks.ctc import CTC
@@ -33,6 +36,7 @@ from cald_speech.training.loggers import Logger
 from cald_speech.training.schedules import WarmupSchedule
 
 MODELS = {"teacher", "student", "source", "processor"}
+FOLDERS = {"output_folder", "data_folder", "prepare_folder"}
 # Options of guidance that a mode's class called otherwise before an experiment's names became its own.
 RENAMED = {
     "layer": "alpha_layer",
@@ -191,6 +195,10 @@ class Settings:
             raise UserError(f"{path}: expected an output_folder, where the run keeps its files; give --output_folder")
         for key in MODELS & values.keys():
             values[key] = model_folder(values[key]) if isinstance(values[key], str) else values[key]
+        for key in FOLDERS & values.keys():
+            values[key] = from_home(values[key]) if isinstance(values[key], str) else values[key]
+            if values[key] == "":
+                raise UserError(f"{path}: {key}: expected a folder, got an empty name. Write . for where you are")
         settings = cls(**{key: value for key, value in values.items() if key in keys})
         settings.options = {key: value for key, value in values.items() if key in shared and value is not None}
         try:
@@ -199,6 +207,7 @@ class Settings:
             for of in (settings, settings.guidance):
                 check_values(of)
             settings.guidance.check(settings.num_steps)
+            _check_mixers(settings.layer_map)
             if not isinstance(settings.logger, Logger | None):
                 raise ValueError(
                     "logger: expected `!new:cald_speech.training.loggers.WeightsAndBiases {project: name}` or MLflow, "
@@ -225,6 +234,16 @@ class Settings:
         warmup = max(1, aligning // 10)
         shape = WarmupSchedule(warmup, aligning - warmup, "cosine", floor=0.1)
         return (self.align_learning_rate or self.learning_rate) * shape(step)
+
+
+def _check_mixers(layer_map: LayerMap) -> None:
+    for factory in (layer_map.default, *layer_map.overrides.values()):
+        if factory is not None:
+            try:
+                describe_factory(factory)
+                check_options(factory)
+            except ValueError as error:
+                raise ValueError(f"layer_map: {error}, as !name:cald_speech.mixers.Mamba2 gives it") from error
 
 
 def _refuse_unknown(path: Path, given: set[str], known: set[str]) -> None:
@@ -261,7 +280,7 @@ def find_mode(folder: Path, name: str) -> Callable[..., Guidance]:
         names = sorted({file.stem for place in places for file in place.glob("*.yaml")})
         raise UserError(f"guidance: expected one of {', '.join(names)} (the files in {places[-1]}), got {name!r}")
     with _named(path):
-        text = path.read_text()
+        text = read_text(path, "a guidance mode")
         check(text, str(path))
         tag = getattr(YAML().load(text).get("guidance"), "tag", None)
         if tag is not None and str(tag.value).startswith("!new:"):
@@ -327,7 +346,8 @@ def _named(path: Path) -> Iterator[None]:
         for old, new in RENAMED.items():
             if "cald_speech.distillation" in str(error) and f"argument '{old}'" in str(error):
                 hint = f". It is called {new}"
-        raise UserError(f"{path}: {error}{hint}") from error
+        said = ": ".join(map(str, error.args)) if isinstance(error, TypeError) else error
+        raise UserError(f"{path}: {said}{hint}") from error
 
 
 def experiment_text(path: Path, overrides: Mapping[str, Any] | str, above: tuple[Path, ...] = ()) -> str:
@@ -339,7 +359,7 @@ def experiment_text(path: Path, overrides: Mapping[str, Any] | str, above: tuple
         raise UserError(f"no experiment file {path}: expected a yaml, such as hparams/mamba.yaml")
     if path.resolve() in above:
         raise UserError(f"{path}: base: expected another experiment, got one that is based on this one")
-    yaml, text = YAML(), path.read_text()
+    yaml, text = YAML(), read_text(path, "an experiment")
     check(text, str(path))
     tree = yaml.load(text)
     if not isinstance(tree, dict):

@@ -7,6 +7,7 @@ from typing import Any
 
 from cald_speech.data.readers import prepare_corpus
 from cald_speech.errors import UserError
+from cald_speech.files import from_home
 
 Sources = str | Sequence[str] | None
 SETS = re.compile(r"[\w][\w.-]*")
@@ -44,7 +45,9 @@ def prepare(
         if not isinstance(sources, Sequence) or not all(isinstance(source, str) for source in sources):
             raise UserError(f"{name}: expected a path or a list of paths, got {given!r}")
         if sources:
-            places = [source if source.startswith("hf:") else str(Path(data_folder, source)) for source in sources]
+            places = [
+                source if source.startswith("hf:") else str(Path(data_folder, from_home(source))) for source in sources
+            ]
             manifests[name] = Path(output_folder) / "manifests" / f"{name}.json"
             prepare_corpus(manifests[name], *places, columns=columns, drop_bad_audio=drop_bad_audio)
     return manifests

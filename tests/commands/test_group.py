@@ -4,12 +4,14 @@ import errno
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from cald_speech.commands import JOBS, main, options
+from cald_speech.commands.command import Command
 from cald_speech.errors import UserError
 
 NAMES = [name for jobs in JOBS.values() for name in jobs]
@@ -37,6 +39,16 @@ def test_the_help_of_the_group_names_every_command_with_its_line(call):
     for jobs in JOBS.values():
         for name, job in jobs.items():
             assert f" {name} {job.summary} " in f"{shown} "
+
+
+def test_a_tilde_that_no_shell_has_seen(monkeypatch):
+    """Behind = it is left as it is, and would be the name of a folder."""
+    monkeypatch.setenv("HOME", "/home/anna")
+    seen = []
+    option, argument = click.Option(["--to"], type=Path), click.Argument(["files"], type=Path, nargs=-1)
+    command = Command("x", params=[option, argument], callback=lambda to, files: seen.extend([to, *files]))
+    command(["--to=~/results", "~/a.wav", "~b"], standalone_mode=False)
+    assert seen == [Path("/home/anna/results"), Path("/home/anna/a.wav"), Path("~b")]
 
 
 def test_an_unknown_command_is_refused(call):

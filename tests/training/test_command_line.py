@@ -28,6 +28,7 @@ OTHERS = {
     "task": "!new:cald_speech.tasks.ctc.CTC {blank: 3}",
     "layer_map": "!new:cald_speech.conversion.LayerMap {default: null, overrides: {0: null}}",
     "schedule": "!new:cald_speech.training.schedules.WarmupSchedule {warmup_steps: 3}",
+    "conversion_schedule": "!new:cald_speech.conversion.ConversionSchedule {steps: [0, 2]}",
     "corpus": "{splits: [a]}",
     "model_overrides": "{hidden_dropout: 0.5}",
     "layer_weights": "[1.0, 2.0]",

@@ -51,6 +51,48 @@ def test_every_key_has_its_default(tmp_path):
     assert type(settings.guidance) is Unguided and type(settings.task) is CTC
 
 
+MISTAKES = {
+    "a tab": (b"corpus:\n\ttrain: a", r"line 2: expected yaml, which this is not: found character '\\t'"),
+    "a key twice": (b"seed: 1\nseed: 2", r"line 2: expected yaml, .*duplicate key .seed. .*original value"),
+    "latin 1": (b"licence: \xe9", r"e\.yaml:1: expected an experiment in UTF-8.*0xE9"),
+    "a number for a name": (b"teacher: 2024", r"teacher: expected text, got 2024"),
+    "a list for a model": (b"source: [a]", r"source: expected text or a PreTrainedConfig, got \['a'\]"),
+    "a list for a schedule": (b"conversion_schedule: [1]", r"conversion_schedule: expected a ConversionSchedule"),
+    "no folder": (b"data_folder: ''", r"data_folder: expected a folder, got an empty name"),
+    "a name for a mixer": (
+        b"layer_map: !new:cald_speech.conversion.LayerMap {default: mamba2}",
+        "layer_map: .*'mamba2'",
+    ),
+    "an option that is none": (b"task: !new:cald_speech.tasks.ctc.CTC {blnk: 3}", r"CTC: CTC.* argument 'blnk'"),
+    "a name for a perturbation": (b"task: !new:cald_speech.tasks.ctc.CTC {perturbation: x}", "perturbation: .*got 'x'"),
+    "a name for the blank": (b"task: !new:cald_speech.tasks.ctc.CTC {blank: x}", "blank: expected the number"),
+    "numbers for labels": (
+        b"task: !new:cald_speech.tasks.classification.Classification {labels: [0, 1]}",
+        r"labels: expected a list of names, numbers among them in quotes, got \[0, 1\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_where_they_are(tmp_path, mistake):
+    written, told = MISTAKES[mistake]
+    (tmp_path / "e.yaml").write_bytes(written)
+    with pytest.raises(UserError, match=told) as caught:
+        Settings.load(tmp_path / "e.yaml", {"output_folder": "x"})
+    assert "\n" not in str(caught.value) and "http" not in str(caught.value)
+
+
+def test_paths_from_the_home_folder_and_other_encodings(tmp_path, monkeypatch):
+    """No shell has seen a yaml's ~; to make a folder of that name invites its owner to remove the wrong one."""
+    monkeypatch.setenv("HOME", "/home/anna")
+    text = "output_folder: ~/out\nprepare_folder: ~/data\nteacher: ~/t\ndata_folder: a/~\nlicence: \N{COPYRIGHT SIGN}"
+    (tmp_path / "e.yaml").write_text(text, encoding="utf-16")
+    settings = Settings.load(tmp_path / "e.yaml")
+    assert (settings.output_folder, settings.prepare_folder) == ("/home/anna/out", "/home/anna/data")
+    assert (settings.teacher, settings.data_folder) == ("/home/anna/t", "a/~")
+    assert settings.licence == "\N{COPYRIGHT SIGN}"
+
+
 def test_objects_and_references(folder):
     settings = Settings.load(folder / "base.yaml")
     assert settings.output_folder == "results/3"

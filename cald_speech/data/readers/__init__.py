@@ -27,7 +27,7 @@ from cald_speech.data.manifests import (
 from cald_speech.data.readers import folders, hugging_face, json_files, kaldi, shards, tables
 from cald_speech.data.readers.records import Columns, Format, Record, is_unicode
 from cald_speech.errors import UserError
-from cald_speech.files import settle, sweep, whole_file
+from cald_speech.files import from_home, settle, sweep, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def manifest_of(source: str | Path, columns: Mapping[str, Any] | None = None) ->
 
     Raises: UserError, as `prepare_corpus`, and where there is nowhere to keep it.
     """
-    source = str(source)
+    source = from_home(str(source))
     if not columns and source.lower().endswith(".json") and _is_ours(source):
         return Path(source)
     key = hashlib.sha256(f"{os.path.abspath(source)} {columns or {}}".encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ import soundfile
 
 from cald_speech.data.audio import audio_info
 from cald_speech.errors import UserError, some_of
+from cald_speech.files import from_home
 
 # What other tools call each of our keys, the likeliest first.
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -188,8 +189,7 @@ def path_of(value: str, place: str, folder: Path) -> Path:
     value = _PLACEHOLDER.sub(lambda match: str(folder), value)
     if value.startswith("file://"):
         value = unquote(value.removeprefix("file://").removeprefix("localhost"))
-    elif value.startswith("~/"):
-        value = os.path.expanduser(value)
+    value = from_home(value)
     too_long = max(map(len, value.encode("utf-8", "replace").split(b"/"))) > 255
     if not value or "\0" in value or too_long or not is_unicode(value):
         raise UserError(f"{place}: expected the path of an audio file, got {value!r:.80}. Mend the line.")
