@@ -81,7 +81,18 @@ def export_onnx(model: PreTrainedModel, path: str | Path, *, length: int | None 
         _write(wrapped, _example(family, model, 2, length or 3 * shortest), unfinished, name, length)
         error = 0.0
         for batch, count in ((2, length or 3 * shortest), (1, length or 5 * shortest), (3, length or shortest)):
-            error = max(error, _error(wrapped, unfinished, _example(family, model, batch, count), name[0]))
+            example = _example(family, model, batch, count)
+            try:
+                error = max(error, _error(wrapped, unfinished, example, name[0]))
+            except UserError:
+                raise
+            except Exception as fault:  # onnxruntime's have no class of their own
+                cause = " ".join(str(fault).split())
+                raise UserError(
+                    f"onnxruntime cannot run what was made of {type(model).__name__} on {batch} inputs of {count} "
+                    f"{name[1]}, and nothing was written: {cause:.300} "
+                    + ("Expected other mixers" if length else "Give a length (--length) to have it fixed")
+                ) from fault
         if not error <= TOLERANCE:
             raise UserError(
                 f"what onnxruntime makes of the file is {error:.1e} from the model, and expected is {TOLERANCE:.0e} at "
@@ -161,7 +172,7 @@ def _write(wrapped: FirstOutput, example: tuple, path: Path, name: tuple[str, st
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(
             f"{type(wrapped.model).__name__} cannot be traced: {cause:.300} Expected mixers and heads that do not look "
-            f"at values, and take {'that length' if length else 'any length: a fixed one may do'}"
+            f"at values, and take {'that length' if length else 'any length; with a fixed one (--length) it may do'}"
         ) from error
 
 

@@ -285,7 +285,8 @@ def _in_time(own: Frames, waiting: Frames, lengths: Tensor | None, reverse: bool
     if lengths is None or not reverse:
         return both
     size, num_frames = both.steps.size(1), own.steps.size(1)
-    rows, place = torch.arange(len(lengths), device=lengths.device)[:, None], torch.arange(size, device=lengths.device)
+    rows = torch.arange(lengths.size(0), device=lengths.device)[:, None]
+    place = torch.arange(size, device=lengths.device)
     place = torch.where(place < lengths[:, None], place, place + num_frames - lengths[:, None]).clamp(max=size - 1)
     return Frames(*(v[rows, place] for v in both))
 
@@ -300,7 +301,7 @@ def _left_waiting(own: Frames, waiting: Frames, lengths: Tensor | None, reverse:
     if lengths is None:
         seen = _in_time(Frames(*(v[:, max(0, num_frames - delay) :] for v in own)), waiting, None, reverse)
         return Frames(*(v[:, -delay:] for v in seen))
-    rows = torch.arange(len(lengths), device=device)[:, None]
+    rows = torch.arange(lengths.size(0), device=device)[:, None]
     place = lengths[:, None] - delay + torch.arange(delay, device=device)
     here, before = place.clamp(min=0), (place + delay).clamp(max=delay - 1)
     pairs = ((mine[rows, here], theirs[rows, before]) for mine, theirs in zip(own, waiting, strict=True))

@@ -19,6 +19,9 @@ from cald_speech.mixers.attention_heads import AttentionHeads
 from cald_speech.mixers.averages import joined, packed, unpacked
 from cald_speech.mixers.base import AttentionWeights, DistanceKeys, PositionBias, Sweep
 from cald_speech.ops import mask_padding
+from cald_speech.ops.backends import is_exported
+from cald_speech.ops.recurrence import first as first_frames
+from cald_speech.ops.recurrence import more_than
 
 # Tiles of fewer queries than this are slower than the keys they spare.
 LEAST_QUERIES = 32
@@ -169,16 +172,18 @@ class Band(NamedTuple):
 
     @classmethod
     def over(cls, num_queries: int, num_keys: int, lo: int, hi: int, first: int = 0) -> "Band":
-        tile = max(1, min(num_queries, max(LEAST_QUERIES, hi - lo)))
+        tile = max(LEAST_QUERIES, hi - lo)
+        if not is_exported():  # a program has one tile for inputs of any length
+            tile = max(1, min(num_queries, tile))
         start, stop = first + min(lo, 0), first + tile + max(hi, 0)
-        if tile >= num_queries:  # one tile: the keys that there are will do
+        if not is_exported() and tile >= num_queries:  # one tile: the keys that there are will do
             start, stop = max(0, start), min(num_keys, stop)
         return cls(lo, hi, first, num_queries, num_keys, tile, start, stop - start)
 
     @property
     def count(self) -> int:
         """Tiles."""
-        return -(-self.num_queries // self.tile)
+        return more_than(self.num_queries, self.tile) if is_exported() else -(-self.num_queries // self.tile)
 
     def distances(self, device: torch.device) -> Tensor:
         """Frames from query to key, in every tile alike: (tile, width)."""
@@ -212,7 +217,8 @@ class Band(NamedTuple):
 
     def joined(self, y: Tensor) -> Tensor:
         """(B * tiles, H, tile, d) back to (B, H, num_queries, d)."""
-        return y.unflatten(0, (-1, self.count)).transpose(1, 2).flatten(2, 3)[:, :, : self.num_queries]
+        y = y.unflatten(0, (-1, self.count)).transpose(2, 3).flatten(1, 2)
+        return first_frames(y, self.num_queries).transpose(1, 2)
 
 
 def banded_attention(q: Tensor, k: Tensor, v: Tensor, band: Band, bias: Tensor) -> Tensor:
