@@ -24,6 +24,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 LONGEST_NAME = 255  # bytes, of most file systems
+POINTER = b"version https://git-lfs.github.com/spec/"
 
 LEFT = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>unfinished|old)(\.[^.]*)?")
 # What these raise for a file system that has no such call, or a folder that is no ordinary one.
@@ -142,6 +143,12 @@ def from_home(path: str) -> str:
     ('a/~/b', True)
     """
     return os.path.expanduser(path) if path == "~" or path.startswith("~/") else path
+
+
+def is_pointer(path: str | Path) -> bool:
+    """Whether a file is what Git LFS leaves in the place of a large one, where it is not installed."""
+    with open(path, "rb") as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 def put(made: Path, path: Path) -> None:

@@ -11,6 +11,7 @@ import soundfile
 from cald_speech.audio_files.containers import layout
 from cald_speech.audio_files.parts import Part
 from cald_speech.errors import UserError
+from cald_speech.files import is_pointer
 
 try:
     import av
@@ -294,6 +295,8 @@ def _by_av(path: Path, reason: str) -> _Av:
     form = _form_for_av(path)
     if form is None or av is None:
         way_out = _INSTALL if form else "Convert it to WAV or FLAC, or copy it again"
+        if is_pointer(path):
+            reason, way_out = "it is Git LFS's pointer to one", "Fetch it with `git lfs pull`"
         if _is_shortened(path):
             reason, way_out = "NIST SPHERE with shorten compression", f"Unpack it: {_SPH2PIPE}"
         if path.suffix.lower() in WITHOUT_HEADER:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from cald_speech.errors import UserError, some_of
+from cald_speech.files import is_pointer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -223,6 +225,7 @@ def stored_weights(source: str) -> dict[str, Stored]:
         path = find_file(source, name)
         if path is None:
             raise UserError(f"{source}: {INDEX} names {name}, which is not there. Copy the folder again")
+        _refuse_pointer(path)
         try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118, it is no dict
@@ -234,6 +237,14 @@ def stored_weights(source: str) -> dict[str, Stored]:
                 "truncated or damaged. Copy the folder again, or take an earlier checkpoint"
             ) from error
     return stored
+
+
+def _refuse_pointer(path: Path) -> None:
+    if is_pointer(path):
+        raise UserError(
+            f"{path}: expected weights, got Git LFS's pointer to them: fetch them with `git lfs pull` there, or "
+            "download the model with `hf download`"
+        )
 
 
 def _shards(source: str) -> set[str]:
@@ -266,14 +277,17 @@ def _pickled_weights(source: str) -> dict[str, Stored]:
         paths = [find_file(source, name) for name in names]
     stored = {}
     for path in paths:
+        if path is not None:
+            _refuse_pointer(path)
         try:
             weights = torch.load(path, map_location="meta", weights_only=True)
             stored |= {name: Stored(_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in weights.items()}
         except Exception as error:  # unpickling damage fails in many ways
-            said = " ".join(str(error).split())[:200]
+            # torch's own words advise to load it all the same, whatever it may do.
+            said = "" if isinstance(error, UnpicklingError) else f" ({' '.join(str(error).split())[:200]})"
             raise UserError(
                 f"{path or source}: expected tensors and nothing else in PyTorch's file of weights, got one that "
-                f"cannot be read so: {said} Copy the folder again, or take one with {WEIGHTS}"
+                f"is damaged or has more than these{said}. Copy the folder again, or take one with {WEIGHTS}"
             ) from error
     return stored
 

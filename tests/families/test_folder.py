@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import cald_speech
 from cald_speech import LayerMap, convert
+from cald_speech.data.audio import read_audio
 from cald_speech.errors import UserError
 from cald_speech.families import families
 from cald_speech.families.hub import load_processor
@@ -142,9 +143,21 @@ def test_older_files_of_weights_are_read_as_tensors_alone(folder, tmp_path):
             return os.mkdir, (str(tmp_path / "it ran"),)
 
     torch.save(weights | {"x": RunsCode()}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin: expected tensors and nothing else"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: expected tensors and nothing else") as caught:
         cald_speech.from_pretrained(folder)
+    assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "it ran").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_what_git_leaves_in_the_place_of_weights_is_called_so(folder, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(UserError, match=rf"{name}: expected weights, got Git LFS's pointer to them: .*git lfs pull"):
+        cald_speech.from_pretrained(folder)
+    (folder / "a.wav").write_bytes((folder / name).read_bytes())
+    with pytest.raises(UserError, match=r"a\.wav: .*Git LFS's pointer to one\). Fetch it"):
+        read_audio(folder / "a.wav")
 
 
 def test_an_adapter_that_names_another_model_is_refused(folder):
