@@ -125,7 +125,7 @@ def short_name(name: str, most: int) -> str:
     Example
     -------
     >>> short_name("a" * 300, 40), short_name("talk", 40)
-    ('aaaaaaaaaaaaaaaaaaaaaaa-98cb7eb8ac1c9ab7', 'talk')
+    ('aaaaaaaaaaaaaaaaaaaaaaa-9835fa6bf4e20a9b', 'talk')
     """
     encoded = os.fsencode(name)
     if len(encoded) <= most:
