@@ -31,8 +31,7 @@ def make_cells(steps: int) -> dict[str, Cell]:
         # starts
         "target, random": cell("target", {"initialise": "random"}),
         "target, calibrated": cell("target", calibrated),
-        # mixers, target guided from attention weights
-        "target, Mamba-2": cell("target", mixer=MIXERS["mamba2"]),
+        # mixers, target guided from attention weights; "target" is Mamba-2's
         "target, gated linear attention": cell("target", mixer=MIXERS["gated_linear_attention"]),
         "target, gated DeltaNet": cell("target", mixer=MIXERS["gated_delta_net"]),
         "target, Hydra": cell("target", mixer=MIXERS["hydra"]),

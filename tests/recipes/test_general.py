@@ -1,5 +1,6 @@
 """The general teacher: its corpora as miniatures in their layouts, the model it begins as, its experiments."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cald_speech.conversion.model_card import read_facts
 from cald_speech.data.audio import SAMPLE_RATE
 from cald_speech.data.manifests import read_manifest
 from cald_speech.errors import UserError
+from cald_speech.evaluation.recognition import evaluate_folder
 from cald_speech.recipes.general import prepare as recipe
 from cald_speech.recipes.general.deepen import LETTERS, write_deeper
 from cald_speech.recipes.general.ship import ship
@@ -168,3 +170,17 @@ def test_its_experiments_run(corpora, tmp_path):
     }
     with pytest.raises(UserError, match=r"expected .*nothing/train_log\.jsonl"):
         ship(tmp_path / "shipped", [tmp_path / "nothing"])
+
+
+def test_the_teacher_that_ships_reads_speakers_it_never_heard(speech_of, tmp_path):
+    """As small as it may be, with its licences and its curve, and better than chance on real phrases."""
+    folder = ROOT / "recipes" / "general" / "teacher"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10 * 2**20 and (folder / "LICENCES.md").is_file()
+    runs = {line.split("\t")[0] for line in (folder / "curve.tsv").read_text().splitlines()[1:]}
+    assert runs == {"start", "teacher", "teacher_end"}
+    manifest = recipe.prepare(speech_of("an4").parent, tmp_path)["dev-an4"]
+    few = dict(list(json.loads(manifest.read_text()).items())[::10])
+    manifest.write_text(json.dumps(few))
+    model = shutil.copytree(folder, tmp_path / "model")  # the card of which the evaluation writes
+    found = evaluate_folder(model, manifest, tmp_path / "report", split="dev-an4", progress=False)
+    assert found["cer"] < 30, found
