@@ -22,6 +22,7 @@ PLACES = {
     "MODE": ("unguided", "target", "trajectory", "waypoint", "hybrid"),
     "TASK": ("qnli", "qqp", "sst2", "imdb"),
     "STEPS": ("11440", "22880", "45760"),
+    "MIXER": ("!name:cald_speech.mixers.Hydra {}",),
 }
 # The shell expands a page's loops and variables, and prints what it would start, word by word. Nothing else is run.
 STARTED = r"""
