@@ -19,6 +19,7 @@ from cald_speech.files import clear, locked, whole_file
 logger = logging.getLogger(__name__)
 FACTS = "cald.json"
 MOST_CHARACTERS = 500
+PREFIX = "Cald"  # of the names of converted classes
 # What the rows of the tables hold; what is measured, and an interval, may be none.
 KINDS = {
     "results": {
@@ -38,7 +39,7 @@ CARD = """---
 
 # {name}
 
-A {model} by [CALD](https://arxiv.org/abs/2410.06846), written by `cald_speech` {version}.
+A {model}{method}, written by `cald_speech` {version}.
 
 | | |
 |---|---|
@@ -56,16 +57,19 @@ A {model} by [CALD](https://arxiv.org/abs/2410.06846), written by `cald_speech` 
 
 ## Use
 
-```python
-import cald_speech  # registers the model class, with kernels for CPUs and GPUs
-from transformers import pipeline
+{use}
+"""
+METHOD = " by [CALD](https://arxiv.org/abs/2410.06846)"
+USE = """```python
+{first}from transformers import pipeline
 
 run = pipeline("{pipeline}", model="{name}")
-```
+```"""
+FIRST = "import cald_speech  # registers the model class, with kernels for CPUs and GPUs\n"
+ALONE = """
 
 Without `cald_speech`, transformers loads it by this folder's own `modeling_cald.py`, in torch alone:
-`pipeline("{pipeline}", model="{name}", trust_remote_code=True)`.
-"""
+`pipeline("{pipeline}", model="{name}", trust_remote_code=True)`."""
 
 
 def update_facts(folder: Path, **facts: Any) -> None:
@@ -160,10 +164,14 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
     keys = ("model", "version", "teacher", "layers", "guidance", "steps", "data", "parameters", "licence")
     phases = facts.get("phases")
     phases = "".join(f"- {as_text(phase)}\n" for phase in phases) if isinstance(phases, list) else ""
+    names = {"name": as_text(name), "pipeline": _pipeline(facts)}
+    is_converted = _is_converted(facts)
+    use = USE.format(first=FIRST, **names) + ALONE.format(**names) if is_converted else USE.format(first="", **names)
     return CARD.format(
         metadata=_metadata(name, facts),
-        name=as_text(name),
-        pipeline=_pipeline(facts),
+        name=names["name"],
+        method=METHOD if is_converted else "",
+        use=use,
         phases=f"\nIt was trained under changing settings:\n\n{phases}" if phases else "",
         results=_results(facts.get("results", {}), facts.get("figures", {})),
         **{key: as_text(facts.get(key, unknown)) for key in keys},
@@ -197,7 +205,7 @@ def _metadata(name: str, facts: Mapping[str, Any]) -> str:
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=pipeline,
-        tags=["cald", "linear-time"],
+        tags=["cald", "linear-time"] if _is_converted(facts) else ["cald"],
         base_model=base if re.fullmatch(HUB_ID, str(base)) else None,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=name,
@@ -207,6 +215,11 @@ def _metadata(name: str, facts: Mapping[str, Any]) -> str:
     if not results:
         data.pop("model_name", None)
     return ModelCardData(**data).to_yaml()
+
+
+def _is_converted(facts: Mapping[str, Any]) -> bool:
+    """Whether transformers alone has no such class: a recipe's teacher keeps its own."""
+    return str(facts.get("model", PREFIX)).startswith(PREFIX)
 
 
 def _pipeline(facts: Mapping[str, Any]) -> str:

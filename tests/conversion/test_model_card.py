@@ -48,6 +48,13 @@ def test_every_fact_is_on_the_card(tmp_path):
     assert "Not evaluated yet." in card(tmp_path / "m") and "# m\n" in card(tmp_path / "m")
 
 
+def test_a_model_that_kept_its_class_is_used_by_transformers_alone():
+    text = render("m", FACTS | {"model": "Wav2Vec2ForCTC"})
+    assert 'pipeline("feature-extraction", model="m")' in text and "A Wav2Vec2ForCTC, written by" in text
+    for said in ("import cald_speech", "trust_remote_code", "linear-time", "by [CALD]"):
+        assert said not in text and said in render("m", FACTS)
+
+
 def test_facts_are_added_to_those_that_are_known(tmp_path):
     update_facts(tmp_path, **FACTS)
     update_facts(tmp_path, steps=9, extra="kept")
