@@ -204,15 +204,15 @@ class Settings:
         try:
             settings.guidance = _make_mode(values.get("guidance", Unguided), settings.options)
             settings.loss = _make_form(values.get("loss", "speech"), settings.options)
-            for of in (settings, settings.guidance):
-                check_values(of)
-            settings.guidance.check(settings.num_steps)
-            _check_mixers(settings.layer_map)
             if not isinstance(settings.logger, Logger | None):
                 raise ValueError(
                     "logger: expected `!new:cald_speech.training.loggers.WeightsAndBiases {project: name}` or MLflow, "
                     f"got {settings.logger!r}"
                 )
+            for of in (settings, settings.guidance):
+                check_values(of)
+            settings.guidance.check(settings.num_steps)
+            _check_mixers(settings.layer_map)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
         _refuse_nan(path, values)

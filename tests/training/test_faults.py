@@ -544,7 +544,7 @@ def test_broken_experiment(experiment, capsys, keys, expected):
 
 
 TEXTS = {
-    "not yaml": ("output_folder: [", "experiment.yaml: "),
+    "not yaml": ("output_folder: [", r"experiment\.yaml, line 1: expected yaml"),
     "empty": ("", "expected keys and values"),
     "no output folder": ("seed: 0", "expected an output_folder.*--output_folder"),
     "unknown class": ("output_folder: x\nlayer_map: !new:cald_speech.conversion.LayerCake", "LayerCake"),
