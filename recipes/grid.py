@@ -4,12 +4,14 @@ A recipe's cells.py makes the cells, its compare.py trains them (`train_all`) an
 (grid_table.py). A student that has ended is not trained again, one that was killed goes on from its checkpoint.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
+
+import click
 
 from cald_speech.errors import UserError
 from cald_speech.evaluation.recognition import evaluate_folder
@@ -29,6 +31,29 @@ MIXERS = {
     "mamba": _BOTH.format("Mamba", ""),
 }
 """Factories by name, as a yaml names them, without the package's name."""
+
+
+def grid_options(data_folder: str, output_folder: str, steps: int, counted: str = "") -> Callable:
+    """The options of a script that trains a grid, with its defaults; ``counted`` says more of its steps."""
+    shown = {"show_default": True}
+    options = (
+        click.option("--data_folder", type=Path, default=data_folder, **shown),
+        click.option("--output_folder", type=Path, default=output_folder, **shown),
+        click.option("--only", multiple=True, help="Cells to train, by name; default: all."),
+        click.option("--seeds", default="0,1,2", **shown),
+        click.option(
+            "--repeat", multiple=True, help="Cells with all seeds, the others with the first alone; default: all."
+        ),
+        click.option("--steps", default=steps, help=f"Of each student{counted}.", **shown),
+        click.option("--jobs", default=1, help="Trainings at once, one thread each.", **shown),
+    )
+
+    def with_options(main: Callable) -> Callable:
+        for option in reversed(options):
+            main = option(main)
+        return main
+
+    return with_options
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Wav2Vec2PhonemeCTCTokenizer
 
 from cald_speech.errors import UserError
 
@@ -70,7 +70,7 @@ class Vocabulary:
         found = (ids.get(token) for token in (tokenizer.word_delimiter_token, " "))
         delimiter = next((place for place in found if place is not None and place < own), None)
         special = (frozenset(tokenizer.all_special_ids) | beyond) - {delimiter}
-        if hasattr(tokenizer, "phone_delimiter_token"):  # Wav2Vec2PhonemeCTCTokenizer, which writes no other delimiter
+        if isinstance(tokenizer, Wav2Vec2PhonemeCTCTokenizer):  # which writes no other delimiter
             return cls(tuple(tokens), blank, None, special=special | {delimiter}, phones=True)
         return cls(tuple(tokens), blank, delimiter, tokenizer.do_lower_case, special)
 

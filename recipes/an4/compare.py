@@ -12,26 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from cald_speech.commands.options import command
 from cald_speech.errors import UserError
 from cald_speech.recipes.an4.cells import candidates, make_cells
 from cald_speech.recipes.an4.prepare import prepare
-from cald_speech.recipes.grid import Grid, with_stages
+from cald_speech.recipes.grid import Grid, grid_options, with_stages
 from cald_speech.recipes.grid_table import summarise
 
 TEACHER, SCRATCH = Path("results/an4/teacher"), Path("results/an4/teacher_scratch")
 
 
 @command()
-@click.option("--data_folder", type=Path, default="data/an4", show_default=True)
-@click.option("--output_folder", type=Path, default="results/an4/grid", show_default=True)
-@click.option("--only", multiple=True, help="Cells to train, by name; default: all.")
-@click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--repeat", multiple=True, help="Cells with all seeds, the others with the first alone; default: all.")
-@click.option("--steps", default=400, show_default=True, help="Of each student that does not say otherwise.")
-@click.option("--jobs", default=1, show_default=True, help="Trainings at once, one thread each.")
+@grid_options("data/an4", "results/an4/grid", 400, " that does not say otherwise")
 def main(
     data_folder: Path,
     output_folder: Path,

@@ -30,22 +30,12 @@ from cald_speech.recipes.chapters.borders import border_errors, border_row
 from cald_speech.recipes.chapters.prepare import chapters_of, prepare
 from cald_speech.recipes.chapters.tables import ALONE, LONG, TEACHER, WHOLE, chapter_rows, reading_rows, unlikeness
 
+MODEL = partial(click.option, type=options.ModelSource(), show_default=True)
+
 
 @options.command()
-@click.option(
-    "--teacher",
-    type=options.ModelSource(),
-    default="recipes/general/teacher",
-    show_default=True,
-    help="A folder or hub id.",
-)
-@click.option(
-    "--student",
-    type=options.ModelSource(),
-    default="results/general/student/model",
-    show_default=True,
-    help="The converted teacher.",
-)
+@MODEL("--teacher", default="recipes/general/teacher", help="A folder or hub id.")
+@MODEL("--student", default="results/general/student/model", help="The converted teacher.")
 @click.option("--data_folder", type=Path, default="data", show_default=True)
 @click.option("--output_folder", type=Path, default="results/chapters", show_default=True)
 @click.option("--chapter", "only", multiple=True, help="Of these alone; default: all of the held-out speakers.")

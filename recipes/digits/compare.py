@@ -10,25 +10,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
 from cald_speech.commands.options import command
 from cald_speech.recipes.digits.cells import make_cells
 from cald_speech.recipes.digits.clip_bootstrap import errors_of_words
 from cald_speech.recipes.digits.prepare import prepare, test_strings
-from cald_speech.recipes.grid import Grid, with_stages
+from cald_speech.recipes.grid import Grid, grid_options, with_stages
 from cald_speech.recipes.grid_table import Counts, summarise
 from cald_speech.tasks.wer import EvaluationResult
 
 
 @command()
-@click.option("--data_folder", type=Path, default="data/fsdd", show_default=True)
-@click.option("--output_folder", type=Path, default="results/digits/grid", show_default=True)
-@click.option("--only", multiple=True, help="Cells to train, by name; default: all.")
-@click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--repeat", multiple=True, help="Cells with all seeds, the others with the first alone; default: all.")
-@click.option("--steps", default=200, show_default=True, help="Of each student, the stages before it counted in.")
-@click.option("--jobs", default=1, show_default=True, help="Trainings at once, one thread each.")
+@grid_options("data/fsdd", "results/digits/grid", 200, ", the stages before it counted in")
 def main(
     data_folder: Path,
     output_folder: Path,
